@@ -1,0 +1,353 @@
+//! One LMDB environment: the check before it is opened, the opening ritual, and transactions that cannot leave the
+//! function that began them.
+
+#![allow(unsafe_code)]
+
+use super::{
+    gate::{Gate, Held},
+    sys,
+};
+use crate::rejection::Error;
+use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithTls, types::Bytes};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    marker::PhantomData,
+    ops::Bound,
+    path::Path,
+};
+
+/// Readers a machine may have at once: one slot for each thread that ever read.
+const MAX_READERS: u32 = 8192;
+
+/// A table of an environment, by its place in [`Options::tables`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Table(pub(crate) usize);
+
+/// How to open an environment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options<'a> {
+    pub(crate) tables: &'a [&'static str],
+    pub(crate) map_size: usize,
+    /// Write straight to the map, its blocks reserved so that a full disk does nothing to it.
+    pub(crate) write_map: bool,
+    /// Sync every commit.
+    pub(crate) sync: bool,
+    /// Nobody else has it open.
+    pub(crate) alone: bool,
+}
+
+type Db = Database<'static, Bytes, Bytes>;
+
+/// An open environment with its gate.
+pub(crate) struct Env {
+    heed: heed::Env<WithTls>,
+    tables: Vec<Db>,
+    pub(crate) gate: Gate,
+    map_size: usize,
+}
+
+impl Env {
+    pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
+        sys::watch_forks();
+        fs::DirBuilder::new().recursive(true).create(path)?;
+        let data = path.join("data.mdb");
+        if options.alone {
+            check_before_opening(&data)?;
+        }
+        // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
+        let first = open_heed(path, options)?;
+        drop(first.read_txn().map_err(from_heed)?);
+        first.prepare_for_closing().wait();
+        let heed = open_heed(path, options)?;
+        heed.clear_stale_readers().map_err(from_heed)?;
+        sys::close_on_exec(&data)?;
+        if options.write_map {
+            let file = File::options().write(true).open(&data)?;
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, options.map_size as u64)
+                .map_err(|error| Error::from(io::Error::from(error)))?;
+        }
+        let gate = Gate::open(&path.join("gate"), options.alone)?;
+        let tables = open_tables(&heed, options.tables)?;
+        Ok(Env { heed, tables, gate, map_size: options.map_size })
+    }
+
+    /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's
+    /// transaction is `Send`, but committing it elsewhere silently blocks every process of the machine.
+    pub(crate) fn write<T>(
+        &self,
+        _held: &Held<'_>,
+        f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>,
+    ) -> Result<T, Error> {
+        let mut txn = Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, _this_thread: PhantomData };
+        let (result, changed) = f(&mut txn)?;
+        if changed {
+            txn.rw.commit().map_err(from_heed)?;
+        }
+        Ok(result)
+    }
+
+    /// Runs `f` in a read transaction. It must not begin another one: heed's readers are one a thread.
+    pub(crate) fn read<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let reader = Reader { ro: self.heed.read_txn().map_err(from_heed)?, env: self };
+        f(&reader)
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        self.heed.force_sync().map_err(from_heed)
+    }
+
+    pub(crate) fn clear_stale_readers(&self) {
+        let _ = self.heed.clear_stale_readers();
+    }
+
+    /// Pages of the map.
+    pub(crate) fn pages(&self) -> usize {
+        self.map_size / self.heed.unnamed_database_stat().page_size.max(1) as usize
+    }
+
+    /// Closes the environment and returns when it is closed, so that it can be opened again.
+    pub(crate) fn close(self) {
+        self.heed.prepare_for_closing().wait();
+    }
+}
+
+impl std::fmt::Debug for Env {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Env").field("path", &self.heed.path()).finish_non_exhaustive()
+    }
+}
+
+/// A read transaction.
+pub(crate) struct Reader<'e> {
+    ro: RoTxn<'e, WithTls>,
+    env: &'e Env,
+}
+
+impl Reader<'_> {
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
+        self.env.tables[table.0].get(&self.ro, key).map_err(from_heed)
+    }
+
+    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
+        self.env.tables[table.0].len(&self.ro).map_err(from_heed)
+    }
+}
+
+/// A write transaction.
+pub(crate) struct Txn<'e> {
+    rw: RwTxn<'e>,
+    env: &'e Env,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl Txn<'_> {
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
+        self.env.tables[table.0].get(&self.rw, key).map_err(from_heed)
+    }
+
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.env.tables[table.0].put(&mut self.rw, key, value).map_err(from_heed)
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, Error> {
+        self.env.tables[table.0].delete(&mut self.rw, key).map_err(from_heed)
+    }
+
+    /// Up to `most` rows from `from` on (`None`: from the first), as `f` sees fit to keep them.
+    pub(crate) fn rows<T>(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        most: usize,
+        mut f: impl FnMut(&[u8], &[u8]) -> T,
+    ) -> Result<Vec<T>, Error> {
+        let rows = self.env.tables[table.0].range(&self.rw, &(from, Bound::Unbounded)).map_err(from_heed)?;
+        rows.take(most).map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed)).collect()
+    }
+
+    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
+        self.env.tables[table.0].len(&self.rw).map_err(from_heed)
+    }
+
+    /// Pages that the rows of a table occupy.
+    pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
+        let stat = self.env.tables[table.0].stat(&self.rw).map_err(from_heed)?;
+        Ok(stat.branch_pages + stat.leaf_pages + stat.overflow_pages)
+    }
+}
+
+fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
+    let mut flags = EnvFlags::empty();
+    if !options.sync {
+        flags |= EnvFlags::NO_SYNC;
+    }
+    if options.write_map {
+        flags |= EnvFlags::WRITE_MAP;
+    }
+    let mut map_size = options.map_size;
+    loop {
+        let mut open = EnvOpenOptions::new();
+        open.map_size(map_size).max_dbs(options.tables.len() as u32).max_readers(MAX_READERS);
+        // SAFETY: the flags are sound for what is stored (`write_map` only with reserved blocks, `NO_SYNC` only for files
+        // that a crash of the machine retires); the directory is private to this user, and only this crate, which
+        // registers every directory once per process, opens what is in it.
+        let opened = unsafe {
+            open.flags(flags);
+            open.open(path)
+        };
+        match opened {
+            // Address space may be limited; the map of `entries/` is far larger than what it holds.
+            Err(heed::Error::Io(error))
+                if error.kind() == io::ErrorKind::OutOfMemory && !options.write_map && map_size > 1 << 28 =>
+            {
+                map_size /= 2;
+            }
+            opened => return opened.map_err(from_heed),
+        }
+    }
+}
+
+fn open_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Vec<Db>, Error> {
+    names.iter().map(|name| open_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
+}
+
+fn open_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
+        databases.create_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(match opened {
+        CommitOrAbort::Commit(table) => Some(table),
+        CommitOrAbort::Abort(()) => None,
+    })
+}
+
+/// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
+fn check_before_opening(data: &Path) -> Result<(), Error> {
+    let mut file = match File::open(data) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let length = file.metadata()?.len();
+    let mut head = Vec::new();
+    file.by_ref().take(2 * 65_536).read_to_end(&mut head)?;
+    if metas_are_sound(&head, length) { Ok(()) } else { Err(Error::Damaged) }
+}
+
+/// Offsets within a 64-bit LMDB 0.9 meta page, behind the 16-byte page header: magic, version, (address), map size, two
+/// database records of 48 bytes whose first field is the page size and last the root, last page, transaction id.
+fn metas_are_sound(head: &[u8], length: u64) -> bool {
+    const MAGIC: u32 = 0xBEEF_C0DE;
+    const NO_PAGE: u64 = u64::MAX;
+    let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    let u64_at = |at: usize| super::record::u64_at(head, at);
+    let page_size = u32_at(16 + 24).unwrap_or(0);
+    if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
+        return false;
+    }
+    let meta = |page: usize| {
+        let at = page * page_size as usize + 16;
+        let last_page = u64_at(at + 120)?;
+        let roots_fit = [at + 24 + 40, at + 72 + 40].into_iter().all(|root| {
+            u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page)
+        });
+        let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size && roots_fit;
+        sound.then_some((last_page, u64_at(at + 128)?))
+    };
+    let (Some((last_a, txn_a)), Some((last_b, txn_b))) = (meta(0), meta(1)) else { return false };
+    let last_page = if txn_a >= txn_b { last_a } else { last_b };
+    txn_a.abs_diff(txn_b) <= 1
+        && last_page.checked_add(1).and_then(|pages| pages.checked_mul(page_size.into())).is_some_and(|bytes| bytes <= length)
+}
+
+fn from_heed(error: heed::Error) -> Error {
+    match error {
+        heed::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => Error::Full,
+        heed::Error::Io(error) => Error::Io(error),
+        heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull | MdbError::ReadersFull | MdbError::MapResized) => Error::Full,
+        heed::Error::EnvAlreadyOpened => Error::Busy,
+        _ => Error::Damaged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLES: [&str; 2] = ["a", "b"];
+
+    fn options() -> Options<'static> {
+        Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true }
+    }
+
+    fn filled(path: &Path) {
+        let env = Env::open(path, &options()).unwrap();
+        let held = env.gate.try_lock().unwrap().unwrap();
+        env.write(&held, |txn| {
+            for i in 0..200_u32 {
+                txn.put(Table(0), &i.to_be_bytes(), &[7; 300])?;
+            }
+            Ok(((), true))
+        })
+        .unwrap();
+        drop(held);
+        env.close();
+    }
+
+    #[test]
+    fn what_is_not_committed_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::open(dir.path(), &options()).unwrap();
+        let held = env.gate.try_lock().unwrap().unwrap();
+        env.write(&held, |txn| txn.put(Table(0), b"kept", b"1").map(|()| ((), true))).unwrap();
+        env.write(&held, |txn| txn.put(Table(0), b"aborted", b"1").map(|()| ((), false))).unwrap();
+        let rows = env.write(&held, |txn| Ok((txn.rows(Table(0), Bound::Unbounded, 9, |key, _| key.to_vec())?, false)));
+        assert_eq!(rows.unwrap(), [b"kept".to_vec()]);
+        assert!(env.read(|reader| Ok(reader.get(Table(1), b"kept")?.is_none())).unwrap());
+    }
+
+    #[test]
+    fn truncated_and_garbled_files_are_found_before_they_can_kill_us() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let data = dir.path().join("data.mdb");
+        let healthy = fs::read(&data).unwrap();
+        assert!(metas_are_sound(&healthy, healthy.len() as u64));
+        for length in [1, 100, 4095, 4096, 8191, 8192, healthy.len() / 2, healthy.len() - 4096] {
+            fs::write(&data, &healthy[..length]).unwrap();
+            assert!(matches!(Env::open(dir.path(), &options()), Err(Error::Damaged)), "{length} bytes");
+        }
+        for (at, byte) in [(16, 0), (20, 9), (40, 3), (41, 0), (4096 + 16, 1)] {
+            let mut garbled = healthy.clone();
+            garbled[at] = byte;
+            fs::write(&data, garbled).unwrap();
+            assert!(matches!(Env::open(dir.path(), &options()), Err(Error::Damaged)), "byte {at}");
+        }
+        fs::write(&data, &healthy).unwrap();
+        Env::open(dir.path(), &options()).unwrap().close();
+    }
+
+    #[test]
+    fn a_full_map_is_an_error_and_nothing_of_the_batch_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::open(dir.path(), &Options { map_size: 1 << 18, ..options() }).unwrap();
+        let held = env.gate.try_lock().unwrap().unwrap();
+        let filled = env.write(&held, |txn| {
+            for i in 0..10_000_u32 {
+                txn.put(Table(0), &i.to_be_bytes(), &[0; 500])?;
+            }
+            Ok(((), true))
+        });
+        assert!(matches!(filled, Err(Error::Full)));
+        assert_eq!(env.write(&held, |txn| Ok((txn.len(Table(0))?, false))).unwrap(), 0);
+    }
+
+    #[test]
+    fn spawned_programs_do_not_inherit_the_data_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::open(dir.path(), &options()).unwrap();
+        let inherited = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&inherited.stdout).contains("data.mdb"));
+        env.close();
+    }
+}

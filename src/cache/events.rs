@@ -1,0 +1,121 @@
+//! What happened, counted; what went wrong, logged as well, once a second at most a kind.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+/// Something worth counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Event {
+    Hit,
+    Miss,
+    Followed,
+    Refreshed,
+    Stored,
+    NotStored,
+    Admitted,
+    Throttled,
+    Locked,
+    Busy,
+    ThrottleFailed,
+    BarrierFailed,
+    CacheFailed,
+    LeaseLost,
+}
+
+const KINDS: usize = Event::LeaseLost as usize + 1;
+
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    counts: [AtomicU64; KINDS],
+    /// Seconds since the first log at which each kind was logged last, plus one.
+    logged: [AtomicU64; KINDS],
+    began: OnceLock<Instant>,
+}
+
+impl Events {
+    pub(crate) fn note(&self, event: Event, scope: &str) {
+        self.counts[event as usize].fetch_add(1, Relaxed);
+        let what = match event {
+            Event::ThrottleFailed => "the cache could not be used: a throttle went by its failure rule",
+            Event::BarrierFailed => "the cache could not be used: a barrier went by its failure rule",
+            Event::CacheFailed => "the cache could not be used: a stampede cache called its service",
+            Event::LeaseLost => "a lock was lost: its lease ended while it was held",
+            _ => return,
+        };
+        let second = self.began.get_or_init(Instant::now).elapsed().as_secs() + 1;
+        if self.logged[event as usize].swap(second, Relaxed) != second {
+            tracing::warn!(scope, count = self.count(event), what);
+        }
+    }
+
+    pub(crate) fn count(&self, event: Event) -> u64 {
+        self.counts[event as usize].load(Relaxed)
+    }
+}
+
+/// What has happened through the handles of this process since it opened the cache, and how full the cache is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Stored answers, of all processes.
+    pub entries: u64,
+    /// Bytes that they take.
+    pub entry_bytes: u64,
+    /// Answers that were dropped before their time, for room.
+    pub entries_evicted: u64,
+    /// Throttle cells that were dropped before they were full again, for room.
+    pub cells_evicted: u64,
+    /// Records that did not decode and were treated as absent.
+    pub damaged: u64,
+    /// Requests answered from the stampede cache.
+    pub hits: u64,
+    /// Requests that led a computation.
+    pub misses: u64,
+    /// Requests that waited for another's computation and were answered by it.
+    pub followed: u64,
+    /// Early refreshes begun.
+    pub refreshed: u64,
+    /// Answers stored.
+    pub stored: u64,
+    /// Answers that were not to be stored.
+    pub not_stored: u64,
+    /// Requests that a throttle let pass.
+    pub admitted: u64,
+    /// Requests that a throttle refused.
+    pub throttled: u64,
+    /// Locks acquired.
+    pub locked: u64,
+    /// Requests that a barrier refused since the lock was not free in time.
+    pub busy: u64,
+    /// Times a layer could not use the cache and went by its failure rule.
+    pub failures: u64,
+    /// Locks that ended their lease while they were held.
+    pub leases_lost: u64,
+}
+
+impl Stats {
+    pub(crate) fn of(events: &Events) -> Stats {
+        let count = |event| events.count(event);
+        Stats {
+            hits: count(Event::Hit),
+            misses: count(Event::Miss),
+            followed: count(Event::Followed),
+            refreshed: count(Event::Refreshed),
+            stored: count(Event::Stored),
+            not_stored: count(Event::NotStored),
+            admitted: count(Event::Admitted),
+            throttled: count(Event::Throttled),
+            locked: count(Event::Locked),
+            busy: count(Event::Busy),
+            failures: count(Event::ThrottleFailed) + count(Event::BarrierFailed) + count(Event::CacheFailed),
+            leases_lost: count(Event::LeaseLost),
+            ..Stats::default()
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! The cache's directory: who may use it, which generation of each environment is current, and what survives a reboot.
+//!
+//! ```text
+//! <cache>/<fingerprint>/open.lock      held while a process opens or closes
+//! <cache>/<fingerprint>/users          each user holds a shared flock
+//! <cache>/<fingerprint>/layout         the text below, replaced by rename
+//! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
+//! <cache>/<fingerprint>/entries-K-N/
+//! ```
+
+use super::{record::Secret, sys};
+use crate::rejection::Error;
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
+const SCHEMA: u32 = 1;
+
+/// How long an opening waits for another one to finish.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// Processes whose locks and records fit together have the same one.
+fn fingerprint() -> String {
+    let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+    format!("v{SCHEMA}-{}-{}-{libc}", std::env::consts::ARCH, usize::BITS)
+}
+
+/// What `layout` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) secret: [u8; Secret::LEN],
+    /// Bytes of `state/`'s map: the same for every process.
+    pub(crate) state_size: u64,
+    pub(crate) shards: u32,
+    boot: String,
+    /// Machine time is the time since boot plus this, in ns.
+    pub(crate) offset: u64,
+    /// Everything was synced by the last user.
+    clean: bool,
+    pub(crate) state: u64,
+    pub(crate) entries: Vec<u64>,
+}
+
+impl Layout {
+    fn parse(text: &str) -> Option<Layout> {
+        let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
+        let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
+        let shards = u32::try_from(number("shards")?).ok().filter(|shards| (1..=256).contains(shards))?;
+        Some(Layout {
+            secret: unhex(fields.get("secret")?)?,
+            state_size: number("state_size")?,
+            shards,
+            boot: fields.get("boot")?.to_string(),
+            offset: number("offset")?,
+            clean: number("clean")? == 1,
+            state: number("state")?,
+            entries: (0..shards).map(|shard| number(&format!("entries-{shard}"))).collect::<Option<_>>()?,
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let secret = self.secret.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        let mut text = format!(
+            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nstate={}\n",
+            self.state_size,
+            self.shards,
+            self.boot,
+            self.offset,
+            u8::from(self.clean),
+            self.state
+        );
+        for (shard, generation) in self.entries.iter().enumerate() {
+            let _ = writeln!(text, "entries-{shard}={generation}");
+        }
+        text
+    }
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    let mut out = [0; N];
+    if digits.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(out)
+}
+
+/// The directory of one cache, as opened by this process.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    root: PathBuf,
+    home: PathBuf,
+    pub(crate) file_system: sys::FileSystem,
+    users: File,
+    layout: Layout,
+}
+
+/// The right to change a directory; while it exists nobody else opens or closes the cache.
+#[derive(Debug)]
+struct Opening {
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens the directory and gives `open` the layout, and whether this process is its only user. `open` may replace
+    /// generations that turn out to be damaged; the layout it leaves is written down.
+    pub(crate) fn open<T>(
+        root: &Path,
+        state_size: u64,
+        shards: u32,
+        mixed: bool,
+        open: impl FnOnce(&Directory, &mut Layout, bool) -> Result<T, Error>,
+    ) -> Result<(Directory, T), Error> {
+        let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
+        let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
+        let file_system = check_root(root).map_err(fail)?;
+        let home = root.join(fingerprint());
+        make_private(&home).map_err(io("its inner directory cannot be made"))?;
+        if !mixed {
+            check_siblings(root, &home).map_err(fail)?;
+        }
+        let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => fail(
+                "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)".into(),
+            ),
+            _ => fail(format!("open.lock: {error}")),
+        })?;
+        let users = open_file(&home.join("users")).map_err(io("its users file"))?;
+        let alone = flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !alone {
+            flock(&users, FlockOperation::NonBlockingLockShared).map_err(|error| io("its users file")(error.into()))?;
+        }
+        let boot = boot_id().map_err(io("the boot id"))?;
+        let path = home.join("layout");
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound && error.kind() != io::ErrorKind::InvalidData => {
+                return Err(io("its layout file")(error));
+            }
+            read => read.ok(),
+        };
+        let mut layout = match text.as_deref().and_then(Layout::parse) {
+            Some(layout) => layout,
+            None if !alone => return Err(fail("its layout file is damaged while others use it; stop them first".into())),
+            None => Layout {
+                secret: rand::random(),
+                state_size,
+                shards,
+                boot: boot.clone(),
+                offset: since_epoch().saturating_sub(since_boot()),
+                clean: true,
+                state: fresh_number(&home),
+                entries: vec![fresh_number(&home); shards as usize],
+            },
+        };
+        if (layout.state_size, layout.shards) != (state_size, shards) {
+            tracing::warn!(
+                cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
+                "the cache was made with other sizes than asked for; those are kept"
+            );
+        }
+        if layout.boot != boot {
+            // Written without syncs: after a crash of the machine the files may be torn.
+            if !layout.clean {
+                tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
+                layout.state = fresh_number(&home);
+                layout.entries.fill(fresh_number(&home));
+            }
+            layout.boot = boot;
+            layout.offset = since_epoch().saturating_sub(since_boot());
+        }
+        let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
+        let opened = open(&directory, &mut layout, alone)?;
+        layout.clean = false;
+        directory.write(&layout).map_err(io("its layout file cannot be written"))?;
+        directory.layout = layout;
+        if alone {
+            directory.remove_old_generations();
+            flock(&directory.users, FlockOperation::NonBlockingLockShared)
+                .map_err(|error| io("its users file")(error.into()))?;
+        }
+        Ok((directory, opened))
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn state_path(&self, generation: u64) -> PathBuf {
+        self.home.join(format!("state-{generation}"))
+    }
+
+    pub(crate) fn entries_path(&self, shard: usize, generation: u64) -> PathBuf {
+        self.home.join(format!("entries-{shard}-{generation}"))
+    }
+
+    /// A number that no generation has had.
+    pub(crate) fn fresh_number(&self) -> u64 {
+        fresh_number(&self.home)
+    }
+
+    /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
+    /// reboot, which is then written down.
+    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) {
+        let Ok(_opening) = Opening::enter(&self.home, Duration::from_millis(200)) else { return };
+        if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
+            let _ = self.write(&Layout { clean: true, ..self.layout.clone() });
+        }
+    }
+
+    fn write(&self, layout: &Layout) -> io::Result<()> {
+        let new = self.home.join("layout.new");
+        fs::write(&new, layout.to_text())?;
+        File::open(&new)?.sync_all()?;
+        fs::rename(new, self.home.join("layout"))
+    }
+
+    fn remove_old_generations(&self) {
+        let layout = &self.layout;
+        let mut current = vec![self.state_path(layout.state)];
+        current.extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
+        for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_generation = ["state-", "entries-"].iter().any(|kind| name.to_string_lossy().starts_with(kind));
+            if is_generation && !current.contains(&entry.path()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+impl Opening {
+    fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
+        let lock = open_file(&home.join("open.lock"))?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Opening { _lock: lock }),
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes the root if need be, and says why it cannot be used, if so.
+fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
+    match make_private(root) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err("it is not a directory; name another path".into());
+        }
+        Err(error) => return Err(format!("the directory cannot be made: {error}")),
+    }
+    let directory = File::open(root).map_err(|error| format!("the directory cannot be read: {error}"))?;
+    let facts = directory.metadata().map_err(|error| error.to_string())?;
+    let me = rustix::process::geteuid().as_raw();
+    if facts.uid() != me {
+        return Err(format!("it belongs to user {}, this process runs as {me}; whoever writes the files could crash us", facts.uid()));
+    }
+    if facts.permissions().mode() & 0o022 != 0 {
+        return Err("other users may write to it; give it mode 0700 or name another path".into());
+    }
+    match sys::file_system(&directory).map_err(|error| format!("the file system cannot be told: {error}"))? {
+        sys::FileSystem::Network(kind) => {
+            Err(format!("it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"))
+        }
+        local => Ok(local),
+    }
+}
+
+/// Users of another version, architecture or libc would share no locks with us.
+fn check_siblings(root: &Path, home: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(root).map_err(|error| format!("the directory cannot be read: {error}"))?.flatten() {
+        let Ok(users) = File::open(entry.path().join("users")) else { continue };
+        if entry.path() != home && flock(&users, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(format!(
+                "a process of another build ({}) is using it, and the two would share no locks; stop it, use another \
+                 directory, or allow it with `Builder::allow_mixed_builds`",
+                entry.file_name().to_string_lossy()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn fresh_number(home: &Path) -> u64 {
+    let used = fs::read_dir(home).into_iter().flatten().flatten();
+    let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
+    highest.map_or(0, |highest| highest + 1)
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn since_epoch() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(root: &Path) -> Result<(Directory, bool), Error> {
+        Directory::open(root, 1 << 20, 2, false, |_, _, alone| Ok(alone))
+    }
+
+    fn edit(root: &Path, from: &str, to: &str) {
+        let path = root.join(fingerprint()).join("layout");
+        let text = fs::read_to_string(&path).unwrap();
+        let edited: String = text
+            .lines()
+            .map(|line| if line.starts_with(from) { format!("{to}\n") } else { format!("{line}\n") })
+            .collect();
+        assert_ne!(edited, text);
+        fs::write(path, edited).unwrap();
+    }
+
+    #[test]
+    fn layout_round_trips_and_nonsense_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, alone) = open(&dir.path().join("c")).unwrap();
+        assert!(alone);
+        assert_eq!(Layout::parse(&directory.layout.to_text()).unwrap(), directory.layout);
+        for text in ["", "secret=00", "\0\0", "shards=99999999999999999999"] {
+            assert_eq!(Layout::parse(text), None);
+        }
+    }
+
+    #[test]
+    fn the_second_user_is_not_alone_and_gets_the_same_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, _) = open(dir.path()).unwrap();
+        let (second, alone) = open(dir.path()).unwrap();
+        assert!(!alone);
+        assert_eq!(first.layout.secret, second.layout.secret);
+    }
+
+    #[test]
+    fn another_boot_keeps_generations_only_after_a_clean_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, _) = open(dir.path()).unwrap();
+        let before = directory.layout.clone();
+        fs::create_dir(directory.state_path(before.state)).unwrap();
+        directory.close(|| true);
+        drop(directory);
+        edit(dir.path(), "boot=", "boot=another");
+        let (directory, _) = open(dir.path()).unwrap();
+        assert_eq!(directory.layout.state, before.state, "clean: kept");
+        drop(directory); // no `close`: as if the power had failed
+        edit(dir.path(), "boot=", "boot=yet-another");
+        let (directory, _) = open(dir.path()).unwrap();
+        assert_ne!(directory.layout.state, before.state, "not clean: fresh");
+        assert!(!directory.state_path(before.state).exists());
+        drop(directory);
+        let (directory, _) = open(dir.path()).unwrap();
+        assert!(directory.layout.boot.len() > 10, "the same boot: kept whatever the mark says");
+    }
+
+    #[test]
+    fn users_of_another_build_are_an_error_unless_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = dir.path().join("v0-other");
+        fs::create_dir(&other).unwrap();
+        let users = open_file(&other.join("users")).unwrap();
+        open(dir.path()).unwrap();
+        flock(&users, FlockOperation::NonBlockingLockShared).unwrap();
+        let error = open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("v0-other"), "{error}");
+        Directory::open(dir.path(), 1 << 20, 2, true, |_, _, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn unusable_directories_are_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let writable = dir.path().join("writable");
+        fs::create_dir(&writable).unwrap();
+        fs::set_permissions(&writable, fs::Permissions::from_mode(0o777)).unwrap();
+        for (path, reason) in
+            [(file.clone(), "not a directory"), (file.join("below"), "cannot be made"), (writable, "other users")]
+        {
+            let error = open(&path).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Keys and stored frames: pure encode and decode. What does not decode is no record, never a panic.
+
+use hyper::body::Bytes;
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::{hash::Hasher, ops::Range};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The longest part of a name that is kept beside a value, to be read by people and compared on a hit.
+const ECHO_MAX: usize = 256;
+/// Tags a record can carry.
+pub(crate) const TAGS_MAX: usize = 64;
+
+/// Kinds of rows; part of every key, so that a throttle and a barrier of one name never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Scope = 0,
+    Tag = 1,
+    Throttle = 2,
+    Lock = 3,
+    Response = 4,
+    Value = 5,
+}
+
+/// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) hash: [u8; 16],
+    pub(crate) echo: u64,
+}
+
+/// A scope's share in a key.
+pub(crate) type ScopeId = [u8; 16];
+
+/// The random keys of the hashes. Names come from requests: without a secret, collisions can be made on purpose.
+#[derive(Clone, Copy)]
+pub(crate) struct Secret {
+    row: [u8; 16],
+    echo: [u8; 16],
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Secret {
+    pub(crate) const LEN: usize = 32;
+
+    pub(crate) fn new(bytes: [u8; Self::LEN]) -> Self {
+        let (row, echo) = bytes.split_at(16);
+        Secret { row: row.try_into().expect("16 bytes"), echo: echo.try_into().expect("16 bytes") }
+    }
+
+    pub(crate) fn scope(&self, name: &str) -> ScopeId {
+        self.key(Kind::Scope, &[0; 16], name.as_bytes()).hash
+    }
+
+    pub(crate) fn tag(&self, tag: &str) -> u64 {
+        // Zero says "no tag".
+        self.key(Kind::Tag, &[0; 16], tag.as_bytes()).echo.max(1)
+    }
+
+    pub(crate) fn key(&self, kind: Kind, scope: &ScopeId, name: &[u8]) -> Key {
+        Key { hash: digest(&self.row, kind, scope, name).to_le_bytes(), echo: digest(&self.echo, kind, scope, name) as u64 }
+    }
+}
+
+fn digest(key: &[u8; 16], kind: Kind, scope: &ScopeId, name: &[u8]) -> u128 {
+    let mut hasher = SipHasher13::new_with_key(key);
+    let mut head = [0; 17];
+    head[0] = kind as u8;
+    head[1..].copy_from_slice(scope);
+    hasher.write(&head);
+    hasher.write(name);
+    hasher.finish128().as_u128()
+}
+
+/// A row of `state/`: what it means ends at `expires` (ns of machine time).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row<'a> {
+    pub(crate) expires: u64,
+    /// Digest of its tag, 0 for none.
+    pub(crate) tag: u64,
+    pub(crate) payload: &'a [u8],
+}
+
+/// What a state row turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found<'a> {
+    Absent,
+    Row(Row<'a>),
+    Damaged,
+}
+
+const ROW_VERSION: u8 = 1;
+const ROW_HEAD: usize = 25;
+const ROW_CHECK: usize = 4;
+
+/// The bytes of a state row: version, expires, echo, tag, payload, checksum.
+pub(crate) fn encode_row(out: &mut Vec<u8>, key: &Key, row: &Row<'_>) {
+    out.clear();
+    out.push(ROW_VERSION);
+    out.extend_from_slice(&row.expires.to_le_bytes());
+    out.extend_from_slice(&key.echo.to_le_bytes());
+    out.extend_from_slice(&row.tag.to_le_bytes());
+    out.extend_from_slice(row.payload);
+    let check = xxh3_64(out) as u32;
+    out.extend_from_slice(&check.to_le_bytes());
+}
+
+/// Decodes the row of `key`. A row of another name under the same key counts as absent.
+pub(crate) fn decode_row<'a>(bytes: Option<&'a [u8]>, key: &Key) -> Found<'a> {
+    match bytes.map(decode_any_row) {
+        None => Found::Absent,
+        Some(None) => Found::Damaged,
+        Some(Some((echo, _))) if echo != key.echo => Found::Absent,
+        Some(Some((_, row))) => Found::Row(row),
+    }
+}
+
+/// Decodes a row whose name is not known, with its name's digest.
+pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
+    let (body, check) = bytes.split_at_checked(bytes.len().checked_sub(ROW_CHECK)?)?;
+    if body.len() < ROW_HEAD || body[0] != ROW_VERSION || check != (xxh3_64(body) as u32).to_le_bytes() {
+        return None;
+    }
+    let row = Row { expires: u64_at(body, 1)?, tag: u64_at(body, 17)?, payload: &body[ROW_HEAD..] };
+    Some((u64_at(body, 9)?, row))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+/// A stored answer. Times are ns of machine time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) stored: u64,
+    pub(crate) expires: u64,
+    /// What it cost to compute, in ns.
+    pub(crate) cost: u64,
+    /// The purge sequence read when its computation started.
+    pub(crate) sequence: u64,
+    pub(crate) scope: ScopeId,
+    pub(crate) tags: Vec<u64>,
+    pub(crate) payload: Bytes,
+}
+
+const ENTRY_VERSION: u8 = 1;
+const ENTRY_HEAD: usize = 64;
+const ENTRY_CHECK: usize = 8;
+
+/// Bytes that [`encode_entry`] adds to a payload at most.
+pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + ECHO_MAX;
+
+/// The bytes of an entry: head, tags, name, payload, checksum. The name makes the row readable from outside.
+pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
+    let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
+    let name_echo = &name[..name.len().min(ECHO_MAX)];
+    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + name_echo.len() + entry.payload.len() + ENTRY_CHECK);
+    out.push(ENTRY_VERSION);
+    out.push(tags.len() as u8);
+    for time in [entry.expires, entry.stored, entry.cost, entry.sequence, key.echo] {
+        out.extend_from_slice(&time.to_le_bytes());
+    }
+    out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(&(name_echo.len() as u16).to_le_bytes());
+    out.extend_from_slice(&entry.scope);
+    for tag in tags {
+        out.extend_from_slice(&tag.to_le_bytes());
+    }
+    out.extend_from_slice(name_echo);
+    out.extend_from_slice(&entry.payload);
+    let check = xxh3_64(&out);
+    out.extend_from_slice(&check.to_le_bytes());
+    out
+}
+
+/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even of damaged entries.
+pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
+    u64_at(bytes, 2).unwrap_or(0)
+}
+
+/// What stands under a key of `entries/`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// The entry of the name asked for.
+    Entry(Entry),
+    /// The entry of another name, whose key happens to be the same.
+    Other,
+    Damaged,
+}
+
+/// Decodes the entry of `key` and `name`; the payload is a slice of `bytes`.
+pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
+    let Some(head) = decode_head(bytes).filter(|_| checksum_holds(bytes)) else { return Stored::Damaged };
+    if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.name_echo) {
+        return Stored::Other;
+    }
+    Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
+}
+
+/// Everything of an entry but its payload, unchecked against damage of the payload.
+pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<Entry> {
+    decode_head(bytes).map(|head| head.entry)
+}
+
+fn checksum_holds(bytes: &[u8]) -> bool {
+    let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
+    check == xxh3_64(body).to_le_bytes()
+}
+
+struct Head<'a> {
+    entry: Entry,
+    echo: u64,
+    name_len: u32,
+    name_echo: &'a [u8],
+    payload: Range<usize>,
+}
+
+fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
+    let body = &bytes[..bytes.len().checked_sub(ENTRY_CHECK)?];
+    if body.len() < ENTRY_HEAD || body[0] != ENTRY_VERSION {
+        return None;
+    }
+    let tags_end = ENTRY_HEAD + body[1] as usize * 8;
+    let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
+    let name_echo = body.get(tags_end..name_end)?;
+    let entry = Entry {
+        expires: u64_at(body, 2)?,
+        stored: u64_at(body, 10)?,
+        cost: u64_at(body, 18)?,
+        sequence: u64_at(body, 26)?,
+        scope: body[48..64].try_into().ok()?,
+        tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        payload: Bytes::new(),
+    };
+    let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
+    Some(Head { entry, echo: u64_at(body, 34)?, name_len, name_echo, payload: name_end..body.len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn secret() -> Secret {
+        Secret::new(std::array::from_fn(|i| i as u8))
+    }
+
+    #[test]
+    fn kind_and_scope_are_part_of_the_key() {
+        let secret = secret();
+        let (a, b) = (secret.scope("a"), secret.scope("b"));
+        let key = secret.key(Kind::Throttle, &a, b"x");
+        assert_ne!(key, secret.key(Kind::Lock, &a, b"x"));
+        assert_ne!(key, secret.key(Kind::Throttle, &b, b"x"));
+        assert_eq!(key, secret.key(Kind::Throttle, &a, b"x"));
+    }
+
+    #[test]
+    fn a_throttle_cell_stays_below_48_bytes() {
+        let mut out = Vec::new();
+        encode_row(&mut out, &secret().key(Kind::Throttle, &[0; 16], b"x"), &Row { expires: 1, tag: 0, payload: &[0; 8] });
+        assert!(out.len() < 48, "{}", out.len());
+    }
+
+    #[test]
+    fn a_row_of_another_name_is_absent_and_a_flipped_bit_is_damage() {
+        let (key, other) = (secret().key(Kind::Lock, &[0; 16], b"x"), secret().key(Kind::Lock, &[0; 16], b"y"));
+        let mut out = Vec::new();
+        encode_row(&mut out, &key, &Row { expires: 1, tag: 2, payload: b"abc" });
+        assert_eq!(decode_row(Some(&out), &key), Found::Row(Row { expires: 1, tag: 2, payload: b"abc" }));
+        assert_eq!(decode_row(Some(&out), &other), Found::Absent);
+        for bit in 0..out.len() * 8 {
+            let mut flipped = out.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_row(Some(&flipped), &key), Found::Damaged, "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let key = secret().key(Kind::Value, &[0; 16], b"x");
+            decode_row(Some(&bytes), &key);
+            prop_assert_eq!(decode_entry(&Bytes::from(bytes), &key, b"x"), Stored::Damaged);
+        }
+
+        #[test]
+        fn mutated_heads_with_a_true_checksum_never_panic(mut body in prop::collection::vec(any::<u8>(), 64..400)) {
+            body[0] = ENTRY_VERSION;
+            let check = xxh3_64(&body);
+            body.extend_from_slice(&check.to_le_bytes());
+            let key = secret().key(Kind::Value, &[0; 16], b"x");
+            decode_entry(&Bytes::from(body), &key, b"x");
+        }
+
+        #[test]
+        fn entries_round_trip(
+            name in prop::collection::vec(any::<u8>(), 0..400),
+            payload in prop::collection::vec(any::<u8>(), 0..400),
+            tags in prop::collection::vec(any::<u64>(), 0..TAGS_MAX),
+            [stored, expires, cost, sequence] in any::<[u64; 4]>(),
+            scope in any::<ScopeId>(),
+        ) {
+            let key = secret().key(Kind::Value, &[0; 16], &name);
+            let entry = Entry { stored, expires, cost, sequence, scope, tags, payload: payload.into() };
+            let bytes = Bytes::from(encode_entry(&key, &name, &entry));
+            prop_assert_eq!(claimed_expiry(&bytes), expires);
+            prop_assert_eq!(decode_entry(&bytes, &key, &name), Stored::Entry(entry));
+            let other = [&name[..], b"!"].concat();
+            prop_assert_eq!(decode_entry(&bytes, &key, &other), Stored::Other);
+        }
+    }
+}

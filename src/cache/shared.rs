@@ -1,0 +1,327 @@
+//! What the handles of a process share: one opening of a directory, and its housekeeping.
+
+use super::{
+    Stats,
+    entries::{self, Entries},
+    env::{Env, Options},
+    events::Events,
+    keeper::{Bell, Chores},
+    lane::Lane,
+    layout::{Directory, Layout},
+    record::{Key, Secret},
+    state::{self, State},
+    sys::FileSystem,
+};
+use crate::rejection::Error;
+use std::{
+    collections::HashMap,
+    fs,
+    io::ErrorKind,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long the housekeeping thread waits at one gate before it looks at the others.
+const SLICE: Duration = Duration::from_millis(5);
+/// How often readers of dead processes are cleared away and expired entries swept.
+const TIDY: Duration = Duration::from_secs(10);
+/// Pause between the steps of the walk that follows a purge.
+const WALK: Duration = Duration::from_millis(20);
+/// Address space of all `entries/` together: the same in every process, and far above any budget. It is sparse.
+const ENTRIES_MAP: usize = if usize::BITS >= 64 { 64 << 30 } else { 1 << 30 };
+
+pub(crate) struct Settings {
+    /// `None`: a private directory that goes with the last handle.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) size: u64,
+    pub(crate) state_size: u64,
+    pub(crate) shards: u32,
+    pub(crate) sync: bool,
+    pub(crate) patience: Duration,
+    pub(crate) mixed: bool,
+}
+
+/// One opening of a directory by this process.
+pub(crate) struct Shared {
+    temporary: bool,
+    pub(crate) secret: Secret,
+    /// Added to a clock's time to get the directory's.
+    pub(crate) offset: u64,
+    pub(crate) state: Arc<State>,
+    pub(crate) entries: Vec<Arc<Entries>>,
+    pub(crate) events: Events,
+    holdings: Mutex<HashMap<u64, Holding>>,
+    next_holding: AtomicU64,
+    tidied: Mutex<Instant>,
+    bell: Arc<Bell>,
+    directory: Directory,
+    // The last field, dropped after the environments are closed.
+    _closing: Closing,
+}
+
+/// Something this process holds and must renew from time to time.
+pub(crate) struct Holding {
+    pub(crate) key: Key,
+    pub(crate) owner: u128,
+    /// Real time at which it wants to be renewed next, and how often.
+    pub(crate) due: Instant,
+    pub(crate) every: Duration,
+    pub(crate) renew: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// One opening a directory and process: opening an LMDB file twice would silently drop its locks.
+static OPEN: Mutex<Option<HashMap<(u64, u64), Weak<Shared>>>> = Mutex::new(None);
+static CLOSED: Condvar = Condvar::new();
+
+impl Shared {
+    pub(crate) fn open(settings: &Settings) -> Result<Arc<Shared>, Error> {
+        let temporary = settings.path.is_none();
+        let path = match &settings.path {
+            Some(path) => path.clone(),
+            None => temporary_path(),
+        };
+        let fail = |error: std::io::Error| Error::Open { path: path.clone(), reason: error.to_string() };
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        // What is wrong with it otherwise is said by the checks of the layout.
+        let id = match made.and_then(|()| fs::metadata(&path)) {
+            Ok(facts) => (facts.dev(), facts.ino()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Err(Error::Open { path, reason: "it is not a directory; name another path".into() });
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match open.get_or_insert_default().get(&id).map(Weak::upgrade) {
+                None => break,
+                Some(Some(shared)) => return Ok(shared),
+                // Its last handle is gone, but its files are not closed yet.
+                Some(None) => open = CLOSED.wait(open).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        let path = fs::canonicalize(&path).map_err(fail)?;
+        let shared = Arc::new(Self::open_files(&path, temporary, id, settings)?);
+        let chores: Weak<Shared> = Arc::downgrade(&shared);
+        shared.bell.serve(chores.clone());
+        open.get_or_insert_default().insert(id, chores);
+        Ok(shared)
+    }
+
+    fn open_files(path: &Path, temporary: bool, id: (u64, u64), settings: &Settings) -> Result<Shared, Error> {
+        let bell = Arc::new(Bell::default());
+        let opened = Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
+            let state = open_state(directory, layout, alone, settings)?;
+            let mut entries = Vec::new();
+            for shard in 0..layout.shards as usize {
+                entries.push(open_entries(directory, layout, shard, alone, settings)?);
+            }
+            Ok((state, entries))
+        });
+        let (directory, (state, entries)) = opened.map_err(|error| match error {
+            Error::Open { .. } => error,
+            other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
+        })?;
+        let budget = settings.size / entries.len() as u64;
+        let lane = |env, make_room| Lane::new(env, settings.patience, bell.clone(), make_room);
+        Ok(Shared {
+            temporary,
+            secret: Secret::new(directory.layout().secret),
+            offset: directory.layout().offset,
+            state: Arc::new(State::new(lane(state, state::make_room))),
+            entries: entries
+                .into_iter()
+                .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
+                .collect(),
+            events: Events::default(),
+            holdings: Mutex::default(),
+            next_holding: AtomicU64::new(0),
+            tidied: Mutex::new(Instant::now()),
+            bell,
+            directory,
+            _closing: Closing(id),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.root()
+    }
+
+    pub(crate) fn shard(&self, key: &Key) -> &Arc<Entries> {
+        &self.entries[key.hash[0] as usize % self.entries.len()]
+    }
+
+    /// Has the housekeeping thread renew something until it is released.
+    pub(crate) fn hold(&self, holding: Holding) -> u64 {
+        let id = self.next_holding.fetch_add(1, Relaxed);
+        self.holdings().insert(id, holding);
+        self.bell.ring();
+        id
+    }
+
+    pub(crate) fn release(&self, id: u64) {
+        self.holdings().remove(&id);
+    }
+
+    /// Who in this process holds what stands under the key.
+    pub(crate) fn local_owners(&self, key: &Key) -> Vec<u128> {
+        self.holdings().values().filter(|held| held.key == *key).map(|held| held.owner).collect()
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, HashMap<u64, Holding>> {
+        self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats::of(&self.events);
+        stats.cells_evicted = self.state.evicted.load(Relaxed);
+        stats.damaged = self.state.damaged.load(Relaxed);
+        for shard in &self.entries {
+            let (entries, bytes) = shard.size().unwrap_or_default();
+            stats.entries += entries;
+            stats.entry_bytes += bytes;
+            stats.entries_evicted += shard.counts.evicted.load(Relaxed);
+            stats.damaged += shard.counts.damaged.load(Relaxed);
+        }
+        stats
+    }
+
+    /// Renews what is due; when the next one will be.
+    fn renew(&self) -> Duration {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut next = TIDY;
+        for holding in self.holdings().values_mut() {
+            if holding.due <= now {
+                holding.due = now + holding.every;
+                due.push(holding.renew.clone());
+            }
+            next = next.min(holding.due - now);
+        }
+        due.iter().for_each(|renew| renew());
+        next
+    }
+
+    fn tidy(&self) -> Duration {
+        let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = tidied.elapsed();
+        if since < WALK {
+            return WALK - since;
+        }
+        let now = boot_time_ns().saturating_add(self.offset);
+        let full = since >= TIDY;
+        if full {
+            self.state.lane.env.clear_stale_readers();
+            self.entries.iter().for_each(|shard| shard.lane.env.clear_stale_readers());
+        }
+        let mut more = false;
+        for shard in &self.entries {
+            if full || shard.is_walking() {
+                more |= shard.tidy(now);
+            }
+        }
+        if full || more {
+            *tidied = Instant::now();
+        }
+        if more { WALK } else { TIDY }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.state.lane).chain(self.entries.iter().map(|shard| &shard.lane))
+    }
+}
+
+impl Chores for Shared {
+    fn work(&self) -> Duration {
+        let next = self.renew().min(self.tidy());
+        self.lanes().for_each(|lane| lane.serve(SLICE));
+        if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.bell.close();
+        // What was queued is still wanted, but nobody waits for ever behind a stopped process.
+        for lane in self.lanes() {
+            lane.serve(Duration::from_millis(100));
+            lane.shut();
+        }
+        if self.temporary {
+            let _ = fs::remove_dir_all(self.path());
+        } else {
+            self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
+        }
+    }
+}
+
+/// Dropped when everything is closed: the directory can then be opened again.
+struct Closing((u64, u64));
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get_or_insert_default().remove(&self.0);
+        CLOSED.notify_all();
+    }
+}
+
+fn temporary_path() -> PathBuf {
+    std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
+}
+
+fn boot_time_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {
+    let options = Options {
+        tables: &state::TABLES,
+        map_size: usize::try_from(layout.state_size).map_err(|_| Error::Full)?,
+        write_map: directory.file_system == FileSystem::Reserving,
+        sync: settings.sync,
+        alone,
+    };
+    open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
+}
+
+fn open_entries(
+    directory: &Directory,
+    layout: &mut Layout,
+    shard: usize,
+    alone: bool,
+    settings: &Settings,
+) -> Result<Env, Error> {
+    let options = Options {
+        tables: &entries::TABLES,
+        map_size: ENTRIES_MAP / layout.shards as usize,
+        write_map: false,
+        sync: settings.sync,
+        alone,
+    };
+    open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
+        directory.entries_path(shard, generation)
+    })
+}
+
+/// Damaged files that nobody else uses are left behind for a fresh generation.
+fn open_or_begin_anew(
+    directory: &Directory,
+    options: &Options<'_>,
+    generation: &mut u64,
+    path: impl Fn(u64) -> PathBuf,
+) -> Result<Env, Error> {
+    match Env::open(&path(*generation), options) {
+        Err(Error::Damaged) if options.alone => {
+            tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
+            *generation = directory.fresh_number();
+            Env::open(&path(*generation), options)
+        }
+        opened => opened,
+    }
+}

@@ -1,0 +1,221 @@
+//! `update(key, pure function)`: the one primitive of throttle cells, locks and claims.
+
+use super::{
+    env::{Table, Txn},
+    lane::{Lane, Pending, Run},
+    record::{self, Found, Key, Row},
+};
+use crate::rejection::Error;
+use std::{
+    ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+pub(crate) const TABLES: [&str; 2] = ["cells", "locks"];
+/// Rows that may be dropped when room is needed.
+pub(crate) const CELLS: Table = Table(0);
+/// Rows that never are.
+pub(crate) const LOCKS: Table = Table(1);
+
+/// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
+const SWEEP_EVERY: u64 = 8;
+const SWEEP_ROWS: usize = 16;
+
+/// What an update leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Keep,
+    Put { expires: u64, tag: u64, payload: Vec<u8> },
+    Remove,
+}
+
+/// The shared state of throttles and locks.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) lane: Lane,
+    /// The key behind which the next sweep starts.
+    cursor: Mutex<[u8; 16]>,
+    writes: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) damaged: AtomicU64,
+}
+
+/// An updating function: pure, and re-runnable. `now` is machine time in ns.
+pub(crate) trait Transition<R>: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static {}
+impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for F {}
+
+impl State {
+    pub(crate) fn new(lane: Lane) -> State {
+        State { lane, cursor: Mutex::default(), writes: AtomicU64::new(0), evicted: AtomicU64::new(0), damaged: AtomicU64::new(0) }
+    }
+
+    /// Reads, decides and writes in one transaction: here and now, or queued while another process is at it.
+    ///
+    /// `settle` turns the outcome into the result, after the commit. If nobody waits for the result any more it is
+    /// dropped, so what has to be undone is undone by its drop.
+    pub(crate) fn update<R, G>(
+        self: &Arc<Self>,
+        table: Table,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl Transition<R>,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
+    ) -> Pending<G>
+    where
+        R: Send + 'static,
+        G: Send + 'static,
+    {
+        let update = Update { state: self.clone(), table, key, clock: now, now: 0, transition, outcome: None };
+        self.lane.submit(update, |update, result| settle(update.outcome(result)))
+    }
+
+    /// As `update`, for what must happen however late, and whose result nobody awaits. Never blocks.
+    pub(crate) fn post(
+        self: &Arc<Self>,
+        table: Table,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl Transition<()>,
+    ) {
+        self.lane.post(Update { state: self.clone(), table, key, clock: now, now: 0, transition, outcome: None });
+    }
+
+    /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; the last key, if there are more.
+    pub(crate) fn evict_some(
+        &self,
+        after: Option<[u8; 16]>,
+        wanted: impl Fn(u64) -> bool + Send + 'static,
+    ) -> Pending<Result<Option<[u8; 16]>, Error>> {
+        self.lane.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
+    }
+
+    fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
+        if self.writes.fetch_add(1, Relaxed) % SWEEP_EVERY != 0 {
+            return Ok(());
+        }
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = next_cells(txn, &*cursor, SWEEP_ROWS)?;
+        *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
+        for (key, expires) in rows {
+            if expires <= now {
+                txn.delete(CELLS, &key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
+    fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
+        if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
+            return Ok(());
+        }
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = next_cells(txn, &*cursor, 2 * SWEEP_ROWS)?;
+        *cursor = rows.last().map_or([0; 16], |row| row.0);
+        let live = drop_nearest_to_full(txn, rows, 4, now)?;
+        self.evicted.fetch_add(live, Relaxed);
+        Ok(())
+    }
+}
+
+fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
+    txn.rows(CELLS, Bound::Excluded(after), most, |key, row| {
+        // A row that cannot be read means nothing.
+        let expires = record::decode_any_row(row).map_or(0, |(_, row)| row.expires);
+        (key.try_into().unwrap_or_default(), expires)
+    })
+}
+
+fn drop_nearest_to_full(txn: &mut Txn<'_>, mut rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
+    rows.sort_unstable_by_key(|row| row.1);
+    let mut live = 0;
+    for (key, expires) in rows.into_iter().take(most) {
+        txn.delete(CELLS, &key)?;
+        live += u64::from(expires > now);
+    }
+    Ok(live)
+}
+
+/// Called when the map is full: drops some cells, never a lock.
+pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
+    let rows = next_cells(txn, &[0; 16], 64)?;
+    let any = !rows.is_empty();
+    drop_nearest_to_full(txn, rows, 32, 0)?;
+    Ok(any)
+}
+
+struct Update<C, F, R> {
+    state: Arc<State>,
+    table: Table,
+    key: Key,
+    clock: C,
+    now: u64,
+    transition: F,
+    outcome: Option<Result<R, Error>>,
+}
+
+impl<C, F, R> Update<C, F, R> {
+    fn outcome(self, result: Result<(), Error>) -> Result<R, Error> {
+        result.and_then(|()| self.outcome.unwrap_or(Err(Error::Panicked)))
+    }
+}
+
+impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
+    fn prepare(&mut self) {
+        self.now = self.now.max((self.clock)());
+    }
+
+    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let found = record::decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+        let absent = matches!(found, Found::Absent);
+        if matches!(found, Found::Damaged) {
+            self.state.damaged.fetch_add(1, Relaxed);
+        }
+        let Ok((result, change)) = catch_unwind(AssertUnwindSafe(|| (self.transition)(found, self.now))) else {
+            self.outcome = Some(Err(Error::Panicked));
+            return Ok(false);
+        };
+        self.outcome = Some(Ok(result));
+        match change {
+            Change::Keep => return Ok(false),
+            Change::Remove => return txn.delete(self.table, &self.key.hash),
+            Change::Put { expires, tag, payload } => {
+                if self.table == CELLS && absent {
+                    self.state.keep_cells_bounded(txn, self.now)?;
+                }
+                let mut bytes = Vec::with_capacity(48 + payload.len());
+                record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
+                txn.put(self.table, &self.key.hash, &bytes)?;
+            }
+        }
+        self.state.sweep(txn, self.now)?;
+        Ok(true)
+    }
+}
+
+struct Scan<W> {
+    after: Option<[u8; 16]>,
+    wanted: W,
+    last: Option<[u8; 16]>,
+}
+
+impl<W: Fn(u64) -> bool> Run for Scan<W> {
+    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        const ROWS: usize = 100;
+        let from = self.after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
+        let rows = txn.rows(CELLS, from, ROWS, |key, row| {
+            let doomed = record::decode_any_row(row).is_none_or(|(_, row)| (self.wanted)(row.tag));
+            (<[u8; 16]>::try_from(key).unwrap_or_default(), doomed)
+        })?;
+        self.last = (rows.len() == ROWS).then(|| rows[ROWS - 1].0);
+        let mut changed = false;
+        for (key, _) in rows.into_iter().filter(|row| row.1) {
+            changed |= txn.delete(CELLS, &key)?;
+        }
+        Ok(changed)
+    }
+}

@@ -1,0 +1,358 @@
+//! HTTP freshness and the rules of safe storing: pure functions of headers.
+//!
+//! This is a shared cache in the sense of RFC 9111 and reads every doubt strictly: a value that contradicts
+//! another or cannot be parsed never makes a response live longer, or be seen by more people.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::{
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE,
+    EXPIRES, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, PROXY_AUTHORIZATION, RANGE, SET_COOKIE,
+    TRANSFER_ENCODING, UPGRADE, VARY,
+};
+use http::status::StatusCode;
+
+/// What a request lets a shared cache do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone's stored answer may serve it, and its answer may serve anyone.
+    Shared,
+    /// It says who is asking: only an answer that is explicitly for everyone may be stored or served.
+    Personal,
+    /// The cache stays out of the way.
+    Bypass,
+}
+
+/// Fields that say who is asking.
+static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
+
+/// Fields of requests whose answer is no plain representation, or depends on more than the headers.
+static BYPASS: [HeaderName; 6] = [
+    RANGE,
+    IF_RANGE,
+    IF_MATCH,
+    IF_UNMODIFIED_SINCE,
+    UPGRADE,
+    TRANSFER_ENCODING,
+];
+
+/// Reads a request's headers; methods are the name's business.
+///
+/// A request that announces a body is bypassed, because the answer may depend on the body and the name does not.
+/// `If-None-Match` and `If-Modified-Since` stay [`Access::Shared`]: see [`make_unconditional`].
+pub(crate) fn access(headers: &HeaderMap) -> Access {
+    let has = |names: &[HeaderName]| names.iter().any(|name| headers.contains_key(name));
+    let body = headers
+        .get_all(CONTENT_LENGTH)
+        .iter()
+        .any(|length| length != "0");
+    let control = Directives::of(headers);
+    if body || control.no_store || control.malformed || has(&BYPASS) {
+        Access::Bypass
+    } else if has(&PERSONAL) {
+        Access::Personal
+    } else {
+        Access::Shared
+    }
+}
+
+/// Removes the conditions that would make the origin answer 304, which serves nobody but this client.
+///
+/// To be called on the request that fetches an answer for everyone.
+pub(crate) fn make_unconditional(headers: &mut HeaderMap) {
+    headers.remove(IF_NONE_MATCH);
+    headers.remove(IF_MODIFIED_SINCE);
+}
+
+/// Whether and for how long a response may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storable {
+    /// It may not; the reason is an RFC 8941 token, fit for the `detail` parameter of `Cache-Status`.
+    No(&'static str),
+    /// It may, on these terms.
+    Yes(Terms),
+}
+
+/// The terms on which a response is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// How long from now it is fresh; its `Age` is already taken off. Never zero.
+    pub(crate) life: Duration,
+    /// Its `Age` in seconds, 0 if it has none.
+    pub(crate) age: u32,
+    /// It said `public` or `s-maxage`: it may also serve requests that are [`Access::Personal`].
+    pub(crate) public: bool,
+}
+
+/// Judges a response by its status and headers.
+///
+/// `access` is that of the request it answers, `default_life` the life of a response that names none (zero: only
+/// what the response allows), and `wall` the present wall clock, which stands in for a missing `Date`.
+pub(crate) fn storable(
+    status: StatusCode,
+    headers: &HeaderMap,
+    access: Access,
+    default_life: Duration,
+    wall: SystemTime,
+) -> Storable {
+    judge(status, headers, access, default_life, wall).map_or_else(Storable::No, Storable::Yes)
+}
+
+fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    access: Access,
+    default_life: Duration,
+    wall: SystemTime,
+) -> Result<Terms, &'static str> {
+    let refuse = |when: bool, reason| if when { Err(reason) } else { Ok(()) };
+    let kept = Kept::of(status).ok_or("status")?;
+    let control = Directives::of(headers);
+    let public = control.public || control.s_maxage.is_some();
+
+    refuse(access == Access::Bypass, "bypass")?;
+    refuse(control.malformed, "cache-control-malformed")?;
+    refuse(control.no_store, "no-store")?;
+    refuse(control.private, "private")?;
+    refuse(control.no_cache, "no-cache")?;
+    refuse(
+        !control.present && has_pragma_no_cache(headers),
+        "pragma-no-cache",
+    )?;
+    refuse(access == Access::Personal && !public, "personal")?;
+    refuse(headers.contains_key(SET_COOKIE), "set-cookie")?;
+    refuse(headers.contains_key(CONTENT_RANGE), "content-range")?;
+    refuse(vary(headers).is_none(), "vary-any")?;
+    refuse(has_media_type(headers, "text/event-stream"), "event-stream")?;
+
+    let explicit = control.life().or_else(|| expires(headers, wall));
+    let life = match (explicit, kept) {
+        (Some(life), _) => life,
+        (None, Kept::ByDefault) => default_life,
+        (None, Kept::WhenExplicit) => return Err("status"),
+    };
+    refuse(life.is_zero(), "no-freshness")?;
+    let age = age(headers);
+    let life = life.saturating_sub(Duration::from_secs(age.into()));
+    refuse(life.is_zero(), "aged")?;
+    Ok(Terms { life, age, public })
+}
+
+/// What a status alone says about storing.
+#[derive(Clone, Copy)]
+enum Kept {
+    ByDefault,
+    WhenExplicit,
+}
+
+impl Kept {
+    /// `None` for everything not listed: partial and interim answers, answers about one client's rights or
+    /// behaviour (400, 401, 403, 429), failures.
+    fn of(status: StatusCode) -> Option<Self> {
+        match status.as_u16() {
+            200 | 203 | 204 | 301 | 308 => Some(Self::ByDefault),
+            300 | 302 | 303 | 307 | 404 | 405 | 410 | 414 | 451 | 501 => Some(Self::WhenExplicit),
+            _ => None,
+        }
+    }
+}
+
+/// The longest life read from a header: RFC 9111 section 1.2.2 bounds delta-seconds here.
+const FOREVER: u32 = 1 << 31;
+
+/// What the `Cache-Control` lines of a message say, taken together.
+#[derive(Debug, Default)]
+struct Directives {
+    present: bool,
+    malformed: bool,
+    no_store: bool,
+    /// Also in its qualified form.
+    no_cache: bool,
+    /// Also in its qualified form.
+    private: bool,
+    public: bool,
+    /// Seconds; the smallest of several, 0 if one of them is no number.
+    max_age: Option<u32>,
+    s_maxage: Option<u32>,
+}
+
+impl Directives {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut directives = Self::default();
+        for line in headers.get_all(CACHE_CONTROL) {
+            directives.present = true;
+            if directives.read(line.as_bytes()).is_none() {
+                directives.malformed = true;
+            }
+        }
+        directives
+    }
+
+    /// `#( token [ "=" ( token / quoted-string ) ] )`; `None` if the line is anything else.
+    fn read(&mut self, mut line: &[u8]) -> Option<()> {
+        loop {
+            line = line.trim_ascii_start();
+            match line.first() {
+                None => return Some(()),
+                Some(b',') => line = &line[1..],
+                Some(_) => {
+                    let (name, rest) = token(line)?;
+                    let (value, rest) = match rest.strip_prefix(b"=") {
+                        Some(rest) => argument(rest).map(|(value, rest)| (Some(value), rest))?,
+                        None => (None, rest),
+                    };
+                    self.take(name, value);
+                    line = rest.trim_ascii_start();
+                    if !matches!(line.first(), None | Some(b',')) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, name: &[u8], value: Option<&[u8]>) {
+        let is = |directive: &str| name.eq_ignore_ascii_case(directive.as_bytes());
+        if is("no-store") {
+            self.no_store = true;
+        } else if is("no-cache") {
+            self.no_cache = true;
+        } else if is("private") {
+            self.private = true;
+        } else if is("public") {
+            self.public |= value.is_none();
+        } else if is("max-age") {
+            smallest(&mut self.max_age, value);
+        } else if is("s-maxage") {
+            smallest(&mut self.s_maxage, value);
+        }
+    }
+
+    fn life(&self) -> Option<Duration> {
+        let seconds = self.s_maxage.or(self.max_age)?;
+        Some(Duration::from_secs(seconds.into()))
+    }
+}
+
+fn smallest(least: &mut Option<u32>, value: Option<&[u8]>) {
+    let seconds = value.and_then(delta_seconds).unwrap_or(0);
+    *least = Some(least.map_or(seconds, |least| least.min(seconds)));
+}
+
+/// Splits off a non-empty token.
+fn token(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = text
+        .iter()
+        .position(|&byte| !is_token_char(byte))
+        .unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+/// Splits off a token or the inside of a quoted string, with its backslashes.
+fn argument(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        return token(text);
+    };
+    let mut escaped = false;
+    let end = quoted.iter().position(|&byte| {
+        let closes = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        closes
+    })?;
+    Some((&quoted[..end], &quoted[end + 1..]))
+}
+
+fn is_token_char(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// A number of seconds; too large a one is [`FOREVER`].
+fn delta_seconds(text: &[u8]) -> Option<u32> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    digits.then(|| {
+        text.iter().fold(0u32, |seconds, digit| {
+            let more = seconds.saturating_mul(10);
+            more.saturating_add((digit - b'0').into()).min(FOREVER)
+        })
+    })
+}
+
+/// The largest `Age`; one that is no number makes the response infinitely old.
+fn age(headers: &HeaderMap) -> u32 {
+    list(headers, &AGE)
+        .map(|age| delta_seconds(age).unwrap_or(FOREVER))
+        .max()
+        .unwrap_or(0)
+}
+
+/// `Expires` less `Date`: the smallest of several, zero if it is past or no date.
+fn expires(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
+    let born = headers.get(DATE).and_then(date).unwrap_or(wall);
+    let life = |value| date(value)?.duration_since(born).ok();
+    headers
+        .get_all(EXPIRES)
+        .iter()
+        .map(|value| life(value).unwrap_or_default())
+        .min()
+        .map(|life| life.min(Duration::from_secs(FOREVER.into())))
+}
+
+fn date(value: &HeaderValue) -> Option<SystemTime> {
+    httpdate::parse_http_date(value.to_str().ok()?).ok()
+}
+
+fn has_pragma_no_cache(headers: &HeaderMap) -> bool {
+    list(headers, &PRAGMA).any(|pragma| pragma.eq_ignore_ascii_case(b"no-cache"))
+}
+
+fn has_media_type(headers: &HeaderMap, essence: &str) -> bool {
+    list(headers, &CONTENT_TYPE).any(|value| {
+        let end = value.iter().position(|&byte| byte == b';');
+        let found = value[..end.unwrap_or(value.len())].trim_ascii_end();
+        found.eq_ignore_ascii_case(essence.as_bytes())
+    })
+}
+
+/// The members of a list field without quoted strings: of all its lines, trimmed, the empty ones left out.
+fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|member| !member.is_empty())
+}
+
+/// The field names of `Vary`: lower-case, sorted, each once.
+///
+/// `None` for `*`, and for what is no field name: such a response answers its own request only.
+pub(crate) fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    let name = |member: &[u8]| match member {
+        b"*" => None,
+        name => HeaderName::from_bytes(name).ok(),
+    };
+    let mut names = list(headers, &VARY).map(name).collect::<Option<Vec<_>>>()?;
+    names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    Some(names)
+}
+
+/// Whether a response is no gRPC at all, or a gRPC success: every `grpc-status` in its headers and trailers is 0, and
+/// a gRPC response has one.
+///
+/// gRPC-Web keeps its status in the body, so that its responses count as gRPC without a status: false.
+pub(crate) fn grpc_ok(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> bool {
+    let mut statuses = [Some(headers), trailers]
+        .into_iter()
+        .flatten()
+        .flat_map(|fields| fields.get_all("grpc-status"))
+        .peekable();
+    let grpc = list(headers, &CONTENT_TYPE).any(|value| {
+        let start = value.get(..b"application/grpc".len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+    });
+    (!grpc || statuses.peek().is_some()) && statuses.all(|status| status == "0")
+}
+
+#[cfg(test)]
+mod tests;

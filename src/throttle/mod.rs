@@ -1,0 +1,3 @@
+//! x
+mod rate;
+pub use rate::{Quota, Rate};

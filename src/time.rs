@@ -1,0 +1,192 @@
+//! What time it is, and how to wait: the seed's `time_func` and `sleep_func`.
+//!
+//! A [`Clock`] belongs to a handle of the cache ([`Builder::clock`](crate::Builder::clock)), never to the shared files.
+//! [`System`] is the one for production; [`Steady`] follows `tokio::time::pause` in tests; [`clock_fn`] is made of two
+//! closures.
+
+use hyper::rt::{Sleep, Timer};
+use pin_project::pin_project;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+/// What time it is and how to wait.
+///
+/// All processes that share a directory must agree on [`now`](Clock::now), so a clock of your own is for tests and
+/// simulations within one process.
+pub trait Clock: Send + Sync + 'static {
+    /// Machine time: nanoseconds matter, the origin does not, and it never runs backwards.
+    fn now(&self) -> Duration;
+
+    /// The calendar's time, read for HTTP dates only.
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// A future that ends after `delay`.
+    fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>>;
+}
+
+/// Machine time (`CLOCK_BOOTTIME`: the same in every process, deaf to clock steps, counting through suspend) with the
+/// sleeps of any [`hyper::rt::Timer`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System<T>(pub T);
+
+impl<T: Timer + Send + Sync + 'static> Clock for System<T> {
+    fn now(&self) -> Duration {
+        boot_time()
+    }
+
+    fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
+        self.0.sleep(delay)
+    }
+}
+
+fn boot_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+#[cfg(feature = "tokio")]
+pub use with_tokio::{Steady, TokioTimer};
+
+#[cfg(feature = "tokio")]
+mod with_tokio {
+    use super::*;
+    use std::time::Instant;
+
+    /// Tokio's timer; sleeping panics outside a tokio runtime with time enabled.
+    #[derive(Clone, Copy, Debug, Default)]
+    #[non_exhaustive]
+    pub struct TokioTimer;
+
+    impl Timer for TokioTimer {
+        fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
+            Box::pin(Nap(tokio::time::sleep(delay)))
+        }
+
+        fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+            Box::pin(Nap(tokio::time::sleep_until(deadline.into())))
+        }
+
+        fn now(&self) -> Instant {
+            tokio::time::Instant::now().into()
+        }
+    }
+
+    /// A clock that follows the time of one tokio runtime, so that a test can `tokio::time::pause` and `advance` it.
+    ///
+    /// Never use it beside another process: paused time is known to this one only.
+    #[derive(Clone, Debug)]
+    pub struct Steady {
+        runtime: tokio::runtime::Handle,
+        began: tokio::time::Instant,
+        machine: Duration,
+        wall: SystemTime,
+    }
+
+    impl Steady {
+        /// A clock that reads machine time once and follows the current runtime from there.
+        ///
+        /// # Panics
+        ///
+        /// Outside a tokio runtime.
+        #[allow(clippy::new_without_default)]
+        pub fn new() -> Self {
+            Steady {
+                runtime: tokio::runtime::Handle::current(),
+                began: tokio::time::Instant::now(),
+                machine: boot_time(),
+                wall: SystemTime::now(),
+            }
+        }
+
+        fn elapsed(&self) -> Duration {
+            // Other threads (the housekeeping one) must see the runtime's paused time too.
+            let _context = self.runtime.enter();
+            self.began.elapsed()
+        }
+    }
+
+    impl Clock for Steady {
+        fn now(&self) -> Duration {
+            self.machine + self.elapsed()
+        }
+
+        fn wall(&self) -> SystemTime {
+            self.wall + self.elapsed()
+        }
+
+        fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
+            TokioTimer.sleep(delay)
+        }
+    }
+}
+
+/// A clock made of two closures: no runtime, no system time.
+///
+/// ```
+/// use std::{sync::atomic::{AtomicU64, Ordering::SeqCst}, sync::Arc, time::Duration};
+/// use tower_floodgate::{Cache, time::clock_fn};
+///
+/// let seconds = Arc::new(AtomicU64::new(1_000));
+/// let (now, sleep) = (seconds.clone(), seconds.clone());
+/// let clock = clock_fn(
+///     move || Duration::from_secs(now.load(SeqCst)),
+///     move |delay| { sleep.fetch_add(delay.as_secs() + 1, SeqCst); std::future::ready(()) },
+/// );
+/// let cache = Cache::builder_temporary().clock(clock).open()?;
+/// # let _ = cache;
+/// # Ok::<(), tower_floodgate::Error>(())
+/// ```
+pub fn clock_fn<N, S, F>(now: N, sleep: S) -> impl Clock
+where
+    N: Fn() -> Duration + Send + Sync + 'static,
+    S: Fn(Duration) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + Sync + 'static,
+{
+    Closures { now, sleep }
+}
+
+struct Closures<N, S> {
+    now: N,
+    sleep: S,
+}
+
+impl<N, S> fmt::Debug for Closures<N, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").finish_non_exhaustive()
+    }
+}
+
+impl<N, S, F> Clock for Closures<N, S>
+where
+    N: Fn() -> Duration + Send + Sync + 'static,
+    S: Fn(Duration) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + Sync + 'static,
+{
+    fn now(&self) -> Duration {
+        (self.now)()
+    }
+
+    fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
+        Box::pin(Nap((self.sleep)(delay)))
+    }
+}
+
+#[pin_project]
+struct Nap<F>(#[pin] F);
+
+impl<F: Future<Output = ()>> Future for Nap<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().0.poll(cx)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + Sync> Sleep for Nap<F> {}
