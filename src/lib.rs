@@ -2,10 +2,19 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tower-floodgate needs Linux: robust process-shared mutexes, CLOCK_BOOTTIME and flock");
 
+pub mod answer;
+pub mod body;
 pub mod cache;
-mod rejection;
+pub mod lock;
 pub mod name;
+mod rejection;
 pub mod throttle;
 pub mod time;
+
+pub use answer::{Answer, Fail, Http};
+pub use body::Body;
 pub use cache::{Builder, Cache, Durability, Scope, Stats};
+pub use lock::{Lock, LockFactory, RLock, Semaphore};
+pub use name::Name;
 pub use rejection::{Error, Reason, Rejection};
+pub use throttle::ThrottleLayer;

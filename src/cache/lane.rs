@@ -104,8 +104,9 @@ impl Lane {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(held)) => {
                     let jobs = self.take_queued();
-                    let result = self.apply(&held, Some(own), jobs);
+                    let (result, done) = self.apply(&held, Some(own), jobs);
                     self.leave(held);
+                    finish(done);
                     return Some(result);
                 }
                 Ok(Attempt::Behind | Attempt::Shut) => std::hint::spin_loop(),
@@ -205,9 +206,10 @@ impl Lane {
             Ok(Some(held)) => {
                 self.stuck.store(false, SeqCst);
                 let jobs = self.take_queued();
-                let _ = self.apply(&held, None::<&mut Nothing>, jobs);
+                let (_, done) = self.apply(&held, None::<&mut Nothing>, jobs);
                 drop(held);
                 self.busy.store(false, SeqCst);
+                finish(done);
             }
             Ok(None) => {
                 self.busy.store(false, SeqCst);
@@ -254,9 +256,10 @@ impl Lane {
         }
         if let Ok(Attempt::In(held)) = self.attempt() {
             let jobs = self.take_queued();
-            let _ = self.apply(&held, None::<&mut Nothing>, jobs);
+            let (_, done) = self.apply(&held, None::<&mut Nothing>, jobs);
             drop(held);
             self.busy.store(false, SeqCst);
+            finish(done);
         }
         // Enough of this thread's time; or another process is in.
         if self.has_queued() {
@@ -300,12 +303,14 @@ impl Lane {
         }
     }
 
-    /// Runs everything in one transaction; if that fails, each alone, so that a bad neighbour harms only itself.
-    fn apply(&self, held: &Held<'_>, own: Option<&mut impl Run>, jobs: Vec<Queued>) -> Result<(), Error> {
+    /// Runs what was queued and then `own` in one transaction; if that fails, each alone, so that a bad neighbour harms
+    /// only itself. The jobs are to be finished once the gate has been left.
+    fn apply(&self, held: &Held<'_>, own: Option<&mut impl Run>, jobs: Vec<Queued>) -> (Result<(), Error>, Vec<Done>) {
         if jobs.is_empty() {
-            return own.map_or(Ok(()), |own| self.apply_alone(held, own));
+            return (own.map_or(Ok(()), |own| self.apply_alone(held, own)), Vec::new());
         }
         let mut own = own;
+        let mut done = Vec::with_capacity(jobs.len());
         let mut live = Vec::with_capacity(jobs.len());
         for mut queued in jobs {
             if queued.job.abandoned() {
@@ -313,29 +318,28 @@ impl Lane {
             }
             match catch_unwind(AssertUnwindSafe(|| queued.job.prepare())) {
                 Ok(()) => live.push(queued.job),
-                Err(_) => queued.job.finish(Err(Error::Panicked)),
+                Err(_) => done.push((queued.job, Err(Error::Panicked))),
             }
         }
         let together = self.env.write(held, |txn| {
-            let mut changed = match &mut own {
-                Some(own) => own.run(txn)?,
-                None => false,
-            };
+            let mut changed = false;
             for job in &mut live {
                 changed |= job.run(txn)?;
+            }
+            if let Some(own) = &mut own {
+                changed |= own.run(txn)?;
             }
             Ok(((), changed))
         });
         if together.is_ok() {
-            live.into_iter().for_each(|job| job.finish(Ok(())));
-            return Ok(());
+            done.extend(live.into_iter().map(|job| (job, Ok(()))));
+            return (Ok(()), done);
         }
-        let result = own.map_or(Ok(()), |own| self.apply_alone(held, own));
         for mut job in live {
             let result = self.apply_alone(held, &mut *job);
-            job.finish(result);
+            done.push((job, result));
         }
-        result
+        (own.map_or(Ok(()), |own| self.apply_alone(held, own)), done)
     }
 
     fn apply_alone(&self, held: &Held<'_>, run: &mut (impl Run + ?Sized)) -> Result<(), Error> {
@@ -401,6 +405,12 @@ impl<R: Run + Send> Job for Posted<R> {
     fn abandoned(&self) -> bool {
         false
     }
+}
+
+type Done = (Box<dyn Job>, Result<(), Error>);
+
+fn finish(done: Vec<Done>) {
+    done.into_iter().for_each(|(job, result)| job.finish(result));
 }
 
 struct Nothing;

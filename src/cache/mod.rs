@@ -40,6 +40,7 @@ mod shared;
 pub(crate) mod state;
 mod sys;
 mod values;
+mod waiting;
 
 pub use events::Stats;
 pub use values::{Insert, Write};
@@ -50,6 +51,7 @@ pub(crate) use lane::{Pending, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
 pub(crate) use shared::Holding;
 pub(crate) use state::{CELLS, Change, LOCKS};
+pub(crate) use waiting::Ticket;
 
 use crate::{rejection::Error, time::Clock};
 use entries::Subject;

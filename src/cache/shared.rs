@@ -11,6 +11,7 @@ use super::{
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
+    waiting::Queues,
 };
 use crate::rejection::Error;
 use std::{
@@ -21,7 +22,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
@@ -55,9 +59,14 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) events: Events,
+    /// Who waits for locks in this process.
+    pub(crate) queues: Arc<Queues>,
     holdings: Mutex<HashMap<u64, Holding>>,
     next_holding: AtomicU64,
     tidied: Mutex<Instant>,
+    /// When the housekeeping thread wakes by itself, in ns since `began`.
+    planned: AtomicU64,
+    began: Instant,
     bell: Arc<Bell>,
     directory: Directory,
     // The last field, dropped after the environments are closed.
@@ -138,9 +147,12 @@ impl Shared {
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
+            queues: Arc::default(),
             holdings: Mutex::default(),
             next_holding: AtomicU64::new(0),
             tidied: Mutex::new(Instant::now()),
+            planned: AtomicU64::new(u64::MAX),
+            began: Instant::now(),
             bell,
             directory,
             _closing: Closing(id),
@@ -158,8 +170,11 @@ impl Shared {
     /// Has the housekeeping thread renew something until it is released.
     pub(crate) fn hold(&self, holding: Holding) -> u64 {
         let id = self.next_holding.fetch_add(1, Relaxed);
+        let due = self.since_began(holding.due);
         self.holdings().insert(id, holding);
-        self.bell.ring();
+        if due < self.planned.load(SeqCst) {
+            self.bell.ring();
+        }
         id
     }
 
@@ -170,6 +185,10 @@ impl Shared {
     /// Who in this process holds what stands under the key.
     pub(crate) fn local_owners(&self, key: &Key) -> Vec<u128> {
         self.holdings().values().filter(|held| held.key == *key).map(|held| held.owner).collect()
+    }
+
+    fn since_began(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn holdings(&self) -> MutexGuard<'_, HashMap<u64, Holding>> {
@@ -237,7 +256,10 @@ impl Shared {
 
 impl Chores for Shared {
     fn work(&self) -> Duration {
+        // Whoever holds something new from here on rings, unless it is due later than the plan.
+        self.planned.store(u64::MAX, SeqCst);
         let next = self.renew().min(self.tidy());
+        self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
         if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
     }
