@@ -3,6 +3,7 @@
 compile_error!("tower-floodgate needs Linux: robust process-shared mutexes, CLOCK_BOOTTIME and flock");
 
 pub mod answer;
+pub mod barrier;
 pub mod body;
 pub mod cache;
 pub mod lock;
@@ -12,6 +13,7 @@ pub mod throttle;
 pub mod time;
 
 pub use answer::{Answer, Fail, Http};
+pub use barrier::BarrierLayer;
 pub use body::Body;
 pub use cache::{Builder, Cache, Durability, Scope, Stats};
 pub use lock::{Lock, LockFactory, RLock, Semaphore};
