@@ -39,7 +39,9 @@ impl Ask {
         let tat = decode(found).map(|(tat, written)| if written < booted { self.rate.cut(tat, now) } else { tat });
         let decision = self.rate.decide(tat, now, self.cost, self.patience);
         let change = match &decision {
-            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => encode(*next, now, self.retention, self.tag),
+            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => {
+                encode(*next, now, self.retention, self.tag)
+            }
             _ => Change::Keep,
         };
         (decision, change)
@@ -145,7 +147,9 @@ pub enum LimitError {
 impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LimitError::Throttled { retry_after: Some(delay), .. } => write!(f, "too many requests, ask again in {delay:?}"),
+            LimitError::Throttled { retry_after: Some(delay), .. } => {
+                write!(f, "too many requests, ask again in {delay:?}")
+            }
             LimitError::Throttled { .. } => f.write_str("the cost is above what the limit ever allows"),
             LimitError::Cache(error) => error.fmt(f),
         }
@@ -220,7 +224,12 @@ impl Limit {
     pub async fn peek(&self) -> Result<Quota, Error> {
         let rate = self.rate;
         self.scope
-            .update(CELLS, self.key, move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep), |quota| quota)
+            .update(
+                CELLS,
+                self.key,
+                move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep),
+                |quota| quota,
+            )
             .await
     }
 

@@ -77,7 +77,8 @@ where
             Some(verdict) => match future.outcome.judge(verdict, &request, &mut future.quota) {
                 Step::Call => future.state = State::Calling { future: self.inner.call(request) },
                 Step::Wait(sleep, turn) => {
-                    future.state = State::Waiting { sleep, turn: Some(turn), next: Some((self.inner.clone(), request)) };
+                    future.state =
+                        State::Waiting { sleep, turn: Some(turn), next: Some((self.inner.clone(), request)) };
                 }
                 Step::Say(output) => future.state = State::Said { output: Some(output) },
             },
