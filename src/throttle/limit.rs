@@ -5,7 +5,14 @@ use crate::{
     cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on, record::u64_at},
     rejection::Error,
 };
-use std::{fmt, time::Duration};
+use hyper::rt::Sleep;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 /// What a cell says: the theoretical arrival time, and when that was written, in ns of machine time.
 fn decode(found: Found<'_>) -> Option<(u64, u64)> {
@@ -39,7 +46,9 @@ impl Ask {
         let tat = decode(found).map(|(tat, written)| if written < booted { self.rate.cut(tat, now) } else { tat });
         let decision = self.rate.decide(tat, now, self.cost, self.patience);
         let change = match &decision {
-            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => encode(*next, now, self.retention, self.tag),
+            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => {
+                encode(*next, now, self.retention, self.tag)
+            }
             _ => Change::Keep,
         };
         (decision, change)
@@ -69,6 +78,45 @@ impl Turn {
     /// The slot is used from now on.
     pub(super) fn spend(mut self) {
         self.0 = None;
+    }
+
+    /// Waits for the slot, which is used from then on.
+    pub(super) fn comes_after(self, wait: Duration, scope: &Scope) -> Waiting {
+        let handle = scope.handle();
+        let now = handle.now();
+        let due = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        Waiting { sleep: handle.sleep(wait), due, slept_at: now, scope: scope.clone(), turn: Some(self) }
+    }
+}
+
+/// The wait for a [`Turn`]; dropped early, the turn is given back.
+pub(super) struct Waiting {
+    sleep: Pin<Box<dyn Sleep>>,
+    /// Machine time in ns of the turn, and of the last time that sleep began.
+    due: u64,
+    slept_at: u64,
+    scope: Scope,
+    turn: Option<Turn>,
+}
+
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let now = self.scope.handle().now();
+            // A user's clock may wake early. If it stood still meanwhile, sleeping on would never end.
+            if now >= self.due || now <= self.slept_at {
+                break;
+            }
+            self.slept_at = now;
+            self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
+        }
+        if let Some(turn) = self.turn.take() {
+            turn.spend();
+        }
+        Poll::Ready(())
     }
 }
 
@@ -145,7 +193,9 @@ pub enum LimitError {
 impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LimitError::Throttled { retry_after: Some(delay), .. } => write!(f, "too many requests, ask again in {delay:?}"),
+            LimitError::Throttled { retry_after: Some(delay), .. } => {
+                write!(f, "too many requests, ask again in {delay:?}")
+            }
             LimitError::Throttled { .. } => f.write_str("the cost is above what the limit ever allows"),
             LimitError::Cache(error) => error.fmt(f),
         }
@@ -202,10 +252,10 @@ impl Limit {
     pub async fn acquire_at_most(&self, cost: u32, patience: Duration) -> Result<Quota, LimitError> {
         match self.ask(cost, patience).await.map_err(LimitError::Cache)? {
             Verdict::Admitted { wait, quota, turn } => {
-                if !wait.is_zero() {
-                    self.scope.handle().sleep(wait).await;
+                match wait.is_zero() {
+                    true => turn.spend(),
+                    false => turn.comes_after(wait, &self.scope).await,
                 }
-                turn.spend();
                 Ok(quota)
             }
             Verdict::Refused { retry_after, quota } => Err(LimitError::Throttled { retry_after, quota }),
@@ -220,7 +270,12 @@ impl Limit {
     pub async fn peek(&self) -> Result<Quota, Error> {
         let rate = self.rate;
         self.scope
-            .update(CELLS, self.key, move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep), |quota| quota)
+            .update(
+                CELLS,
+                self.key,
+                move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep),
+                |quota| quota,
+            )
             .await
     }
 
