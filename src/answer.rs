@@ -88,7 +88,8 @@ impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
     }
 
     fn refuse(&self, request: &Request<A>, why: Rejection) -> ControlFlow<Result<Self::Response, E>> {
-        let grpc = request.headers().get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let grpc =
+            request.headers().get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let mut response = match grpc {
             Some(content_type) => refuse_grpc(content_type.clone(), &why),
             None => refuse_http(&why),

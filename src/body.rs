@@ -24,26 +24,32 @@ pub struct Body<B> {
 #[pin_project(project = KindProj)]
 enum Kind<B> {
     Inner {
-        /// What was read of the body before it turned out not to be kept.
-        read: VecDeque<Frame<Bytes>>,
         #[pin]
         body: B,
         guard: Option<Guard>,
     },
+    Resumed(Resumed<B>),
     Stored {
         data: Option<Bytes>,
         trailers: Option<HeaderMap>,
     },
 }
 
+/// A body whose beginning has been read already: what was read, then the rest.
+pub(crate) struct Resumed<B> {
+    pub(crate) read: VecDeque<Frame<Bytes>>,
+    /// Ended the reading.
+    pub(crate) error: Option<BoxError>,
+    pub(crate) rest: Pin<Box<B>>,
+}
+
 impl<B> Body<B> {
     pub(crate) fn inner(body: B, guard: Option<Guard>) -> Self {
-        Body { kind: Kind::Inner { read: VecDeque::new(), body, guard } }
+        Body { kind: Kind::Inner { body, guard } }
     }
 
-    /// A body whose beginning has been read already.
-    pub(crate) fn resumed(read: VecDeque<Frame<Bytes>>, body: B) -> Self {
-        Body { kind: Kind::Inner { read, body, guard: None } }
+    pub(crate) fn resumed(resumed: Resumed<B>) -> Self {
+        Body { kind: Kind::Resumed(resumed) }
     }
 
     pub(crate) fn stored(data: Bytes, trailers: Option<HeaderMap>) -> Self {
@@ -62,6 +68,7 @@ impl<B> fmt::Debug for Body<B> {
         f.write_str(match &self.kind {
             Kind::Inner { guard: Some(_), .. } => "Body(inner, guarded)",
             Kind::Inner { .. } => "Body(inner)",
+            Kind::Resumed(_) => "Body(resumed)",
             Kind::Stored { .. } => "Body(stored)",
         })
     }
@@ -77,15 +84,19 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         Poll::Ready(match self.project().kind.project() {
-            KindProj::Inner { read, body, guard } => match read.pop_front() {
-                Some(frame) => Some(Ok(frame)),
-                None => {
-                    let frame = ready!(body.poll_frame(cx));
-                    if !matches!(frame, Some(Ok(_))) {
-                        guard.take();
-                    }
-                    frame.map(|frame| frame.map_err(Into::into))
+            KindProj::Inner { body, guard } => {
+                let frame = ready!(body.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    guard.take();
                 }
+                frame.map(|frame| frame.map_err(Into::into))
+            }
+            KindProj::Resumed(Resumed { read, error, rest }) => match read.pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None => match error.take() {
+                    Some(error) => Some(Err(error)),
+                    None => ready!(rest.as_mut().poll_frame(cx)).map(|frame| frame.map_err(Into::into)),
+                },
             },
             KindProj::Stored { data, trailers } => {
                 data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok)
@@ -95,17 +106,18 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Kind::Inner { read, body, .. } => read.is_empty() && body.is_end_stream(),
+            Kind::Inner { body, .. } => body.is_end_stream(),
+            Kind::Resumed(Resumed { read, error, rest }) => read.is_empty() && error.is_none() && rest.is_end_stream(),
             Kind::Stored { data, trailers } => data.is_none() && trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Inner { read, body, .. } if read.is_empty() => body.size_hint(),
-            Kind::Inner { read, body, .. } => {
+            Kind::Inner { body, .. } => body.size_hint(),
+            Kind::Resumed(Resumed { read, rest, .. }) => {
                 let ahead: u64 = read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
-                let rest = body.size_hint();
+                let rest = rest.size_hint();
                 let mut hint = SizeHint::new();
                 hint.set_lower(rest.lower().saturating_add(ahead));
                 if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {

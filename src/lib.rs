@@ -9,6 +9,7 @@ pub mod cache;
 pub mod lock;
 pub mod name;
 mod rejection;
+pub mod stampede;
 pub mod throttle;
 pub mod time;
 
@@ -19,4 +20,5 @@ pub use cache::{Builder, Cache, Durability, Scope, Stats};
 pub use lock::{Lock, LockFactory, RLock, Semaphore};
 pub use name::Name;
 pub use rejection::{Error, Reason, Rejection};
+pub use stampede::StampedeCacheLayer;
 pub use throttle::ThrottleLayer;

@@ -134,10 +134,8 @@ impl<L, A> Outcome<L, A> {
             }
         };
         // When the lock will be free cannot be told; a second keeps clients from hammering.
-        let why = Rejection {
-            retry_after: Some(Duration::from_secs(1)),
-            ..Rejection::new(reason, self.scope.shared_name())
-        };
+        let why =
+            Rejection { retry_after: Some(Duration::from_secs(1)), ..Rejection::new(reason, self.scope.shared_name()) };
         match self.answer.refuse(request, why) {
             ControlFlow::Break(output) => Step::Say(output),
             ControlFlow::Continue(()) => Step::Call(None),

@@ -107,6 +107,7 @@ impl Env {
     }
 
     /// Closes the environment and returns when it is closed, so that it can be opened again.
+    #[cfg(test)]
     pub(crate) fn close(self) {
         self.heed.prepare_for_closing().wait();
     }
@@ -166,6 +167,7 @@ impl Txn<'_> {
         rows.take(most).map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed)).collect()
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
@@ -248,23 +250,28 @@ fn metas_are_sound(head: &[u8], length: u64) -> bool {
     let meta = |page: usize| {
         let at = page * page_size as usize + 16;
         let last_page = u64_at(at + 120)?;
-        let roots_fit = [at + 24 + 40, at + 72 + 40].into_iter().all(|root| {
-            u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page)
-        });
+        let roots_fit = [at + 24 + 40, at + 72 + 40]
+            .into_iter()
+            .all(|root| u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page));
         let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size && roots_fit;
         sound.then_some((last_page, u64_at(at + 128)?))
     };
     let (Some((last_a, txn_a)), Some((last_b, txn_b))) = (meta(0), meta(1)) else { return false };
     let last_page = if txn_a >= txn_b { last_a } else { last_b };
     txn_a.abs_diff(txn_b) <= 1
-        && last_page.checked_add(1).and_then(|pages| pages.checked_mul(page_size.into())).is_some_and(|bytes| bytes <= length)
+        && last_page
+            .checked_add(1)
+            .and_then(|pages| pages.checked_mul(page_size.into()))
+            .is_some_and(|bytes| bytes <= length)
 }
 
 fn from_heed(error: heed::Error) -> Error {
     match error {
         heed::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => Error::Full,
         heed::Error::Io(error) => Error::Io(error),
-        heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull | MdbError::ReadersFull | MdbError::MapResized) => Error::Full,
+        heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull | MdbError::ReadersFull | MdbError::MapResized) => {
+            Error::Full
+        }
         heed::Error::EnvAlreadyOpened => Error::Busy,
         _ => Error::Damaged,
     }

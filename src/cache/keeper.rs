@@ -62,7 +62,9 @@ impl Bell {
             let deadline = Instant::now() + pause;
             let mut state = self.lock();
             while !state.rung && !state.closed {
-                let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else { break };
+                let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                    break;
+                };
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
             if state.closed {

@@ -165,6 +165,14 @@ impl Lane {
         Pending::ready(settle(run, Err(error)))
     }
 
+    /// As `delegate`, for what nobody awaits; it may be lost.
+    pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
+        if !sys::forked() && !self.stuck.load(SeqCst) {
+            self.enqueue(Box::new(Posted(run)), true);
+            self.bell.ring();
+        }
+    }
+
     /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.
     pub(crate) fn leave_to_keeper(&self, run: impl Run + Send + 'static) {
         self.enqueue(Box::new(Posted(run)), false);

@@ -135,7 +135,8 @@ impl Directory {
         }
         let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => fail(
-                "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)".into(),
+                "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)"
+                    .into(),
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
@@ -154,7 +155,9 @@ impl Directory {
         };
         let mut layout = match text.as_deref().and_then(Layout::parse) {
             Some(layout) => layout,
-            None if !alone => return Err(fail("its layout file is damaged while others use it; stop them first".into())),
+            None if !alone => {
+                return Err(fail("its layout file is damaged while others use it; stop them first".into()));
+            }
             None => Layout {
                 secret: rand::random(),
                 state_size,
@@ -235,7 +238,8 @@ impl Directory {
     fn remove_old_generations(&self) {
         let layout = &self.layout;
         let mut current = vec![self.state_path(layout.state)];
-        current.extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
+        current
+            .extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
         for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let is_generation = ["state-", "entries-"].iter().any(|kind| name.to_string_lossy().starts_with(kind));
@@ -284,15 +288,18 @@ fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
     let facts = directory.metadata().map_err(|error| error.to_string())?;
     let me = rustix::process::geteuid().as_raw();
     if facts.uid() != me {
-        return Err(format!("it belongs to user {}, this process runs as {me}; whoever writes the files could crash us", facts.uid()));
+        return Err(format!(
+            "it belongs to user {}, this process runs as {me}; whoever writes the files could crash us",
+            facts.uid()
+        ));
     }
     if facts.permissions().mode() & 0o022 != 0 {
         return Err("other users may write to it; give it mode 0700 or name another path".into());
     }
     match sys::file_system(&directory).map_err(|error| format!("the file system cannot be told: {error}"))? {
-        sys::FileSystem::Network(kind) => {
-            Err(format!("it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"))
-        }
+        sys::FileSystem::Network(kind) => Err(format!(
+            "it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"
+        )),
         local => Ok(local),
     }
 }

@@ -20,6 +20,7 @@ pub(crate) enum Kind {
     Lock = 3,
     Response = 4,
     Value = 5,
+    Memo = 6,
 }
 
 /// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.
@@ -27,6 +28,13 @@ pub(crate) enum Kind {
 pub(crate) struct Key {
     pub(crate) hash: [u8; 16],
     pub(crate) echo: u64,
+}
+
+impl Key {
+    /// The tag of entries that belong to the one under this key, such as variants of a response.
+    pub(crate) fn own_tag(&self) -> u64 {
+        self.echo.max(1)
+    }
 }
 
 /// A scope's share in a key.
@@ -63,7 +71,10 @@ impl Secret {
     }
 
     pub(crate) fn key(&self, kind: Kind, scope: &ScopeId, name: &[u8]) -> Key {
-        Key { hash: digest(&self.row, kind, scope, name).to_le_bytes(), echo: digest(&self.echo, kind, scope, name) as u64 }
+        Key {
+            hash: digest(&self.row, kind, scope, name).to_le_bytes(),
+            echo: digest(&self.echo, kind, scope, name) as u64,
+        }
     }
 }
 
@@ -263,7 +274,11 @@ mod tests {
     #[test]
     fn a_throttle_cell_stays_below_48_bytes() {
         let mut out = Vec::new();
-        encode_row(&mut out, &secret().key(Kind::Throttle, &[0; 16], b"x"), &Row { expires: 1, tag: 0, payload: &[0; 8] });
+        encode_row(
+            &mut out,
+            &secret().key(Kind::Throttle, &[0; 16], b"x"),
+            &Row { expires: 1, tag: 0, payload: &[0; 8] },
+        );
         assert!(out.len() < 48, "{}", out.len());
     }
 

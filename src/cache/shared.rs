@@ -5,6 +5,7 @@ use super::{
     entries::{self, Entries},
     env::{Env, Options},
     events::Events,
+    flights::Flights,
     keeper::{Bell, Chores},
     lane::Lane,
     layout::{Directory, Layout},
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     /// Who waits for locks in this process.
     pub(crate) queues: Arc<Queues>,
+    /// What is being computed in this process.
+    pub(crate) flights: Arc<Flights>,
     holdings: Mutex<HashMap<u64, Holding>>,
     next_holding: AtomicU64,
     tidied: Mutex<Instant>,
@@ -123,14 +126,15 @@ impl Shared {
 
     fn open_files(path: &Path, temporary: bool, id: (u64, u64), settings: &Settings) -> Result<Shared, Error> {
         let bell = Arc::new(Bell::default());
-        let opened = Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
-            let state = open_state(directory, layout, alone, settings)?;
-            let mut entries = Vec::new();
-            for shard in 0..layout.shards as usize {
-                entries.push(open_entries(directory, layout, shard, alone, settings)?);
-            }
-            Ok((state, entries))
-        });
+        let opened =
+            Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
+                let state = open_state(directory, layout, alone, settings)?;
+                let mut entries = Vec::new();
+                for shard in 0..layout.shards as usize {
+                    entries.push(open_entries(directory, layout, shard, alone, settings)?);
+                }
+                Ok((state, entries))
+            });
         let (directory, (state, entries)) = opened.map_err(|error| match error {
             Error::Open { .. } => error,
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
@@ -148,6 +152,7 @@ impl Shared {
                 .collect(),
             events: Events::default(),
             queues: Arc::default(),
+            flights: Arc::default(),
             holdings: Mutex::default(),
             next_holding: AtomicU64::new(0),
             tidied: Mutex::new(Instant::now()),

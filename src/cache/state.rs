@@ -50,7 +50,13 @@ impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for
 
 impl State {
     pub(crate) fn new(lane: Lane) -> State {
-        State { lane, cursor: Mutex::default(), writes: AtomicU64::new(0), evicted: AtomicU64::new(0), damaged: AtomicU64::new(0) }
+        State {
+            lane,
+            cursor: Mutex::default(),
+            writes: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        }
     }
 
     /// Reads, decides and writes in one transaction: here and now, or queued while another process is at it.
@@ -130,7 +136,12 @@ fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16],
     })
 }
 
-fn drop_nearest_to_full(txn: &mut Txn<'_>, mut rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
+fn drop_nearest_to_full(
+    txn: &mut Txn<'_>,
+    mut rows: Vec<([u8; 16], u64)>,
+    most: usize,
+    now: u64,
+) -> Result<u64, Error> {
     rows.sort_unstable_by_key(|row| row.1);
     let mut live = 0;
     for (key, expires) in rows.into_iter().take(most) {

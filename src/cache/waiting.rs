@@ -66,7 +66,11 @@ impl Ticket {
     }
 
     pub(crate) fn is_first(&self) -> bool {
-        self.queues.lock().get(&self.key.hash).and_then(|queue| queue.front()).is_some_and(|first| Arc::ptr_eq(first, &self.waiter))
+        self.queues
+            .lock()
+            .get(&self.key.hash)
+            .and_then(|queue| queue.front())
+            .is_some_and(|first| Arc::ptr_eq(first, &self.waiter))
     }
 
     /// Whether it was called since it was last asked; the waker is woken by the next call.
