@@ -1,5 +1,6 @@
 //! The second listener: purge what is stored, read what has happened.
 
+use crate::paths;
 use axum::{
     Json, Router,
     extract::{Query, State},
@@ -26,7 +27,7 @@ struct Purge {
 async fn purge(State(cache): State<Cache>, Query(purge): Query<Purge>) -> (StatusCode, String) {
     let tag = match (purge.tag, purge.path) {
         (Some(tag), None) => tag,
-        (None, Some(path)) => crate::proxy::path_tag(&path),
+        (None, Some(path)) => paths::tag(&path),
         _ => return (StatusCode::BAD_REQUEST, "POST /purge?tag=T or /purge?path=P\n".into()),
     };
     match cache.evict(&tag).await {

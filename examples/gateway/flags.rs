@@ -3,7 +3,9 @@
 use crate::proxy::Upstream;
 use clap::{Parser, error::ErrorKind};
 use http::{HeaderName, Request};
-use std::{fmt::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _, io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration,
+};
 use tower_floodgate::name::{self, ClientIp, Header, Name, NameBuf, Named};
 
 /// A reverse proxy that guards an HTTP upstream: throttle, then cache, then barrier.
@@ -132,9 +134,17 @@ impl Flags {
 pub(crate) fn fail(problem: &str) -> ExitCode {
     let line: Vec<&str> = problem.split_whitespace().collect();
     let line: String = line.join(" ").chars().map(|symbol| if symbol.is_control() { '?' } else { symbol }).collect();
-    // Not `eprintln!`, which would panic where nobody reads.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("error: {line}\n").as_bytes());
+    complain("error", &line);
     ExitCode::from(2)
+}
+
+pub(crate) fn warn(what: &str) {
+    complain("warning", what);
+}
+
+/// Not `eprintln!`, which would panic where nobody reads.
+fn complain(kind: &str, line: &str) {
+    let _ = std::io::stderr().write_all(format!("{kind}: {line}\n").as_bytes());
 }
 
 /// What a layer takes for one.

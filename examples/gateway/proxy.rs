@@ -1,6 +1,6 @@
 //! The stack of layers, and the client below them.
 
-use crate::flags::Flags;
+use crate::{flags::Flags, paths};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{self, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING},
@@ -14,7 +14,7 @@ use hyper_util::{
 };
 use std::{convert::Infallible, net::SocketAddr, str::FromStr};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
-use tower_floodgate::{BarrierLayer, Cache, Semaphore, ThrottleLayer, name::PeerAddr};
+use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::PeerAddr};
 
 type Outgoing = UnsyncBoxBody<Bytes, BoxError>;
 
@@ -35,6 +35,22 @@ pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream) -> Proxy {
             .wait_at_most(flags.barrier_wait)
             .expire(flags.lease);
         proxy = boxed(barrier.layer(proxy));
+    }
+    if !flags.no_cache {
+        let cache = StampedeCacheLayer::new(scope.clone(), flags.expire).beta(flags.beta);
+        let tagged = service_fn(move |request: Request<Incoming>| {
+            let tag = paths::tag(request.uri().path());
+            let answering = proxy.clone().oneshot(request);
+            async move {
+                let mut response = answering.await?;
+                paths::add(response.headers_mut(), &tag);
+                Ok(response)
+            }
+        });
+        proxy = boxed(cache.layer(tagged).map_response(|mut response| {
+            paths::take_off(response.headers_mut());
+            response
+        }));
     }
     if let Some((count, per)) = flags.throttle {
         let throttle =
@@ -137,8 +153,11 @@ async fn forward(
         Err(_) => return Ok(problem(StatusCode::BAD_REQUEST, "the target of the request makes no URL")),
     }
     *request.version_mut() = Version::HTTP_11;
-    // The client frames the body anew. Until here the field told the layers that there is one.
-    request.headers_mut().remove(TRANSFER_ENCODING);
+    let length_unknown = !request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH);
+    if length_unknown && !request.headers().contains_key(TRANSFER_ENCODING) {
+        // HTTP/2 need not say it, and the client would send a GET without its body.
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     match client.request(request).await {
         Ok(mut response) => {
             strip_hop_by_hop(response.headers_mut());
@@ -188,9 +207,4 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
-}
-
-/// The tag of all answers to one path.
-pub(crate) fn path_tag(path: &str) -> String {
-    format!("path:{path}")
 }
