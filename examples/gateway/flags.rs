@@ -108,10 +108,11 @@ impl Flags {
             line(&format!("curl -i http://{gateway}/slow/1000"), "takes a second; at once when asked again");
         }
         if !self.no_cache && self.throttle.is_none() {
-            let url = format!("http://{gateway}/slow/2000");
+            // A target of its own: what an earlier gateway stored would be no stampede.
+            let url = format!("http://{gateway}/slow/2000?{}", std::process::id());
             line(
                 &format!("seq 64 | xargs -P 64 -I_ curl -s -o /dev/null {url}; curl http://{gateway}/count"),
-                "64 at once, one call of the origin",
+                "64 at once, and the count of /slow is up by one",
             );
         }
         if self.no_cache && self.barrier.is_some() && self.throttle.is_none() {
