@@ -59,7 +59,7 @@ async fn run(flags: Flags) -> Result<(), BoxError> {
             origin.into()
         }
     };
-    let proxy = proxy::stack(&flags, &cache, upstream);
+    let proxy = proxy::stack(&flags, &cache, upstream, address.port());
     if let Some(admin) = flags.admin {
         let admin = bind(admin).await?;
         say(&format!("admin on http://{}", admin.local_addr()?));

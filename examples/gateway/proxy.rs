@@ -14,15 +14,18 @@ use hyper_util::{
 };
 use std::{convert::Infallible, net::SocketAddr, str::FromStr};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
-use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::PeerAddr};
+use tower_floodgate::{
+    BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer,
+    name::{self, Name, NameBuf, PeerAddr, Target},
+};
 
 type Outgoing = UnsyncBoxBody<Bytes, BoxError>;
 
 /// What all of the stack looks like from outside, whichever layers are in it.
 pub(crate) type Proxy = BoxCloneService<Request<Incoming>, Response<Outgoing>, Infallible>;
 
-/// Throttle, then cache, then barrier, then the upstream.
-pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream) -> Proxy {
+/// Throttle, then cache, then barrier, then the upstream. `port` is the one that the gateway listens on.
+pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream, port: u16) -> Proxy {
     let scope = cache.scope("gateway");
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
@@ -37,7 +40,7 @@ pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream) -> Proxy {
         proxy = boxed(barrier.layer(proxy));
     }
     if !flags.no_cache {
-        let cache = StampedeCacheLayer::new(scope.clone(), flags.expire).beta(flags.beta);
+        let cache = StampedeCacheLayer::new(scope.clone(), flags.expire).beta(flags.beta).name(target(port));
         let tagged = service_fn(move |request: Request<Incoming>| {
             let tag = paths::tag(request.uri().path());
             let answering = proxy.clone().oneshot(request);
@@ -71,6 +74,26 @@ where
     BoxCloneService::new(
         service.map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync())),
     )
+}
+
+/// Answers are named by method, host, path and query. The port does not count where it is the gateway's own, so that
+/// gateways on several ports share answers. Another does: a client may write there what it likes.
+fn target<B>(port: u16) -> impl Name<Request<B>> + Clone {
+    let (target, port) = (Target::new(), format!(":{port}"));
+    name::from_fn(move |request: &Request<B>, name: &mut NameBuf| {
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else { return target.name(request, name) };
+        let host = host.as_bytes().strip_suffix(port.as_bytes()).and_then(|host| HeaderValue::from_bytes(host).ok());
+        let Some(host) = host else { return target.name(request, name) };
+        let mut portless = Request::new(());
+        *portless.method_mut() = request.method().clone();
+        *portless.uri_mut() = request.uri().clone();
+        for part in [CONTENT_LENGTH, TRANSFER_ENCODING] {
+            portless.headers_mut().extend(request.headers().get(&part).map(|value| (part, value.clone())));
+        }
+        portless.headers_mut().insert(HOST, host);
+        target.name(&portless, name)
+    })
 }
 
 /// Where requests go: `http://authority`, and what comes before their paths.

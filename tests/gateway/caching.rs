@@ -31,10 +31,7 @@ async fn an_answer_is_served_by_other_processes_and_after_kill_9() {
     let browser = Browser::http1();
     let first = Gateway::start(cache.path(), &flags);
     let second = Gateway::start(cache.path(), &flags);
-    let ask = async |gateway: &Gateway, browser: &Browser| {
-        let host = [("host", "example.com")];
-        browser.send(Method::GET, &gateway.url("/page?a=1&b=2"), &host, "").await
-    };
+    let ask = async |gateway: &Gateway, browser: &Browser| browser.get(&gateway.url("/page?a=1&b=2")).await;
     let stored = ask(&first, &browser).await;
     assert_eq!(stored.header("cache-status"), "floodgate; fwd=miss; stored; ttl=600");
     let hit = ask(&second, &browser).await;
@@ -63,8 +60,15 @@ async fn both_versions_of_http_share_answers_and_hosts_do_not() {
         assert!(raw(address, &absolute).await.ends_with("answer 1"));
     }
     assert_eq!(origin.calls(), 1);
-    Browser::http1().send(Method::GET, &gateway.url("/page"), &[("host", "other")], "").await;
-    assert_eq!(origin.calls(), 2);
+    let mut calls = 1;
+    for host in ["other", "127.0.0.1:1", "localhost"] {
+        Browser::http1().send(Method::GET, &gateway.url("/page"), &[("host", host)], "").await;
+        calls += 1;
+        assert_eq!(origin.calls(), calls, "{host}");
+    }
+    let own_port = format!("other:{}", address.port());
+    Browser::http1().send(Method::GET, &gateway.url("/page"), &[("host", &own_port)], "").await;
+    assert_eq!(origin.calls(), calls, "the gateway's own port makes no difference");
 }
 
 #[tokio::test]
@@ -144,5 +148,21 @@ async fn a_variant_is_stored_for_those_who_got_it() {
         let hit = ask(&[("accept-language", language)]).await;
         assert_eq!(hit.body, language);
         assert!(hit.header("cache-status").starts_with("floodgate; hit"), "{hit:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_to_be_stored_is_there_for_all() {
+    let (upstream, _) = numbering(&[]).await;
+    let cache = directory();
+    let flags = ["--upstream", &upstream, "--expire", "600", "--beta", "0"];
+    let gateways = [Gateway::start(cache.path(), &flags), Gateway::start(cache.path(), &flags)];
+    let browser = Browser::http1();
+    for n in 0..300 {
+        let path = format!("/page/{n}");
+        let (one, other) = (&gateways[n % 2], &gateways[(n + 1) % 2]);
+        assert!(browser.get(&one.url(&path)).await.header("cache-status").contains("; stored; "));
+        let hit = browser.get(&other.url(&path)).await;
+        assert!(hit.header("cache-status").starts_with("floodgate; hit; "), "{n}: {hit:?}");
     }
 }
