@@ -3,8 +3,8 @@
 compile_error!("tower-floodgate needs Linux: robust process-shared mutexes, CLOCK_BOOTTIME and flock");
 
 pub mod cache;
-mod rejection;
 pub mod name;
+mod rejection;
 pub mod throttle;
 pub mod time;
 pub use cache::{Builder, Cache, Durability, Scope, Stats};

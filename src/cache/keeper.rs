@@ -2,9 +2,12 @@
 //! tied to no runtime, gone with the last handle of its cache.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
+
+const AFTER_A_PANIC: Duration = Duration::from_millis(20);
 
 /// What the thread does each time it is woken; the answer is when it wants to be woken next.
 pub(crate) trait Chores: Send + Sync + 'static {
@@ -57,12 +60,15 @@ impl Bell {
 
     fn keep(&self) {
         while let Some(chores) = self.chores.get().and_then(Weak::upgrade) {
-            let pause = chores.work();
+            // A chore that panics, by a user's clock perhaps, must not end the others for ever.
+            let pause = catch_unwind(AssertUnwindSafe(|| chores.work())).unwrap_or(AFTER_A_PANIC);
             drop(chores);
             let deadline = Instant::now() + pause;
             let mut state = self.lock();
             while !state.rung && !state.closed {
-                let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else { break };
+                let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                    break;
+                };
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
             if state.closed {

@@ -56,7 +56,7 @@ impl Layout {
         let shards = u32::try_from(number("shards")?).ok().filter(|shards| (1..=256).contains(shards))?;
         Some(Layout {
             secret: unhex(fields.get("secret")?)?,
-            state_size: number("state_size")?,
+            state_size: number("state_size").filter(|&size| is_state_size(size))?,
             shards,
             boot: fields.get("boot")?.to_string(),
             offset: number("offset")?,
@@ -87,6 +87,11 @@ impl Layout {
     }
 }
 
+/// What the file of throttle cells and locks may be large.
+pub(crate) fn is_state_size(bytes: u64) -> bool {
+    (1 << 20..=1 << 40).contains(&bytes) && bytes.is_multiple_of(64 << 10)
+}
+
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     let mut out = [0; N];
@@ -111,7 +116,7 @@ pub(crate) struct Directory {
 
 /// The right to change a directory; while it exists nobody else opens or closes the cache.
 #[derive(Debug)]
-struct Opening {
+pub(crate) struct Opening {
     _lock: File,
 }
 
@@ -135,14 +140,16 @@ impl Directory {
         }
         let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => fail(
-                "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)".into(),
+                "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)"
+                    .into(),
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
         let users = open_file(&home.join("users")).map_err(io("its users file"))?;
         let alone = flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok();
         if !alone {
-            flock(&users, FlockOperation::NonBlockingLockShared).map_err(|error| io("its users file")(error.into()))?;
+            // A process of another build that looks whether anybody is in holds it for a moment.
+            lock_for(&users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
         }
         let boot = boot_id().map_err(io("the boot id"))?;
         let path = home.join("layout");
@@ -154,7 +161,9 @@ impl Directory {
         };
         let mut layout = match text.as_deref().and_then(Layout::parse) {
             Some(layout) => layout,
-            None if !alone => return Err(fail("its layout file is damaged while others use it; stop them first".into())),
+            None if !alone => {
+                return Err(fail("its layout file is damaged while others use it; stop them first".into()));
+            }
             None => Layout {
                 secret: rand::random(),
                 state_size,
@@ -189,8 +198,7 @@ impl Directory {
         directory.layout = layout;
         if alone {
             directory.remove_old_generations();
-            flock(&directory.users, FlockOperation::NonBlockingLockShared)
-                .map_err(|error| io("its users file")(error.into()))?;
+            lock_for(&directory.users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
         }
         Ok((directory, opened))
     }
@@ -217,12 +225,13 @@ impl Directory {
     }
 
     /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
-    /// reboot, which is then written down.
-    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) {
-        let Ok(_opening) = Opening::enter(&self.home, Duration::from_millis(200)) else { return };
+    /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
+    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
+        let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
         if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
             let _ = self.write(&Layout { clean: true, ..self.layout.clone() });
         }
+        Some(opening)
     }
 
     fn write(&self, layout: &Layout) -> io::Result<()> {
@@ -235,7 +244,8 @@ impl Directory {
     fn remove_old_generations(&self) {
         let layout = &self.layout;
         let mut current = vec![self.state_path(layout.state)];
-        current.extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
+        current
+            .extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
         for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let is_generation = ["state-", "entries-"].iter().any(|kind| name.to_string_lossy().starts_with(kind));
@@ -249,16 +259,21 @@ impl Directory {
 impl Opening {
     fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
         let lock = open_file(&home.join("open.lock"))?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Opening { _lock: lock }),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(error) => return Err(error.into()),
+        lock_for(&lock, FlockOperation::NonBlockingLockExclusive, patience)?;
+        Ok(Opening { _lock: lock })
+    }
+}
+
+fn lock_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
             }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -284,15 +299,18 @@ fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
     let facts = directory.metadata().map_err(|error| error.to_string())?;
     let me = rustix::process::geteuid().as_raw();
     if facts.uid() != me {
-        return Err(format!("it belongs to user {}, this process runs as {me}; whoever writes the files could crash us", facts.uid()));
+        return Err(format!(
+            "it belongs to user {}, this process runs as {me}; whoever writes the files could crash us",
+            facts.uid()
+        ));
     }
     if facts.permissions().mode() & 0o022 != 0 {
         return Err("other users may write to it; give it mode 0700 or name another path".into());
     }
     match sys::file_system(&directory).map_err(|error| format!("the file system cannot be told: {error}"))? {
-        sys::FileSystem::Network(kind) => {
-            Err(format!("it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"))
-        }
+        sys::FileSystem::Network(kind) => Err(format!(
+            "it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"
+        )),
         local => Ok(local),
     }
 }
@@ -315,7 +333,7 @@ fn check_siblings(root: &Path, home: &Path) -> Result<(), String> {
 fn fresh_number(home: &Path) -> u64 {
     let used = fs::read_dir(home).into_iter().flatten().flatten();
     let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
-    highest.map_or(0, |highest| highest + 1)
+    highest.map_or(0, |highest| highest.saturating_add(1))
 }
 
 fn boot_id() -> io::Result<String> {

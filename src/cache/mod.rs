@@ -35,10 +35,13 @@ mod gate;
 mod keeper;
 mod lane;
 mod layout;
+mod pending;
 pub(crate) mod record;
 mod shared;
 pub(crate) mod state;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod values;
 
 pub use events::Stats;
@@ -46,7 +49,7 @@ pub use values::{Insert, Write};
 
 pub(crate) use entries::Edit;
 pub(crate) use events::Event;
-pub(crate) use lane::{Pending, block_on};
+pub(crate) use pending::{Pending, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
 pub(crate) use shared::Holding;
 pub(crate) use state::{CELLS, Change, LOCKS};
@@ -185,8 +188,10 @@ impl Builder {
     ///
     /// Below 1 MiB, above 1 TiB, or if it is not a multiple of 64 KiB.
     pub fn state_size(mut self, bytes: u64) -> Self {
-        let fits = (1 << 20..=1 << 40).contains(&bytes) && bytes % (64 << 10) == 0;
-        assert!(fits, "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes");
+        assert!(
+            layout::is_state_size(bytes),
+            "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes"
+        );
         self.state_size = bytes;
         self
     }
@@ -394,6 +399,21 @@ impl Cache {
         }
     }
 
+    /// For this crate's own tests: adds 1 to a number that stands among the locks and resolves to it. `inside` is called
+    /// within the transaction.
+    #[doc(hidden)]
+    pub fn count_for_tests(&self, name: &str, inside: impl Fn() + Send + 'static) -> Write<u64> {
+        let transition = move |found: Found<'_>, _: u64| {
+            let sum = 1 + match found {
+                Found::Row(row) => record::u64_at(row.payload, 0).unwrap_or(0),
+                Found::Absent | Found::Damaged => 0,
+            };
+            inside();
+            (sum, Change::Put { expires: u64::MAX, tag: 0, payload: sum.to_le_bytes().to_vec() })
+        };
+        self.root.update(LOCKS, self.root.key(Kind::Lock, name.as_bytes()), transition, |result| result).into()
+    }
+
     /// What has happened in this process, and how full the cache is.
     pub fn stats(&self) -> Stats {
         self.handle.shared.stats()
@@ -487,7 +507,7 @@ impl Scope {
 
     /// The stored entry, or the purge sequence that a computation starting now must carry.
     pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<Entry, u64>, Error> {
-        self.handle().shared.shard(key).get(key, name, self.handle().now())
+        self.handle().shared.shard(key).get(key, name, || self.handle().now())
     }
 
     /// The purge sequence that a computation starting now must carry.

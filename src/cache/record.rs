@@ -63,7 +63,10 @@ impl Secret {
     }
 
     pub(crate) fn key(&self, kind: Kind, scope: &ScopeId, name: &[u8]) -> Key {
-        Key { hash: digest(&self.row, kind, scope, name).to_le_bytes(), echo: digest(&self.echo, kind, scope, name) as u64 }
+        Key {
+            hash: digest(&self.row, kind, scope, name).to_le_bytes(),
+            echo: digest(&self.echo, kind, scope, name) as u64,
+        }
     }
 }
 
@@ -207,7 +210,8 @@ pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<Entry> {
     decode_head(bytes).map(|head| head.entry)
 }
 
-fn checksum_holds(bytes: &[u8]) -> bool {
+/// Whether an entry's bytes are as they were stored.
+pub(crate) fn checksum_holds(bytes: &[u8]) -> bool {
     let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
     check == xxh3_64(body).to_le_bytes()
 }
@@ -263,7 +267,11 @@ mod tests {
     #[test]
     fn a_throttle_cell_stays_below_48_bytes() {
         let mut out = Vec::new();
-        encode_row(&mut out, &secret().key(Kind::Throttle, &[0; 16], b"x"), &Row { expires: 1, tag: 0, payload: &[0; 8] });
+        encode_row(
+            &mut out,
+            &secret().key(Kind::Throttle, &[0; 16], b"x"),
+            &Row { expires: 1, tag: 0, payload: &[0; 8] },
+        );
         assert!(out.len() < 48, "{}", out.len());
     }
 

@@ -7,7 +7,7 @@ use super::{
     events::Events,
     keeper::{Bell, Chores},
     lane::Lane,
-    layout::{Directory, Layout},
+    layout::{Directory, Layout, Opening},
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
@@ -57,11 +57,17 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     holdings: Mutex<HashMap<u64, Holding>>,
     next_holding: AtomicU64,
-    tidied: Mutex<Instant>,
+    tidied: Mutex<Tidied>,
     bell: Arc<Bell>,
     directory: Directory,
     // The last field, dropped after the environments are closed.
-    _closing: Closing,
+    closing: Closing,
+}
+
+/// When the housekeeping thread tidied last: everything, and where there was more to do.
+struct Tidied {
+    all: Instant,
+    some: Instant,
 }
 
 /// Something this process holds and must renew from time to time.
@@ -99,6 +105,11 @@ impl Shared {
         loop {
             match open.get_or_insert_default().get(&id).map(Weak::upgrade) {
                 None => break,
+                Some(Some(shared)) if shared.state.lane.env.forked() => {
+                    let reason =
+                        "it was open when this process was forked: drop every handle from before the fork first";
+                    return Err(Error::Open { path, reason: reason.into() });
+                }
                 Some(Some(shared)) => return Ok(shared),
                 // Its last handle is gone, but its files are not closed yet.
                 Some(None) => open = CLOSED.wait(open).unwrap_or_else(PoisonError::into_inner),
@@ -114,14 +125,15 @@ impl Shared {
 
     fn open_files(path: &Path, temporary: bool, id: (u64, u64), settings: &Settings) -> Result<Shared, Error> {
         let bell = Arc::new(Bell::default());
-        let opened = Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
-            let state = open_state(directory, layout, alone, settings)?;
-            let mut entries = Vec::new();
-            for shard in 0..layout.shards as usize {
-                entries.push(open_entries(directory, layout, shard, alone, settings)?);
-            }
-            Ok((state, entries))
-        });
+        let opened =
+            Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
+                let state = open_state(directory, layout, alone, settings)?;
+                let mut entries = Vec::new();
+                for shard in 0..layout.shards as usize {
+                    entries.push(open_entries(directory, layout, shard, alone, settings)?);
+                }
+                Ok((state, entries))
+            });
         let (directory, (state, entries)) = opened.map_err(|error| match error {
             Error::Open { .. } => error,
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
@@ -140,10 +152,10 @@ impl Shared {
             events: Events::default(),
             holdings: Mutex::default(),
             next_holding: AtomicU64::new(0),
-            tidied: Mutex::new(Instant::now()),
+            tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
             bell,
             directory,
-            _closing: Closing(id),
+            closing: Closing { id, opening: None },
         })
     }
 
@@ -208,26 +220,24 @@ impl Shared {
 
     fn tidy(&self) -> Duration {
         let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = tidied.elapsed();
-        if since < WALK {
-            return WALK - since;
+        let all = tidied.all.elapsed() >= TIDY;
+        if !all && tidied.some.elapsed() < WALK {
+            return WALK;
         }
-        let now = boot_time_ns().saturating_add(self.offset);
-        let full = since >= TIDY;
-        if full {
-            self.state.lane.env.clear_stale_readers();
-            self.entries.iter().for_each(|shard| shard.lane.env.clear_stale_readers());
+        tidied.some = Instant::now();
+        if all {
+            tidied.all = tidied.some;
+            self.lanes().for_each(|lane| lane.env.clear_stale_readers());
         }
         let mut more = false;
         for shard in &self.entries {
-            if full || shard.is_walking() {
-                more |= shard.tidy(now);
+            let untidy = shard.is_untidy();
+            if all || untidy {
+                shard.tidy();
             }
+            more |= untidy;
         }
-        if full || more {
-            *tidied = Instant::now();
-        }
-        if more { WALK } else { TIDY }
+        if more { WALK } else { TIDY.saturating_sub(tidied.all.elapsed()) }
     }
 
     fn lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -246,6 +256,10 @@ impl Chores for Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.bell.close();
+        if self.state.lane.env.forked() {
+            // The files, the locks on them and what is queued are the parent's.
+            return;
+        }
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
         for lane in self.lanes() {
             lane.serve(Duration::from_millis(100));
@@ -254,29 +268,29 @@ impl Drop for Shared {
         if self.temporary {
             let _ = fs::remove_dir_all(self.path());
         } else {
-            self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
+            self.closing.opening = self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
         }
     }
 }
 
 /// Dropped when everything is closed: the directory can then be opened again.
-struct Closing((u64, u64));
+struct Closing {
+    id: (u64, u64),
+    /// Keeps other processes out until then.
+    opening: Option<Opening>,
+}
 
 impl Drop for Closing {
     fn drop(&mut self) {
+        self.opening = None;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get_or_insert_default().remove(&self.0);
+        open.get_or_insert_default().remove(&self.id);
         CLOSED.notify_all();
     }
 }
 
 fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
-}
-
-fn boot_time_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {

@@ -2,7 +2,8 @@
 
 use super::{
     env::{Table, Txn},
-    lane::{Lane, Pending, Run},
+    lane::{Lane, Run},
+    pending::Pending,
     record::{self, Found, Key, Row},
 };
 use crate::rejection::Error;
@@ -24,6 +25,10 @@ pub(crate) const LOCKS: Table = Table(1);
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
 const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
+
+/// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
+/// same.
+pub(crate) const PAYLOAD_MAX: usize = 64 << 10;
 
 /// What an update leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +55,13 @@ impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for
 
 impl State {
     pub(crate) fn new(lane: Lane) -> State {
-        State { lane, cursor: Mutex::default(), writes: AtomicU64::new(0), evicted: AtomicU64::new(0), damaged: AtomicU64::new(0) }
+        State {
+            lane,
+            cursor: Mutex::default(),
+            writes: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
+        }
     }
 
     /// Reads, decides and writes in one transaction: here and now, or queued while another process is at it.
@@ -108,6 +119,11 @@ impl State {
         Ok(())
     }
 
+    /// Locks may use three eighths of the pages, so that some are always left: without, not even a removal succeeds.
+    fn locks_are_full(&self, txn: &Txn<'_>) -> Result<bool, Error> {
+        Ok(txn.pages(LOCKS)? * 8 >= self.lane.env.pages() * 3)
+    }
+
     /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
     fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
@@ -130,7 +146,12 @@ fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16],
     })
 }
 
-fn drop_nearest_to_full(txn: &mut Txn<'_>, mut rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
+fn drop_nearest_to_full(
+    txn: &mut Txn<'_>,
+    mut rows: Vec<([u8; 16], u64)>,
+    most: usize,
+    now: u64,
+) -> Result<u64, Error> {
     rows.sort_unstable_by_key(|row| row.1);
     let mut live = 0;
     for (key, expires) in rows.into_iter().take(most) {
@@ -170,7 +191,9 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let found = record::decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+        let bytes = txn.get(self.table, &self.key.hash)?;
+        let before = bytes.map_or(0, <[u8]>::len);
+        let found = record::decode_row(bytes, &self.key);
         let absent = matches!(found, Found::Absent);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
@@ -183,12 +206,20 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
         match change {
             Change::Keep => return Ok(false),
             Change::Remove => return txn.delete(self.table, &self.key.hash),
+            Change::Put { payload, .. } if payload.len() > PAYLOAD_MAX => {
+                self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
+                return Ok(false);
+            }
             Change::Put { expires, tag, payload } => {
                 if self.table == CELLS && absent {
                     self.state.keep_cells_bounded(txn, self.now)?;
                 }
                 let mut bytes = Vec::with_capacity(48 + payload.len());
                 record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
+                if self.table == LOCKS && bytes.len() > before && self.state.locks_are_full(txn)? {
+                    self.outcome = Some(Err(Error::Full));
+                    return Ok(false);
+                }
                 txn.put(self.table, &self.key.hash, &bytes)?;
             }
         }
@@ -219,3 +250,6 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         Ok(changed)
     }
 }
+
+#[cfg(test)]
+mod tests;
