@@ -119,9 +119,27 @@ impl State {
         Ok(())
     }
 
-    /// Locks may use three eighths of the pages, so that some are always left: without, not even a removal succeeds.
-    fn locks_are_full(&self, txn: &Txn<'_>) -> Result<bool, Error> {
-        Ok(txn.pages(LOCKS)? * 8 >= self.lane.env.pages() * 3)
+    /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some are always left: without,
+    /// not even a removal succeeds. Beyond, only what needs no further page is put.
+    fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
+        let (pages, all) = (txn.pages(LOCKS)?, self.lane.env.pages());
+        if pages * 8 < all * 3 {
+            return txn.put(LOCKS, key, row).map(|()| true);
+        }
+        // What is put back may leave split pages behind.
+        if pages * 16 >= all * 7 {
+            return Ok(false);
+        }
+        let before = txn.get(LOCKS, key)?.map(<[u8]>::to_vec);
+        txn.put(LOCKS, key, row)?;
+        if txn.pages(LOCKS)? <= pages {
+            return Ok(true);
+        }
+        match before {
+            Some(before) => txn.put(LOCKS, key, &before)?,
+            None => txn.delete(LOCKS, key).map(drop)?,
+        }
+        Ok(false)
     }
 
     /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
@@ -216,11 +234,14 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
                 }
                 let mut bytes = Vec::with_capacity(48 + payload.len());
                 record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
-                if self.table == LOCKS && bytes.len() > before && self.state.locks_are_full(txn)? {
+                let put = match self.table == LOCKS && bytes.len() > before {
+                    true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
+                    false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
+                };
+                if !put {
                     self.outcome = Some(Err(Error::Full));
                     return Ok(false);
                 }
-                txn.put(self.table, &self.key.hash, &bytes)?;
             }
         }
         self.state.sweep(txn, self.now)?;

@@ -129,8 +129,25 @@ fn a_state_full_of_locks_says_so_and_gives_way_as_they_go() {
         let remove = |_: Found<'_>, _| ((), Change::Remove);
         cache.root().update(LOCKS, key(cache.root(), &i.to_string()), remove, |result| result).wait().unwrap();
     }
-    put(&cache, LOCKS, "new", u64::MAX, 0).unwrap();
+    let fit = (0..500).filter(|i| put(&cache, LOCKS, &format!("new {i}"), u64::MAX, 0).is_ok()).count();
+    assert!(fit > 200, "{fit} new locks");
     put(&cache, CELLS, "new", u64::MAX, 0).unwrap();
+    // Growing rows meet the same bound.
+    let grow = |found: Found<'_>, _| match found {
+        Found::Row(row) => ((), Change::Put { expires: row.expires, tag: 0, payload: vec![1; 4 * row.payload.len()] }),
+        _ => ((), Change::Keep),
+    };
+    for _ in 0..4 {
+        for i in 500..held {
+            let key = key(cache.root(), &i.to_string());
+            let grown = cache.root().update(LOCKS, key, grow, |result| result).wait();
+            assert!(matches!(grown, Ok(()) | Err(Error::Full)));
+        }
+    }
+    for i in 500..held {
+        let remove = |_: Found<'_>, _| ((), Change::Remove);
+        cache.root().update(LOCKS, key(cache.root(), &i.to_string()), remove, |result| result).wait().unwrap();
+    }
 }
 
 #[test]
