@@ -77,9 +77,7 @@ impl Env {
             reserve(&data, options.map_size as u64)?;
         }
         let gate = Gate::open(&path.join("gate"), options.alone)?;
-        let held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
-        let tables = open_tables(&heed, options.tables)?;
-        drop(held);
+        let tables = open_tables(&heed, &gate, options.tables)?;
         Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks() })
     }
 
@@ -106,7 +104,7 @@ impl Env {
         let mut txn = Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, _this_thread: PhantomData };
         let (result, changed) = f(&mut txn)?;
         if changed {
-            txn.rw.commit().map_err(from_heed)?;
+            txn.rw.commit().map_err(from_commit)?;
         }
         Ok(result)
     }
@@ -134,6 +132,7 @@ impl Env {
     }
 
     /// Closes the environment and returns when it is closed, so that it can be opened again.
+    #[cfg(test)]
     pub(crate) fn close(self) {
         self.heed.prepare_for_closing().wait();
     }
@@ -251,18 +250,28 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
     }
 }
 
-fn open_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Vec<Db>, Error> {
-    names.iter().map(|name| open_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
+fn open_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
+    // Mostly they are there, and a process that is stopped while it writes is not in the way.
+    let found = names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<Option<Vec<_>>>>();
+    if let Some(tables) = found.map_err(from_heed)? {
+        return Ok(tables);
+    }
+    let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+    names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
 }
 
-fn open_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
+        databases.open_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit().flatten())
+}
+
+fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
     let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
         databases.create_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
     })?;
-    Ok(match opened {
-        CommitOrAbort::Commit(table) => Some(table),
-        CommitOrAbort::Abort(()) => None,
-    })
+    Ok(opened.commit())
 }
 
 /// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
@@ -306,6 +315,14 @@ fn metas_are_sound(head: &[u8], length: u64) -> bool {
             .checked_add(1)
             .and_then(|pages| pages.checked_mul(page_size.into()))
             .is_some_and(|bytes| bytes <= length)
+}
+
+fn from_commit(error: heed::Error) -> Error {
+    match from_heed(error) {
+        // LMDB's word for a write that was cut short: a disk that is full all but a page.
+        Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => Error::Full,
+        error => error,
+    }
 }
 
 fn from_heed(error: heed::Error) -> Error {

@@ -194,7 +194,10 @@ impl Directory {
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
         layout.clean = false;
-        directory.write(&layout).map_err(io("its layout file cannot be written"))?;
+        // Mostly it says so already: then a full disk is no reason to stay outside.
+        if text.is_none_or(|text| text != layout.to_text()) {
+            directory.write(&layout).map_err(io("its layout file cannot be written"))?;
+        }
         directory.layout = layout;
         if alone {
             directory.remove_old_generations();
