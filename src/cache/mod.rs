@@ -84,6 +84,14 @@ pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
+    // The last field: it ends when `shared` has been dropped.
+    farewell: keeper::Farewell,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.say_farewell(&mut self.farewell);
+    }
 }
 
 impl Handle {
@@ -270,7 +278,8 @@ impl Builder {
             Some(clock) => clock,
             None => default_clock(),
         };
-        let handle = Arc::new(Handle { shared, clock, executor: self.executor });
+        let farewell = shared.farewell();
+        let handle = Arc::new(Handle { shared, clock, executor: self.executor, farewell });
         let root = Scope::new(&handle, "");
         Ok(Cache { handle, root })
     }

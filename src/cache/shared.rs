@@ -5,7 +5,7 @@ use super::{
     entries::{self, Entries},
     env::{Env, Options},
     events::Events,
-    keeper::{Bell, Chores},
+    keeper::{Bell, Chores, Farewell},
     lane::Lane,
     layout::{Directory, Layout, Opening},
     record::{Key, Secret},
@@ -105,7 +105,7 @@ impl Shared {
         loop {
             match open.get_or_insert_default().get(&id).map(Weak::upgrade) {
                 None => break,
-                Some(Some(shared)) if shared.state.lane.env.forked() => {
+                Some(Some(shared)) if shared.forked() => {
                     let reason =
                         "it was open when this process was forked: drop every handle from before the fork first";
                     return Err(Error::Open { path, reason: reason.into() });
@@ -157,6 +157,23 @@ impl Shared {
             directory,
             closing: Closing { id, opening: None },
         })
+    }
+
+    /// Whether this process is a forked child of the one that opened it.
+    fn forked(&self) -> bool {
+        self.state.lane.env.forked()
+    }
+
+    /// Has the housekeeping thread let go before a handle does, see [`Farewell`].
+    pub(crate) fn say_farewell(&self, farewell: &mut Farewell) {
+        // The child of a fork has no such thread, though the bell may say that it is at work.
+        if !self.forked() {
+            farewell.begin();
+        }
+    }
+
+    pub(crate) fn farewell(&self) -> Farewell {
+        Farewell::new(&self.bell)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -255,11 +272,11 @@ impl Chores for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.bell.close();
-        if self.state.lane.env.forked() {
+        if self.forked() {
             // The files, the locks on them and what is queued are the parent's.
             return;
         }
+        self.bell.close();
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
         for lane in self.lanes() {
             lane.serve(Duration::from_millis(100));
@@ -339,3 +356,6 @@ fn open_or_begin_anew(
         opened => opened,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use crate::{
     cache::{
         Cache, Edit, Found, Kind, LOCKS, Pending,
+        gate::Gate,
         state::{Change, PAYLOAD_MAX},
         testing::{Holder, LONG, builder, cache, state},
     },
@@ -9,7 +10,7 @@ use crate::{
 use std::{
     future::{Future, IntoFuture},
     pin::pin,
-    sync::mpsc,
+    sync::{atomic::Ordering::SeqCst, mpsc},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -267,4 +268,45 @@ fn a_thousand_operations_behind_a_gate_are_all_applied_in_order() {
     for (i, pending) in queued.into_iter().enumerate() {
         assert_eq!(pending.wait().unwrap(), i as u64 + 1);
     }
+}
+
+#[test]
+fn nothing_is_lost_or_forgotten_while_another_comes_and_goes() {
+    let cache = cache();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let gates = [&state(&cache).lane, &cache.handle.shared.entries[0].lane];
+    let gates = gates.map(|lane| Gate::open(&lane.env.path().join("gate"), false).unwrap());
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for turn in 0_u32.. {
+                if done.load(SeqCst) {
+                    break;
+                }
+                let held = gates[turn as usize % 2].lock_for(LONG).unwrap().unwrap();
+                (0..turn % 512).for_each(|_| std::hint::spin_loop());
+                drop(held);
+                std::thread::yield_now();
+            }
+        });
+        let workers: Vec<_> = (0..8)
+            .map(|worker| {
+                let cache = &cache;
+                threads.spawn(move || {
+                    for i in 0..500 {
+                        let dropped = count(cache, "dropped");
+                        count(cache, "n").wait().unwrap();
+                        drop(dropped);
+                        if (i + worker) % 8 == 0 {
+                            cache.incr("n", 1).wait().unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        done.store(true, SeqCst);
+    });
+    assert_eq!(read(&cache, "n"), 4000);
+    assert_eq!(cache.get::<i64>("n").unwrap(), Some(500));
+    assert!(read(&cache, "dropped") <= 4000);
 }
