@@ -36,6 +36,7 @@ mod keeper;
 mod lane;
 mod layout;
 mod pending;
+mod purges;
 pub(crate) mod record;
 mod shared;
 pub(crate) mod state;
@@ -55,8 +56,8 @@ pub(crate) use shared::Holding;
 pub(crate) use state::{CELLS, Change, LOCKS};
 
 use crate::{rejection::Error, time::Clock};
-use entries::Subject;
 use hyper::rt::{Executor, Sleep};
+use purges::Subject;
 use record::ScopeId;
 use shared::Shared;
 use std::{

@@ -1,6 +1,7 @@
 use super::*;
 use crate::cache::{
     Cache, Kind, Scope,
+    purges::{PURGES, PURGES_MAX},
     testing::{Hand, Holder, builder, tamper},
 };
 use proptest::prelude::*;
