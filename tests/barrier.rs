@@ -324,19 +324,14 @@ async fn owners_can_come_from_elsewhere() {
     assert_eq!(strangers.iter().filter(|answer| answer.is_ok()).count(), 1, "nobody's request enters alone");
 }
 
-/// Admits two of each kind of caller, with a lease of its own.
 #[derive(Clone)]
-struct TwoOfAKind;
+struct Pairs;
 
-impl LockFactory<u32> for TwoOfAKind {
+impl LockFactory<u32> for Pairs {
     type Rule = Semaphore;
 
     fn rule(&self, _: &u32) -> Semaphore {
         Semaphore(2)
-    }
-
-    fn lease(&self, _: &u32) -> Option<Duration> {
-        Some(secs(120))
     }
 }
 
@@ -344,7 +339,7 @@ impl LockFactory<u32> for TwoOfAKind {
 async fn users_bring_lock_factories_and_rules_of_their_own() {
     let cache = cache();
     let room = Room::new();
-    let service = BarrierLayer::new(cache.scope("factory"), TwoOfAKind).answer(Fail).layer(room.service());
+    let service = BarrierLayer::new(cache.scope("factory"), Pairs).answer(Fail).layer(room.service());
     send(&service, 0..3).await;
     assert_eq!(room.came(), at(&[(0, 0), (1, 0), (2, 1_000)]));
 
@@ -511,6 +506,18 @@ async fn a_lock_whose_process_was_killed_is_free_when_its_lease_ends() {
 }
 
 #[tokio::test]
+async fn the_lease_of_a_lock_factory_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
+    let mut child = Child::start("hold by a factory", dir.path());
+    assert_eq!(child.line(), "held");
+    let lock = cache.scope("db").lock("");
+    assert!(lock.clone().wait_at_most(secs(0)).await.is_err());
+    child.kill();
+    lock.wait_at_most(secs(10)).await.expect("the layer's lease of 30 s does not count");
+}
+
+#[tokio::test]
 async fn who_was_stopped_past_its_lease_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
@@ -568,6 +575,26 @@ fn child() {
         "hold" => {
             let _guard = hold();
             processes::say("held");
+            processes::wait_to_be_killed();
+        }
+        "hold by a factory" => {
+            #[derive(Clone)]
+            struct ShortLease;
+            impl LockFactory<()> for ShortLease {
+                type Rule = Lock;
+                fn rule(&self, _: &()) -> Lock {
+                    Lock
+                }
+                fn lease(&self, _: &()) -> Option<Duration> {
+                    Some(LEASE)
+                }
+            }
+            let service = BarrierLayer::new(cache.scope("db"), ShortLease).answer(Fail);
+            let mut service = service.layer(service_fn(async |_: ()| {
+                processes::say("held");
+                std::future::pending::<Result<(), Rejection>>().await
+            }));
+            let _ = tokio_test::task::spawn(service.call(())).poll();
             processes::wait_to_be_killed();
         }
         "hold, then ask" => {

@@ -63,10 +63,13 @@ impl Child {
         Child { process, lines }
     }
 
-    /// Waits for the child's next line; empty at its end.
+    /// Waits for the child's next line that says something; empty at its end.
     pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
+        let mut line = String::from("\n");
+        while line == "\n" {
+            line.clear();
+            self.lines.read_line(&mut line).unwrap();
+        }
         line.trim_end().to_owned()
     }
 
