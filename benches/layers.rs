@@ -47,7 +47,8 @@ where
 
 type Answer = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
-fn nothing() -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future = Answer> + Clone {
+fn nothing() -> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future = Answer> + Clone
+{
     service_fn(|_: Request<()>| ready(Ok(Response::new(Full::default()))))
 }
 
@@ -88,7 +89,8 @@ fn throttle(c: &mut Criterion) {
         })
     });
 
-    let layer = ThrottleLayer::new(cache.scope("admitted"), 4_000_000, Duration::from_secs(1)).name(Header::new("x-client"));
+    let layer =
+        ThrottleLayer::new(cache.scope("admitted"), 4_000_000, Duration::from_secs(1)).name(Header::new("x-client"));
     let mut admits = layer.layer(nothing());
     group.bench_with_input(BenchmarkId::new("admitted", NAMES), &clients, |b, clients| {
         b.iter(|| call(&mut admits, clients.request()))
@@ -104,7 +106,8 @@ fn throttle(c: &mut Criterion) {
     group.bench_with_input(BenchmarkId::new("refused", NAMES), &clients, |b, clients| {
         b.iter(|| call(&mut refuses, clients.request()))
     });
-    let refuse_http = ThrottleLayer::new(cache.scope("refused"), 1, Duration::from_secs(86_400)).name(Header::new("x-client"));
+    let refuse_http =
+        ThrottleLayer::new(cache.scope("refused"), 1, Duration::from_secs(86_400)).name(Header::new("x-client"));
     let mut refuses = refuse_http.layer(nothing());
     group.bench_with_input(BenchmarkId::new("refused with 429", NAMES), &clients, |b, clients| {
         b.iter(|| call(&mut refuses, clients.request()))

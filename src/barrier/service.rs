@@ -47,7 +47,6 @@ impl<S, L, N, A, Req> Service<Req> for Barrier<S, L, N, A>
 where
     S: Service<Req> + Clone,
     L: LockFactory<Req> + Clone,
-    L::Rule: Clone,
     N: Name<Req>,
     A: Answer<Req, S::Response, S::Error> + Clone,
 {
@@ -86,7 +85,7 @@ where
                 Step::Say(output) => State::Said { output: Some(output) },
             },
             // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
-            None => State::Acquiring { acquiring, next: Some((self.inner.clone(), request)) },
+            None => State::Acquiring { acquiring: Box::new(acquiring), next: Some((self.inner.clone(), request)) },
         };
         ResponseFuture { state, outcome }
     }
@@ -159,7 +158,7 @@ where
 #[pin_project(project = StateProj)]
 enum State<S, F, R, Req, Out> {
     Acquiring {
-        acquiring: Acquiring<R>,
+        acquiring: Box<Acquiring<R>>,
         next: Option<(S, Req)>,
     },
     Readying {
@@ -182,7 +181,6 @@ impl<S, L, A, Req> Future for ResponseFuture<S, L, A, Req>
 where
     S: Service<Req>,
     L: LockFactory<Req>,
-    L::Rule: Clone,
     A: Answer<Req, S::Response, S::Error>,
 {
     type Output = Result<A::Response, S::Error>;
@@ -192,7 +190,7 @@ where
         loop {
             let state = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquiring, next } => {
-                    let acquired = ready!(Pin::new(acquiring).poll(cx));
+                    let acquired = ready!(Pin::new(&mut **acquiring).poll(cx));
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
                     match this.outcome.judge(acquired, request) {
                         Step::Call(guard) => State::Readying { guard, next: next.take() },

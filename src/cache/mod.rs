@@ -51,7 +51,7 @@ pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use lane::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
-pub(crate) use shared::Holding;
+pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS};
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};
 pub(crate) use waiting::Ticket;
@@ -181,7 +181,7 @@ impl Builder {
     ///
     /// Below 1 MiB, above 1 TiB, or if it is not a multiple of 64 KiB.
     pub fn state_size(mut self, bytes: u64) -> Self {
-        let fits = (1 << 20..=1 << 40).contains(&bytes) && bytes % (64 << 10) == 0;
+        let fits = (1 << 20..=1 << 40).contains(&bytes) && bytes.is_multiple_of(64 << 10);
         assert!(fits, "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes");
         self.state_size = bytes;
         self

@@ -5,7 +5,7 @@ use super::{
     rule::{Lock, Owner, Rule},
 };
 use crate::{
-    cache::{Event, Holding, Key, Kind, LOCKS, Pending, Scope, Ticket, block_on},
+    cache::{Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
     rejection::Error,
 };
 use hyper::rt::Sleep;
@@ -14,7 +14,7 @@ use std::{
     future::{Future, IntoFuture},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -33,7 +33,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 /// cannot be written just then, the release is made up for as soon as it can.
 pub struct Guard {
     held: Arc<HeldLock>,
-    holding: u64,
 }
 
 struct HeldLock {
@@ -48,20 +47,11 @@ impl Guard {
     fn new(scope: Scope, key: Key, owner: Owner, lease: u64) -> Guard {
         let held = Arc::new(HeldLock { scope, key, owner, lease, lost: AtomicBool::new(false) });
         let every = Duration::from_nanos(lease / 3);
-        let renewing = Arc::downgrade(&held);
-        let holding = held.scope.handle().shared.hold(Holding {
-            key,
-            owner: held.owner.0,
-            due: Instant::now() + every,
-            every,
-            renew: Arc::new(move || {
-                if let Some(held) = renewing.upgrade() {
-                    held.renew();
-                }
-            }),
-        });
+        let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
+        let holding = Holding { owner: held.owner.0, due: Instant::now() + every, every, renew };
+        held.scope.handle().shared.hold(&key, holding);
         held.scope.note(Event::Locked);
-        Guard { held, holding }
+        Guard { held }
     }
 
     /// Who holds the lock.
@@ -76,8 +66,8 @@ impl Guard {
     }
 }
 
-impl HeldLock {
-    fn renew(self: &Arc<Self>) {
+impl Renew for HeldLock {
+    fn renew(self: Arc<Self>) {
         let (held, owner, lease) = (self.clone(), self.owner.clone(), self.lease);
         self.scope.post(LOCKS, self.key, move |found, now| {
             let (ours, change) = row::renew(found, now, &owner, lease);
@@ -93,7 +83,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let HeldLock { scope, key, owner, .. } = &*self.held;
         let shared = &scope.handle().shared;
-        shared.release(self.holding);
+        shared.release(key, owner.0);
         let (queues, key, owner) = (shared.queues.clone(), *key, owner.clone());
         scope.post(LOCKS, key, move |found, _| ((), row::release(found, &owner).1));
         queues.call_first(&key);
@@ -153,7 +143,7 @@ impl<R> Acquire<R> {
     }
 
     /// Who may hold the lock: [`Lock`] (exclusive) unless said otherwise. All users of a name should agree.
-    pub fn rule<Q: Rule + Clone>(self, rule: Q) -> Acquire<Q> {
+    pub fn rule<Q: Rule>(self, rule: Q) -> Acquire<Q> {
         let Acquire { scope, name, owner, lease, tag, patience, .. } = self;
         Acquire { scope, name, rule, owner, lease, tag, patience }
     }
@@ -188,7 +178,7 @@ pub(crate) fn check_lease(lease: Duration) -> Duration {
     lease
 }
 
-impl<R: Rule + Clone> Acquire<R> {
+impl<R: Rule> Acquire<R> {
     /// Waits for the lock; equal to awaiting `self`. Dropped early, nothing stays held.
     ///
     /// # Errors
@@ -197,13 +187,13 @@ impl<R: Rule + Clone> Acquire<R> {
     pub fn acquire(self) -> Acquiring<R> {
         let key = self.scope.key(Kind::Lock, &self.name);
         let reenters = self.owner.is_some();
-        let wish = Wish {
+        let wish = Arc::new(Wish {
             rule: self.rule,
             owner: self.owner.unwrap_or_else(Owner::random),
             lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
             tag: self.tag,
             name: self.name,
-        };
+        });
         let mut acquiring = Acquiring {
             key,
             wish,
@@ -236,7 +226,7 @@ impl<R: Rule + Clone> Acquire<R> {
     }
 }
 
-impl<R: Rule + Clone> IntoFuture for Acquire<R> {
+impl<R: Rule> IntoFuture for Acquire<R> {
     type Output = Result<Guard, AcquireError>;
     type IntoFuture = Acquiring<R>;
 
@@ -250,7 +240,7 @@ impl<R: Rule + Clone> IntoFuture for Acquire<R> {
 pub struct Acquiring<R = Lock> {
     scope: Scope,
     key: Key,
-    wish: Wish<R>,
+    wish: Arc<Wish<R>>,
     patience: Option<Duration>,
     attempt: Option<Pending<Result<Option<Guard>, Error>>>,
     ticket: Option<Ticket>,
@@ -261,7 +251,7 @@ pub struct Acquiring<R = Lock> {
 
 impl<R> Unpin for Acquiring<R> {}
 
-impl<R: Rule + Clone> Acquiring<R> {
+impl<R: Rule> Acquiring<R> {
     fn begin_attempt(&mut self) {
         let (wish, scope, key) = (self.wish.clone(), self.scope.clone(), self.key);
         let local = scope.handle().shared.local_owners(&key);
@@ -303,7 +293,7 @@ impl<R: Rule + Clone> Acquiring<R> {
     }
 }
 
-impl<R: Rule + Clone> Future for Acquiring<R> {
+impl<R: Rule> Future for Acquiring<R> {
     type Output = Result<Guard, AcquireError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
