@@ -11,6 +11,10 @@ use std::{
     path::{Path, PathBuf},
     process::{ChildStderr, Command, Stdio},
 };
+use tower_floodgate::{
+    Cache,
+    lock::{Holder, Owner},
+};
 
 /// What a child is to do, and in which cache.
 pub(crate) struct Part {
@@ -40,6 +44,17 @@ pub(crate) fn wait_to_be_killed() -> ! {
     loop {
         std::thread::park();
     }
+}
+
+/// A part: takes the lock `l` in the cache and stays in the middle of the write, so that nobody else can write. Says "in".
+pub(crate) fn sit_in_the_gate(cache: &Path) {
+    let cache = Cache::open(cache).unwrap();
+    // A rule runs inside the transaction.
+    let endless = |_: &[Holder], _: &Owner| {
+        say("in");
+        wait_to_be_killed()
+    };
+    let _ = cache.lock("l").rule(endless).acquire_blocking();
 }
 
 /// A child process, killed when dropped.
