@@ -2,7 +2,8 @@
 
 use super::{
     env::{Table, Txn},
-    lane::{Lane, Pending, Run},
+    lane::{Lane, Run},
+    pending::Pending,
     record::{self, Found, Key, Row},
 };
 use crate::rejection::Error;
@@ -24,6 +25,10 @@ pub(crate) const LOCKS: Table = Table(1);
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
 const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
+
+/// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
+/// same.
+pub(crate) const PAYLOAD_MAX: usize = 64 << 10;
 
 /// What an update leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +119,29 @@ impl State {
         Ok(())
     }
 
+    /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some are always left: without,
+    /// not even a removal succeeds. Beyond, only what needs no further page is put.
+    fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
+        let (pages, all) = (txn.pages(LOCKS)?, self.lane.env.pages());
+        if pages * 8 < all * 3 {
+            return txn.put(LOCKS, key, row).map(|()| true);
+        }
+        // What is put back may leave split pages behind.
+        if pages * 16 >= all * 7 {
+            return Ok(false);
+        }
+        let before = txn.get(LOCKS, key)?.map(<[u8]>::to_vec);
+        txn.put(LOCKS, key, row)?;
+        if txn.pages(LOCKS)? <= pages {
+            return Ok(true);
+        }
+        match before {
+            Some(before) => txn.put(LOCKS, key, &before)?,
+            None => txn.delete(LOCKS, key).map(drop)?,
+        }
+        Ok(false)
+    }
+
     /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
     fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
@@ -181,7 +209,9 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let found = record::decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+        let bytes = txn.get(self.table, &self.key.hash)?;
+        let before = bytes.map_or(0, <[u8]>::len);
+        let found = record::decode_row(bytes, &self.key);
         let absent = matches!(found, Found::Absent);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
@@ -194,13 +224,24 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
         match change {
             Change::Keep => return Ok(false),
             Change::Remove => return txn.delete(self.table, &self.key.hash),
+            Change::Put { payload, .. } if payload.len() > PAYLOAD_MAX => {
+                self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
+                return Ok(false);
+            }
             Change::Put { expires, tag, payload } => {
                 if self.table == CELLS && absent {
                     self.state.keep_cells_bounded(txn, self.now)?;
                 }
                 let mut bytes = Vec::with_capacity(48 + payload.len());
                 record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
-                txn.put(self.table, &self.key.hash, &bytes)?;
+                let put = match self.table == LOCKS && bytes.len() > before {
+                    true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
+                    false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
+                };
+                if !put {
+                    self.outcome = Some(Err(Error::Full));
+                    return Ok(false);
+                }
             }
         }
         self.state.sweep(txn, self.now)?;
@@ -230,3 +271,6 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         Ok(changed)
     }
 }
+
+#[cfg(test)]
+mod tests;
