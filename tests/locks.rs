@@ -177,7 +177,8 @@ fn child() {
                 processes::say("held");
                 std::future::pending::<Result<(), Rejection>>().await
             }));
-            let _ = tokio_test::task::spawn(service.call(())).poll();
+            let mut call = tokio_test::task::spawn(service.call(()));
+            assert!(call.poll().is_pending());
             processes::wait_to_be_killed();
         }
         "hold, then ask" => {
