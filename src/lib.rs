@@ -1,11 +1,86 @@
-//! Three tower layers over one LMDB-backed cache.
+//! Three tower layers for when many requests want the same thing at once, over one LMDB-backed cache that every task,
+//! thread and process of the machine shares. No server to run.
+//!
+//! | layer | question | what it does by default |
+//! | --- | --- | --- |
+//! | [`ThrottleLayer`] | how often? | GCRA per name; 429 with `Retry-After` beyond it, or [waits](ThrottleLayer::wait) |
+//! | [`BarrierLayer`] | how many at once? | [`Lock`], [`Semaphore`], [`RLock`] per name; waits, held until the response's body ends |
+//! | [`StampedeCacheLayer`] | do we know the answer? | keeps responses; one request computes what many want; XFetch refreshes early |
+//!
+//! ```no_run
+//! # use axum::{Router, routing::get};
+//! # use std::time::Duration;
+//! # use tower::ServiceBuilder;
+//! use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::ClientIp};
+//!
+//! # async fn report() -> &'static str { "" }
+//! # fn main() -> Result<(), tower_floodgate::Error> {
+//! let cache = Cache::open("cache")?; // an LMDB directory
+//!
+//! let app: Router = Router::new().route("/report/{id}", get(report)).layer(
+//!     ServiceBuilder::new()
+//!         .layer(ThrottleLayer::new(cache.scope("api"), 100, Duration::from_secs(60)).name(ClientIp::new()))
+//!         .layer(StampedeCacheLayer::new(cache.scope("report"), Duration::from_secs(300)).tag("report"))
+//!         .layer(BarrierLayer::new(cache.scope("db"), Semaphore(4)).wait_at_most(Duration::from_secs(5))),
+//! );
+//! # let _ = app; Ok(()) }
+//! ```
+//!
+//! # Names and scopes
+//!
+//! A layer takes a [`Scope`] of the cache, so that no two share by accident; equal scopes share on purpose, in this
+//! process and in others. Within it, `.name(..)` derives from the request what is counted, locked or kept: see [`name`].
+//!
+//! # Hosts
+//!
+//! The error type of a service never changes, and HTTP refusals are responses, so axum needs no `HandleErrorLayer`.
+//!
+//! | host | how |
+//! | --- | --- |
+//! | axum | `Router::layer`, `route_layer`, `Handler::layer` |
+//! | tonic server | `Server::builder().layer(..)`; refusals are gRPC statuses |
+//! | tonic client | `ServiceBuilder::new().layer(..).service(channel)` |
+//! | hyper-util's legacy client | `ServiceBuilder::new().layer(..).service(client)` |
+//! | reqwest | as its requests are; HTTP layers by two adapters (see the example) |
+//! | any `Service` | throttle and barrier with [`Fail`] or `.wait()`, [`StampedeCacheLayer::memoize`] |
+//! | no service at all | [`Cache::throttle`], [`Cache::lock`], [`Cache::insert`] |
+//!
+//! # When the cache fails
+//!
+//! A throttle lets the request pass, a barrier refuses it, a stampede cache calls the service; each can be told
+//! otherwise. Nothing waits longer than [`Builder::patience`] for it. [`Cache::stats`] counts such events, and they are
+//! logged through `tracing`, once a second at most a kind.
+//!
+//! # Features
+//!
+//! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. Without it, a
+//! [`Clock`](time::Clock) and, for background refreshes, an executor are given to the [`Builder`].
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("tower-floodgate needs Linux: robust process-shared mutexes, CLOCK_BOOTTIME and flock");
 
+pub mod answer;
+pub mod barrier;
+pub mod body;
 pub mod cache;
+pub mod lock;
 pub mod name;
 mod rejection;
+pub mod stampede;
 pub mod throttle;
 pub mod time;
+
+pub use answer::{Answer, Fail, Http};
+pub use barrier::BarrierLayer;
+pub use body::Body;
 pub use cache::{Builder, Cache, Durability, Scope, Stats};
+pub use lock::{Lock, LockFactory, RLock, Semaphore};
+pub use name::Name;
 pub use rejection::{Error, Reason, Rejection};
+pub use stampede::StampedeCacheLayer;
+pub use throttle::ThrottleLayer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

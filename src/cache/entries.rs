@@ -116,10 +116,28 @@ impl Entries {
         self.lane.delegate(run, |run, result| result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked))))
     }
 
+    /// As `edit`, but nobody waits for it.
+    pub(crate) fn edit_later(
+        self: &Arc<Self>,
+        key: Key,
+        name: &[u8],
+        now: impl Fn() -> u64 + Send + 'static,
+        edit: impl FnMut(Option<&Entry>, Moment) -> (Result<(), Error>, Edit) + Send + 'static,
+    ) {
+        let run = Editing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, edit, outcome: None };
+        self.lane.delegate_unawaited(run);
+    }
+
+    /// Whether an entry would be alive if it were stored.
+    pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
+        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !reader.is_purged(&key.hash, entry)?))
+    }
+
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
     pub(crate) fn purge(&self, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
-        self.lane.delegate(Purge { subject, now }, |_, result| result)
+        let walked = self.walk().done;
+        self.lane.delegate(Purge { subject, now, walked }, |_, result| result)
     }
 
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {

@@ -116,8 +116,9 @@ impl Lane {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(turn)) => {
                     let jobs = self.take_queued();
-                    let result = self.apply(&turn, Some(own), jobs);
+                    let (result, done) = self.apply(&turn, Some(own), jobs);
                     self.leave(turn);
+                    finish_all(done);
                     return Some(result);
                 }
                 Ok(Attempt::Behind | Attempt::Shut) => std::hint::spin_loop(),
@@ -180,6 +181,14 @@ impl Lane {
         Pending::ready(settle(run, Err(error)))
     }
 
+    /// As `delegate`, for what nobody awaits; it may be lost.
+    pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
+        if !self.env.forked() && !self.is_stuck() {
+            self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
+        }
+        self.bell.ring();
+    }
+
     /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.
     pub(crate) fn leave_to_keeper<R: Run + Send + 'static>(
         &self,
@@ -234,7 +243,9 @@ impl Lane {
                 turn.held = Some(held);
                 self.stuck.store(false, SeqCst);
                 let jobs = self.take_queued();
-                let _ = self.apply(&turn, None::<&mut Nothing>, jobs);
+                let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+                drop(turn);
+                finish_all(done);
             }
             Ok(None) => {
                 drop(turn);
@@ -275,7 +286,9 @@ impl Lane {
         }
         if let Ok(Attempt::In(turn)) = self.attempt() {
             let jobs = self.take_queued();
-            let _ = self.apply(&turn, None::<&mut Nothing>, jobs);
+            let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+            drop(turn);
+            finish_all(done);
         }
         // Enough of this thread's time; or another process is in.
         if self.has_queued() {
@@ -318,12 +331,19 @@ impl Lane {
         overdue.into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
     }
 
-    /// Runs everything in one transaction; if that fails, each alone, so that a bad neighbour harms only itself.
-    fn apply(&self, turn: &Turn<'_>, mut own: Option<&mut impl Run>, jobs: Vec<Queued>) -> Result<(), Error> {
-        let Some(held) = &turn.held else { return Err(Error::Busy) };
+    /// Runs what was queued and then `own` in one transaction; if that fails, each alone, so that a bad neighbour harms
+    /// only itself. The jobs are to be finished once the gate has been left.
+    fn apply(
+        &self,
+        turn: &Turn<'_>,
+        mut own: Option<&mut impl Run>,
+        jobs: Vec<Queued>,
+    ) -> (Result<(), Error>, Vec<Done>) {
+        let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
         if jobs.is_empty() {
-            return own.map_or(Ok(()), |own| self.apply_alone(held, own));
+            return (own.map_or(Ok(()), |own| self.apply_alone(held, own)), Vec::new());
         }
+        let mut done = Vec::with_capacity(jobs.len());
         let mut live = Vec::with_capacity(jobs.len());
         for mut queued in jobs {
             if queued.job.abandoned() {
@@ -331,29 +351,28 @@ impl Lane {
             }
             match prepare(&mut *queued.job) {
                 Ok(()) => live.push(queued.job),
-                Err(error) => finish(queued.job, Err(error)),
+                Err(error) => done.push((queued.job, Err(error))),
             }
         }
         let together = self.env.write(held, |txn| {
-            let mut changed = match &mut own {
-                Some(own) => run(*own, txn)?,
-                None => false,
-            };
+            let mut changed = false;
             for job in &mut live {
                 changed |= run(&mut **job, txn)?;
+            }
+            if let Some(own) = &mut own {
+                changed |= run(*own, txn)?;
             }
             Ok(((), changed))
         });
         if together.is_ok() {
-            live.into_iter().for_each(|job| finish(job, Ok(())));
-            return Ok(());
+            done.extend(live.into_iter().map(|job| (job, Ok(()))));
+            return (Ok(()), done);
         }
-        let result = own.map_or(Ok(()), |own| self.apply_alone(held, own));
         for mut job in live {
             let result = self.apply_alone(held, &mut *job);
-            finish(job, result);
+            done.push((job, result));
         }
-        result
+        (own.map_or(Ok(()), |own| self.apply_alone(held, own)), done)
     }
 
     fn apply_alone(&self, held: &Held<'_>, alone: &mut (impl Run + ?Sized)) -> Result<(), Error> {
@@ -439,6 +458,12 @@ impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S>
     fn abandoned(&self) -> bool {
         false
     }
+}
+
+type Done = (Box<dyn Job>, Result<(), Error>);
+
+fn finish_all(done: Vec<Done>) {
+    done.into_iter().for_each(|(job, result)| finish(job, result));
 }
 
 struct Nothing;

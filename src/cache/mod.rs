@@ -31,6 +31,7 @@
 mod entries;
 mod env;
 mod events;
+mod flights;
 mod gate;
 mod keeper;
 mod lane;
@@ -44,16 +45,20 @@ mod sys;
 #[cfg(test)]
 mod testing;
 mod values;
+mod waiting;
 
 pub use events::Stats;
 pub use values::{Insert, Write};
 
 pub(crate) use entries::Edit;
 pub(crate) use events::Event;
-pub(crate) use pending::{Pending, block_on};
+pub(crate) use flights::{Flight, Landing, Lead, Place};
+pub(crate) use pending::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
-pub(crate) use shared::Holding;
+pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS};
+pub(crate) use values::{after, decode as decode_value, encode as encode_value};
+pub(crate) use waiting::Ticket;
 
 use crate::{rejection::Error, time::Clock};
 use hyper::rt::{Executor, Sleep};
@@ -127,15 +132,6 @@ impl Handle {
             #[cfg(not(feature = "tokio"))]
             None => Err(task),
         }
-    }
-
-    /// Whether [`spawn`](Handle::spawn) would run a future here and now.
-    pub(crate) fn can_spawn(&self) -> bool {
-        #[cfg(feature = "tokio")]
-        let current = tokio::runtime::Handle::try_current().is_ok();
-        #[cfg(not(feature = "tokio"))]
-        let current = false;
-        self.executor.is_some() || current
     }
 }
 
@@ -535,6 +531,22 @@ impl Scope {
         self.edit(key, name, move |_, _| (Ok(()), Edit::Store(entry.clone())))
     }
 
+    /// As `commit`, but nobody waits for it.
+    pub(crate) fn commit_later(&self, key: Key, name: &[u8], entry: Entry) {
+        let handle = self.handle().clone();
+        self.handle().shared.shard(&key).edit_later(
+            key,
+            name,
+            move || handle.now(),
+            move |_, _| (Ok(()), Edit::Store(entry.clone())),
+        );
+    }
+
+    /// Whether no purge has hit an entry that is in memory only.
+    pub(crate) fn is_current(&self, key: &Key, entry: &Entry) -> Result<bool, Error> {
+        self.handle().shared.shard(key).is_current(key, entry, self.handle().now())
+    }
+
     pub(crate) fn edit<R: Send + 'static>(
         &self,
         key: Key,
@@ -545,9 +557,16 @@ impl Scope {
         self.handle().shared.shard(&key).edit(key, name, move || handle.now(), edit)
     }
 
-    /// From the moment this resolves, the name's entry is gone, and what is being computed for it will not be stored.
-    pub(crate) fn purge_name(&self, key: &Key) -> Pending<Result<(), Error>> {
-        self.handle().shared.shard(key).purge(Subject::Name(key.hash), self.handle().now())
+    /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
+    /// and what is being computed for it will not be stored.
+    pub(crate) async fn purge_name(&self, key: &Key) -> Result<(), Error> {
+        let (shared, now) = (&self.handle().shared, self.handle().now());
+        let mut purges = vec![shared.shard(key).purge(Subject::Name(key.hash), now)];
+        purges.extend(shared.entries.iter().map(|shard| shard.purge(Subject::Tag(key.own_tag()), now)));
+        for purged in purges {
+            purged.await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn id(&self) -> ScopeId {

@@ -20,6 +20,7 @@ pub(crate) enum Kind {
     Lock = 3,
     Response = 4,
     Value = 5,
+    Memo = 6,
 }
 
 /// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.
@@ -27,6 +28,13 @@ pub(crate) enum Kind {
 pub(crate) struct Key {
     pub(crate) hash: [u8; 16],
     pub(crate) echo: u64,
+}
+
+impl Key {
+    /// The tag of entries that belong to the one under this key, such as variants of a response.
+    pub(crate) fn own_tag(&self) -> u64 {
+        self.echo.max(1)
+    }
 }
 
 /// A scope's share in a key.

@@ -5,12 +5,14 @@ use super::{
     entries::{self, Entries},
     env::{Env, Options},
     events::Events,
+    flights::Flights,
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
     layout::{Directory, Layout, Opening},
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
+    waiting::Queues,
 };
 use crate::rejection::Error;
 use std::{
@@ -21,7 +23,10 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
@@ -55,9 +60,16 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) events: Events,
-    holdings: Mutex<HashMap<u64, Holding>>,
-    next_holding: AtomicU64,
+    /// Who waits for locks in this process.
+    pub(crate) queues: Arc<Queues>,
+    /// What is being computed in this process.
+    pub(crate) flights: Arc<Flights>,
+    /// What this process holds, by key.
+    holdings: Mutex<HashMap<[u8; 16], Vec<Holding>>>,
     tidied: Mutex<Tidied>,
+    /// When the housekeeping thread wakes by itself, in ns since `began`.
+    planned: AtomicU64,
+    began: Instant,
     bell: Arc<Bell>,
     directory: Directory,
     // The last field, dropped after the environments are closed.
@@ -72,12 +84,16 @@ struct Tidied {
 
 /// Something this process holds and must renew from time to time.
 pub(crate) struct Holding {
-    pub(crate) key: Key,
     pub(crate) owner: u128,
     /// Real time at which it wants to be renewed next, and how often.
     pub(crate) due: Instant,
     pub(crate) every: Duration,
-    pub(crate) renew: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) renew: Weak<dyn Renew>,
+}
+
+/// Renews what is held. Never blocks.
+pub(crate) trait Renew: Send + Sync {
+    fn renew(self: Arc<Self>);
 }
 
 /// One opening a directory and process: opening an LMDB file twice would silently drop its locks.
@@ -150,9 +166,12 @@ impl Shared {
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
+            queues: Arc::default(),
+            flights: Arc::default(),
             holdings: Mutex::default(),
-            next_holding: AtomicU64::new(0),
             tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
+            planned: AtomicU64::new(u64::MAX),
+            began: Instant::now(),
             bell,
             directory,
             closing: Closing { id, opening: None },
@@ -185,23 +204,36 @@ impl Shared {
     }
 
     /// Has the housekeeping thread renew something until it is released.
-    pub(crate) fn hold(&self, holding: Holding) -> u64 {
-        let id = self.next_holding.fetch_add(1, Relaxed);
-        self.holdings().insert(id, holding);
-        self.bell.ring();
-        id
+    pub(crate) fn hold(&self, key: &Key, holding: Holding) {
+        let due = self.since_began(holding.due);
+        self.holdings().entry(key.hash).or_default().push(holding);
+        if due < self.planned.load(SeqCst) {
+            self.bell.ring();
+        }
     }
 
-    pub(crate) fn release(&self, id: u64) {
-        self.holdings().remove(&id);
+    /// Ends one holding of an owner, who may have several.
+    pub(crate) fn release(&self, key: &Key, owner: u128) {
+        let mut holdings = self.holdings();
+        let Some(held) = holdings.get_mut(&key.hash) else { return };
+        if let Some(at) = held.iter().position(|holding| holding.owner == owner) {
+            held.swap_remove(at);
+        }
+        if held.is_empty() {
+            holdings.remove(&key.hash);
+        }
     }
 
     /// Who in this process holds what stands under the key.
     pub(crate) fn local_owners(&self, key: &Key) -> Vec<u128> {
-        self.holdings().values().filter(|held| held.key == *key).map(|held| held.owner).collect()
+        self.holdings().get(&key.hash).into_iter().flatten().map(|held| held.owner).collect()
     }
 
-    fn holdings(&self) -> MutexGuard<'_, HashMap<u64, Holding>> {
+    fn since_began(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, HashMap<[u8; 16], Vec<Holding>>> {
         self.holdings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -224,14 +256,14 @@ impl Shared {
         let now = Instant::now();
         let mut due = Vec::new();
         let mut next = TIDY;
-        for holding in self.holdings().values_mut() {
+        for holding in self.holdings().values_mut().flatten() {
             if holding.due <= now {
                 holding.due = now + holding.every;
-                due.push(holding.renew.clone());
+                due.extend(holding.renew.upgrade());
             }
             next = next.min(holding.due - now);
         }
-        due.iter().for_each(|renew| renew());
+        due.into_iter().for_each(Renew::renew);
         next
     }
 
@@ -264,7 +296,10 @@ impl Shared {
 
 impl Chores for Shared {
     fn work(&self) -> Duration {
+        // Whoever holds something new from here on rings, unless it is due later than the plan.
+        self.planned.store(u64::MAX, SeqCst);
         let next = self.renew().min(self.tidy());
+        self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
         if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
     }

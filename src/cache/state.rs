@@ -105,7 +105,7 @@ impl State {
     }
 
     fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
-        if self.writes.fetch_add(1, Relaxed) % SWEEP_EVERY != 0 {
+        if !self.writes.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
             return Ok(());
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,10 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE,
-    EXPIRES, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA, PROXY_AUTHORIZATION, RANGE, SET_COOKIE,
-    TRANSFER_ENCODING, UPGRADE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE, EXPIRES, HeaderMap,
+    HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA,
+    PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::status::StatusCode;
 
@@ -28,14 +27,7 @@ pub(crate) enum Access {
 static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
 /// Fields of requests whose answer is no plain representation, or depends on more than the headers.
-static BYPASS: [HeaderName; 6] = [
-    RANGE,
-    IF_RANGE,
-    IF_MATCH,
-    IF_UNMODIFIED_SINCE,
-    UPGRADE,
-    TRANSFER_ENCODING,
-];
+static BYPASS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE, UPGRADE, TRANSFER_ENCODING];
 
 /// Reads a request's headers; methods are the name's business.
 ///
@@ -43,10 +35,7 @@ static BYPASS: [HeaderName; 6] = [
 /// `If-None-Match` and `If-Modified-Since` stay [`Access::Shared`]: see [`make_unconditional`].
 pub(crate) fn access(headers: &HeaderMap) -> Access {
     let has = |names: &[HeaderName]| names.iter().any(|name| headers.contains_key(name));
-    let body = headers
-        .get_all(CONTENT_LENGTH)
-        .iter()
-        .any(|length| length != "0");
+    let body = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
     let control = Directives::of(headers);
     if body || control.no_store || control.malformed || has(&BYPASS) {
         Access::Bypass
@@ -116,10 +105,7 @@ fn judge(
     refuse(control.no_store, "no-store")?;
     refuse(control.private, "private")?;
     refuse(control.no_cache, "no-cache")?;
-    refuse(
-        !control.present && has_pragma_no_cache(headers),
-        "pragma-no-cache",
-    )?;
+    refuse(!control.present && has_pragma_no_cache(headers), "pragma-no-cache")?;
     refuse(access == Access::Personal && !public, "personal")?;
     refuse(headers.contains_key(SET_COOKIE), "set-cookie")?;
     refuse(headers.contains_key(CONTENT_RANGE), "content-range")?;
@@ -242,10 +228,7 @@ fn smallest(least: &mut Option<u32>, value: Option<&[u8]>) {
 
 /// Splits off a non-empty token.
 fn token(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = text
-        .iter()
-        .position(|&byte| !is_token_char(byte))
-        .unwrap_or(text.len());
+    let end = text.iter().position(|&byte| !is_token_char(byte)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
 
@@ -280,10 +263,7 @@ fn delta_seconds(text: &[u8]) -> Option<u32> {
 
 /// The largest `Age`; one that is no number makes the response infinitely old.
 fn age(headers: &HeaderMap) -> u32 {
-    list(headers, &AGE)
-        .map(|age| delta_seconds(age).unwrap_or(FOREVER))
-        .max()
-        .unwrap_or(0)
+    list(headers, &AGE).map(|age| delta_seconds(age).unwrap_or(FOREVER)).max().unwrap_or(0)
 }
 
 /// `Expires` less `Date`: the smallest of several, zero if it is past or no date.
@@ -342,11 +322,8 @@ pub(crate) fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
 ///
 /// gRPC-Web keeps its status in the body, so that its responses count as gRPC without a status: false.
 pub(crate) fn grpc_ok(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> bool {
-    let mut statuses = [Some(headers), trailers]
-        .into_iter()
-        .flatten()
-        .flat_map(|fields| fields.get_all("grpc-status"))
-        .peekable();
+    let mut statuses =
+        [Some(headers), trailers].into_iter().flatten().flat_map(|fields| fields.get_all("grpc-status")).peekable();
     let grpc = list(headers, &CONTENT_TYPE).any(|value| {
         let start = value.get(..b"application/grpc".len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))

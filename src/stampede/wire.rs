@@ -60,15 +60,11 @@ pub(crate) struct Parts<'a> {
 
 /// Appends the stored form of a response to `out`.
 ///
-/// Left out are the fields that belong to one connection ([`strip_hop_by_hop`]), and `Age` and `Cache-Status`, which
+/// Left out are the fields that belong to one connection (`Connection`, those it names, and those known to), and `Age` and `Cache-Status`, which
 /// every reader says anew.
 pub(crate) fn encode(out: &mut Vec<u8>, parts: &Parts<'_>) {
     let public = if parts.public { PUBLIC } else { 0 };
-    let trailers = if parts.trailers.is_some() {
-        TRAILERS
-    } else {
-        0
-    };
+    let trailers = if parts.trailers.is_some() { TRAILERS } else { 0 };
     // A guess that makes one growth do for most responses.
     out.reserve(64 + 48 * parts.headers.len() + parts.body.len());
     out.extend_from_slice(&[VERSION, public | trailers]);
@@ -125,18 +121,15 @@ pub(crate) fn selects(vary: &[(HeaderName, Option<Bytes>)], request: &HeaderMap)
         match stored {
             None => pieces.peek().is_none(),
             Some(_) if pieces.peek().is_none() => false,
-            Some(stored) => pieces
-                .try_fold(&stored[..], |rest, piece| rest.strip_prefix(piece))
-                .is_some_and(<[u8]>::is_empty),
+            Some(stored) => {
+                pieces.try_fold(&stored[..], |rest, piece| rest.strip_prefix(piece)).is_some_and(<[u8]>::is_empty)
+            }
         }
     })
 }
 
 /// The pieces that make up the value of a request's field; none if it has no such field.
-fn selecting_value<'a>(
-    request: &'a HeaderMap,
-    name: &HeaderName,
-) -> impl Iterator<Item = &'a [u8]> {
+fn selecting_value<'a>(request: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = request.get_all(name).into_iter().enumerate();
     lines.flat_map(|(at, line)| {
         let separator: &[u8] = if at == 0 { b"" } else { b", " };
@@ -144,21 +137,9 @@ fn selecting_value<'a>(
     })
 }
 
-/// Removes the fields that belong to one connection: `Connection`, those it names, and those known to.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = named_by_connection(headers)
-        .filter_map(|name| HeaderName::from_bytes(name).ok())
-        .collect();
-    for name in named.iter().chain(&NAMES[..HOP_BY_HOP]) {
-        headers.remove(name);
-    }
-}
-
 fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(CONNECTION).into_iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .map(<[u8]>::trim_ascii)
+    lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
 }
 
 fn put_vary(out: &mut Vec<u8>, vary: &[HeaderName], request: &HeaderMap) {

@@ -75,6 +75,7 @@ impl Rate {
     }
 
     /// The emission interval: nanoseconds for one unit, rounded up so that no more than the rate is admitted.
+    #[cfg(test)]
     pub(crate) fn step(&self) -> u64 {
         self.step
     }

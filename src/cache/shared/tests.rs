@@ -1,10 +1,10 @@
 use crate::cache::{
-    Cache, Holding, Kind,
+    Cache, Holding, Kind, Renew,
     testing::{Hand, Holder, LONG, builder, state},
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -58,17 +58,22 @@ fn what_is_held_is_renewed_until_it_is_released_even_by_one_that_panics() {
     let renewed = renewals.clone();
     let key = cache.root().key(Kind::Lock, b"a");
     let every = Duration::from_millis(1);
-    let renew = Arc::new(move || {
-        assert_ne!(renewed.fetch_add(1, SeqCst), 3, "one renewal panics");
-    });
-    let id = shared.hold(Holding { key, owner: 7, due: Instant::now(), every, renew });
+    struct Counting(Arc<AtomicUsize>);
+    impl Renew for Counting {
+        fn renew(self: Arc<Self>) {
+            assert_ne!(self.0.fetch_add(1, SeqCst), 3, "one renewal panics");
+        }
+    }
+    let held = Arc::new(Counting(renewed));
+    let renew = Arc::downgrade(&held) as Weak<dyn Renew>;
+    shared.hold(&key, Holding { owner: 7, due: Instant::now(), every, renew });
     assert_eq!(shared.local_owners(&key), [7]);
     let deadline = Instant::now() + LONG;
     while renewals.load(SeqCst) < 10 {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    shared.release(id);
+    shared.release(&key, 7);
     assert!(shared.local_owners(&key).is_empty());
     cache.insert("x", &1).wait().unwrap();
     let before = renewals.load(SeqCst);

@@ -8,10 +8,7 @@ const DEFAULT: Duration = Duration::from_secs(60);
 type Lines<'a> = &'a [(&'a str, &'a str)];
 
 fn headers(lines: Lines<'_>) -> HeaderMap {
-    lines
-        .iter()
-        .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-        .collect()
+    lines.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
 }
 
 fn wall() -> SystemTime {
@@ -143,23 +140,11 @@ fn life_is_the_first_that_is_said() {
         (&[("cache-control", "max-age=7")], 7),
         (&[("cache-control", "MAX-age=\"7\"")], 7),
         (&[("cache-control", "max-age=007,")], 7),
-        (
-            &[("cache-control", "x=\"s-maxage=9, max-age=8\", y, max-age=7")],
-            7,
-        ),
+        (&[("cache-control", "x=\"s-maxage=9, max-age=8\", y, max-age=7")], 7),
         (&[("cache-control", "max-age=7, s-maxage=9")], 9),
-        (
-            &[
-                ("cache-control", "s-maxage=9"),
-                ("cache-control", "max-age=7"),
-            ],
-            9,
-        ),
+        (&[("cache-control", "s-maxage=9"), ("cache-control", "max-age=7")], 9),
         (&[("cache-control", "max-age=9, max-age=7, max-age=8")], 7),
-        (
-            &[("cache-control", "max-age=99999999999999999999999999")],
-            1 << 31,
-        ),
+        (&[("cache-control", "max-age=99999999999999999999999999")], 1 << 31),
         (&[("cache-control", "max-age=2147483648")], 1 << 31),
         (&[("cache-control", "max-age=7"), ("expires", "0")], 7),
         (&[("cache-control", "max-age=7"), ("pragma", "no-cache")], 7),
@@ -180,19 +165,10 @@ fn life_is_the_first_that_is_said() {
 fn no_default_life_leaves_what_the_response_allows() {
     let of = |lines: Lines<'_>| {
         let lines = headers(lines);
-        storable(
-            StatusCode::OK,
-            &lines,
-            Access::Shared,
-            Duration::ZERO,
-            wall(),
-        )
+        storable(StatusCode::OK, &lines, Access::Shared, Duration::ZERO, wall())
     };
     assert_eq!(of(&[]), Storable::No("no-freshness"));
-    assert!(matches!(
-        of(&[("cache-control", "max-age=1")]),
-        Storable::Yes(_)
-    ));
+    assert!(matches!(of(&[("cache-control", "max-age=1")]), Storable::Yes(_)));
 }
 
 #[test]
@@ -200,48 +176,23 @@ fn statuses() {
     let by_default = [200, 203, 204, 301, 308];
     let when_explicit = [300, 302, 303, 307, 404, 405, 410, 414, 451, 501];
     for status in 100..=999 {
-        let stored =
-            |lines: Lines<'_>| matches!(judged(status, Access::Shared, lines), Storable::Yes(_));
+        let stored = |lines: Lines<'_>| matches!(judged(status, Access::Shared, lines), Storable::Yes(_));
         let default = by_default.contains(&status);
         let explicit = default || when_explicit.contains(&status);
         assert_eq!(stored(&[]), default, "{status}");
         assert_eq!(stored(&[("cache-control", "public")]), default, "{status}");
-        assert_eq!(
-            stored(&[("cache-control", "max-age=60")]),
-            explicit,
-            "{status}"
-        );
-        assert_eq!(
-            stored(&[("cache-control", "s-maxage=60")]),
-            explicit,
-            "{status}"
-        );
+        assert_eq!(stored(&[("cache-control", "max-age=60")]), explicit, "{status}");
+        assert_eq!(stored(&[("cache-control", "s-maxage=60")]), explicit, "{status}");
         assert_eq!(stored(&[("expires", &at(60))]), explicit, "{status}");
     }
 }
 
 #[test]
 fn only_what_is_for_everyone_answers_personal_requests() {
-    for (value, public) in [
-        ("max-age=60", false),
-        ("public", true),
-        ("s-maxage=60", true),
-    ] {
-        let found = judged(
-            200,
-            Access::Shared,
-            &[("cache-control", value), ("age", "1")],
-        );
+    for (value, public) in [("max-age=60", false), ("public", true), ("s-maxage=60", true)] {
+        let found = judged(200, Access::Shared, &[("cache-control", value), ("age", "1")]);
         let life = Duration::from_secs(59);
-        assert_eq!(
-            found,
-            Storable::Yes(Terms {
-                life,
-                age: 1,
-                public
-            }),
-            "{value}"
-        );
+        assert_eq!(found, Storable::Yes(Terms { life, age: 1, public }), "{value}");
         let stored = judged(200, Access::Personal, &[("cache-control", value)]);
         assert_eq!(matches!(stored, Storable::Yes(_)), public, "{value}");
     }
@@ -251,12 +202,7 @@ fn only_what_is_for_everyone_answers_personal_requests() {
 fn vary_lists_names_once_and_in_order() {
     let of = |lines: Lines<'_>| {
         let names = vary(&headers(lines))?;
-        Some(
-            names
-                .iter()
-                .map(|name| name.to_string())
-                .collect::<Vec<_>>(),
-        )
+        Some(names.iter().map(|name| name.to_string()).collect::<Vec<_>>())
     };
     assert_eq!(of(&[]), Some(vec![]));
     assert_eq!(of(&[("vary", " , ")]), Some(vec![]));
@@ -297,12 +243,7 @@ fn bytes() -> impl Strategy<Value = HeaderValue> {
 }
 
 fn fixed() -> ProptestConfig {
-    ProptestConfig {
-        cases: 256,
-        rng_seed: RngSeed::Fixed(1),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases: 256, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

@@ -1,0 +1,140 @@
+//! The body of every HTTP response that leaves a layer of this crate.
+
+use crate::lock::Guard;
+use http::HeaderMap;
+use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use pin_project::pin_project;
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tower::BoxError;
+
+/// The inner service's body, perhaps with a lock that is held until it ends; or stored bytes and trailers.
+///
+/// Its error is a [`BoxError`], since more can fail than the inner body. The default is an empty body.
+#[pin_project]
+pub struct Body<B> {
+    #[pin]
+    kind: Kind<B>,
+}
+
+#[pin_project(project = KindProj)]
+enum Kind<B> {
+    Inner {
+        #[pin]
+        body: B,
+        guard: Option<Guard>,
+    },
+    Resumed(Resumed<B>),
+    Stored {
+        data: Option<Bytes>,
+        trailers: Option<HeaderMap>,
+    },
+}
+
+/// A body whose beginning has been read already: what was read, then the rest.
+pub(crate) struct Resumed<B> {
+    pub(crate) read: VecDeque<Frame<Bytes>>,
+    /// Ended the reading.
+    pub(crate) error: Option<BoxError>,
+    pub(crate) rest: Pin<Box<B>>,
+}
+
+impl<B> Body<B> {
+    pub(crate) fn inner(body: B, guard: Option<Guard>) -> Self {
+        Body { kind: Kind::Inner { body, guard } }
+    }
+
+    pub(crate) fn resumed(resumed: Resumed<B>) -> Self {
+        Body { kind: Kind::Resumed(resumed) }
+    }
+
+    pub(crate) fn stored(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Body { kind: Kind::Stored { data: Some(data).filter(|data| !data.is_empty()), trailers } }
+    }
+}
+
+impl<B> Default for Body<B> {
+    fn default() -> Self {
+        Body::stored(Bytes::new(), None)
+    }
+}
+
+impl<B> fmt::Debug for Body<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.kind {
+            Kind::Inner { guard: Some(_), .. } => "Body(inner, guarded)",
+            Kind::Inner { .. } => "Body(inner)",
+            Kind::Resumed(_) => "Body(resumed)",
+            Kind::Stored { .. } => "Body(stored)",
+        })
+    }
+}
+
+impl<B> HttpBody for Body<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(match self.project().kind.project() {
+            KindProj::Inner { body, guard } => {
+                let frame = ready!(body.poll_frame(cx));
+                if !matches!(frame, Some(Ok(_))) {
+                    guard.take();
+                }
+                frame.map(|frame| frame.map_err(Into::into))
+            }
+            KindProj::Resumed(Resumed { read, error, rest }) => match read.pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None => match error.take() {
+                    Some(error) => Some(Err(error)),
+                    None => ready!(rest.as_mut().poll_frame(cx)).map(|frame| frame.map_err(Into::into)),
+                },
+            },
+            KindProj::Stored { data, trailers } => {
+                data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok)
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Inner { body, .. } => body.is_end_stream(),
+            Kind::Resumed(Resumed { read, error, rest }) => read.is_empty() && error.is_none() && rest.is_end_stream(),
+            Kind::Stored { data, trailers } => data.is_none() && trailers.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Inner { body, .. } => body.size_hint(),
+            Kind::Resumed(Resumed { read, rest, .. }) => {
+                let ahead: u64 = read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+                let rest = rest.size_hint();
+                let mut hint = SizeHint::new();
+                hint.set_lower(rest.lower().saturating_add(ahead));
+                if let Some(upper) = rest.upper().and_then(|upper| upper.checked_add(ahead)) {
+                    hint.set_upper(upper);
+                }
+                hint
+            }
+            Kind::Stored { data, trailers } => {
+                let length = data.as_ref().map_or(0, |data| data.len() as u64);
+                let mut hint = SizeHint::new();
+                hint.set_lower(length);
+                // An exact hint would become a `Content-Length`, behind which trailers are cut.
+                if trailers.is_none() {
+                    hint.set_upper(length);
+                }
+                hint
+            }
+        }
+    }
+}

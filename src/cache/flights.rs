@@ -1,0 +1,191 @@
+//! Computations under way in this process: one a key, followed by everyone who wants the same.
+
+use super::record::Entry;
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+};
+
+/// Names remembered as not to be stored, at most.
+const PASSES: usize = 8192;
+
+/// How a computation ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Landing {
+    /// It is being stored.
+    Kept(Entry),
+    /// It may not be stored: whoever waited goes on alone.
+    NotKept,
+    /// The leader failed, panicked or was dropped: another may lead.
+    Failed,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    flights: Mutex<HashMap<[u8; 16], Arc<Flight>>>,
+    /// Keys whose answers may not be stored, and until when that is remembered.
+    passes: Mutex<HashMap<[u8; 16], u64>>,
+    passing: AtomicUsize,
+}
+
+/// One computation.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    /// The purge sequence when it began.
+    sequence: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Flying { wakers: Vec<Option<Waker>>, free: Vec<usize> },
+    Landed(Landing),
+}
+
+/// What to do about a key.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Lead(Lead),
+    Follow(Arc<Flight>),
+    /// Landed and not yet on disk.
+    Landed(Landing),
+}
+
+impl Flights {
+    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the flight of a key, or leads it. One that began before the purge `sequence` is not followed.
+    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64) -> Place {
+        let mut flights = self.lock();
+        if let Some(flight) = flights.get(&key).filter(|flight| flight.sequence >= sequence) {
+            return match &*flight.lock() {
+                State::Flying { .. } => Place::Follow(flight.clone()),
+                State::Landed(landing) => Place::Landed(landing.clone()),
+            };
+        }
+        let flight =
+            Arc::new(Flight { sequence, state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }) });
+        flights.insert(key, flight.clone());
+        Place::Lead(Lead { flights: self.clone(), key, flight })
+    }
+
+    /// Remembers until when the answers of a key are not to be stored.
+    pub(crate) fn pass_until(&self, key: [u8; 16], until: u64, now: u64) {
+        let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+        if passes.len() >= PASSES {
+            passes.retain(|_, until| *until > now);
+        }
+        if passes.len() >= PASSES {
+            passes.clear();
+        }
+        passes.insert(key, until);
+        self.passing.store(passes.len(), Relaxed);
+    }
+
+    pub(crate) fn passes(&self, key: &[u8; 16], now: u64) -> bool {
+        if self.passing.load(Relaxed) == 0 {
+            return false;
+        }
+        let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+        let passing = passes.get(key).is_some_and(|until| now < *until);
+        if !passing {
+            passes.remove(key);
+            self.passing.store(passes.len(), Relaxed);
+        }
+        passing
+    }
+}
+
+/// The right to compute; dropped without a landing, the flight has failed and another may lead.
+#[derive(Debug)]
+pub(crate) struct Lead {
+    flights: Arc<Flights>,
+    key: [u8; 16],
+    flight: Arc<Flight>,
+}
+
+impl Lead {
+    /// The purge sequence to store the answer with.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.flight.sequence
+    }
+
+    /// Tells the followers. The flight stays visible until this is dropped, which is when the answer is on disk.
+    pub(crate) fn land(&self, landing: Landing) {
+        let before = std::mem::replace(&mut *self.flight.lock(), State::Landed(landing));
+        if let State::Flying { wakers, .. } = before {
+            wakers.into_iter().flatten().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let mut flights = self.flights.lock();
+        if flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            flights.remove(&self.key);
+        }
+        drop(flights);
+        let flying = matches!(&*self.flight.lock(), State::Flying { .. });
+        if flying {
+            self.land(Landing::Failed);
+        }
+    }
+}
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the landing.
+    pub(crate) fn landing(self: Arc<Self>) -> Following {
+        Following { flight: self, at: None }
+    }
+}
+
+/// The wait for a flight's landing.
+#[derive(Debug)]
+pub(crate) struct Following {
+    flight: Arc<Flight>,
+    /// Where our waker is.
+    at: Option<usize>,
+}
+
+impl Future for Following {
+    type Output = Landing;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landing> {
+        let this = &mut *self;
+        match &mut *this.flight.lock() {
+            State::Landed(landing) => Poll::Ready(landing.clone()),
+            State::Flying { wakers, free } => {
+                let at = *this.at.get_or_insert_with(|| {
+                    free.pop().unwrap_or_else(|| {
+                        wakers.push(None);
+                        wakers.len() - 1
+                    })
+                });
+                wakers[at] = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let (Some(at), State::Flying { wakers, free }) = (self.at, &mut *self.flight.lock()) {
+            wakers[at] = None;
+            free.push(at);
+        }
+    }
+}

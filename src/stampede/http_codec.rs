@@ -1,0 +1,206 @@
+//! HTTP responses, kept whole: status, headers, body, trailers.
+
+use super::{
+    codec::{Access, Asked, Kept, Recorded, Replay, Terms, sealed},
+    fresh::{self, Storable},
+    status::CacheStatus,
+    wire,
+};
+use crate::body::{Body, Resumed};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use hyper::body::{Body as HttpBody, Bytes};
+use std::{collections::VecDeque, future::poll_fn, time::Duration};
+use tower::BoxError;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+
+/// Bytes of a body that is kept, unless said otherwise.
+const BODY_LIMIT: usize = 1 << 20;
+
+/// Keeps HTTP responses whose body ends within a limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffered {
+    pub(super) limit: usize,
+}
+
+impl Default for Buffered {
+    fn default() -> Self {
+        Buffered { limit: BODY_LIMIT }
+    }
+}
+
+impl<A, B> sealed::Codec<Request<A>, Response<B>> for Buffered
+where
+    A: HttpBody,
+    B: HttpBody<Data = Bytes> + Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body<B>>;
+    type Head = HeaderMap;
+
+    fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
+        // The answer may depend on a body, and the name does not. HTTP/2 need not announce one.
+        let access = match fresh::access(request.headers()) {
+            Access::Shared | Access::Personal if !request.body().is_end_stream() => Access::Bypass,
+            access => access,
+        };
+        Asked { access, head: request.headers() }
+    }
+
+    fn for_everyone(&self, request: &mut Request<A>) {
+        fresh::make_unconditional(request.headers_mut());
+    }
+
+    fn replay(
+        &self,
+        payload: &Bytes,
+        asked: &Asked<'_, HeaderMap>,
+        since: Duration,
+        status: CacheStatus,
+    ) -> Replay<Self::Response> {
+        let Some(stored) = wire::decode(payload) else { return Replay::Unusable };
+        if !wire::selects(&stored.vary, asked.head) {
+            return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
+        }
+        if asked.access == Access::Personal && !stored.public {
+            return Replay::Unusable;
+        }
+        let age = since.as_secs().saturating_add(stored.age.into());
+        let mut response = Response::new(Body::stored(stored.body, stored.trailers));
+        *response.status_mut() = stored.status;
+        *response.headers_mut() = stored.headers;
+        response.headers_mut().insert(header::AGE, age.into());
+        Replay::Answer(tell(response, status))
+    }
+
+    async fn record(
+        &self,
+        response: Response<B>,
+        asked: &Asked<'_, HeaderMap>,
+        terms: Terms,
+    ) -> Recorded<Self::Response> {
+        let (parts, body) = response.into_parts();
+        let pass = |parts, body, reason| Recorded {
+            response: tell(Response::from_parts(parts, body), CacheStatus::NotStored { reason }),
+            kept: Err(reason),
+        };
+        let limit = self.limit.min(terms.largest);
+        let allowed = match fresh::storable(parts.status, &parts.headers, asked.access, terms.default_life, terms.wall)
+        {
+            Storable::No(reason) => Err(reason),
+            Storable::Yes(_) if body.size_hint().lower() > limit as u64 => Err("too-large"),
+            Storable::Yes(allowed) => fresh::vary(&parts.headers).map(|vary| (allowed, vary)).ok_or("vary"),
+        };
+        let (allowed, vary) = match allowed {
+            Ok(allowed) => allowed,
+            Err(reason) => return pass(parts, Body::inner(body, None), reason),
+        };
+        let (data, trailers) = match collect(body, limit).await {
+            Ok(whole) => whole,
+            Err((resumed, reason)) => return pass(parts, Body::resumed(resumed), reason),
+        };
+        if !fresh::grpc_ok(&parts.headers, trailers.as_ref()) {
+            return pass(parts, Body::stored(data, trailers), "grpc-status");
+        }
+        let mut payload = Vec::with_capacity(data.len() + 512);
+        wire::encode(
+            &mut payload,
+            &wire::Parts {
+                status: parts.status,
+                headers: &parts.headers,
+                body: &data,
+                trailers: trailers.as_ref(),
+                public: allowed.public,
+                age: allowed.age,
+                vary: &vary,
+                request: asked.head,
+            },
+        );
+        if payload.len() > terms.largest {
+            return pass(parts, Body::stored(data, trailers), "too-large");
+        }
+        let kept = Kept {
+            payload: payload.into(),
+            life: allowed.life,
+            tags: tags(&parts.headers),
+            variant: (!vary.is_empty()).then(|| variant(vary.iter(), asked.head)),
+        };
+        let response = Response::from_parts(parts, Body::stored(data, trailers));
+        Recorded { response: tell(response, CacheStatus::Stored { ttl: kept.life }), kept: Ok(kept) }
+    }
+
+    fn pass(&self, response: Response<B>, status: CacheStatus) -> Self::Response {
+        tell(response.map(|body| Body::inner(body, None)), status)
+    }
+}
+
+fn tell<B>(mut response: Response<B>, status: CacheStatus) -> Response<B> {
+    // Behind the members of caches nearer to the origin (RFC 9211, section 2).
+    response.headers_mut().append(CACHE_STATUS, status.to_header());
+    response.extensions_mut().insert(status);
+    response
+}
+
+/// The whole of a body within the limit; otherwise the body as it was, with what has been read of it.
+async fn collect<B>(body: B, limit: usize) -> Result<(Bytes, Option<HeaderMap>), (Resumed<B>, &'static str)>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let mut rest = Box::pin(body);
+    let mut read = VecDeque::new();
+    let mut length = 0_usize;
+    let mut trailers = None;
+    let (error, reason) = loop {
+        match poll_fn(|cx| rest.as_mut().poll_frame(cx)).await {
+            None => break (None, None),
+            Some(Err(error)) => break (Some(error.into()), Some("body-failed")),
+            Some(Ok(frame)) => {
+                length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+                trailers = frame.trailers_ref().cloned().or(trailers);
+                read.push_back(frame);
+                // Frames of next to nothing must not pile up without a bound either.
+                if length > limit || read.len() > limit.max(1024) {
+                    break (None, Some("too-large"));
+                }
+            }
+        }
+    };
+    if let Some(reason) = reason {
+        return Err((Resumed { read, error, rest }, reason));
+    }
+    let mut data = read.iter().filter_map(|frame| frame.data_ref());
+    let whole = match (data.next(), data.next()) {
+        (None, _) => Bytes::new(),
+        (Some(only), None) => only.clone(),
+        _ => {
+            let mut whole = Vec::with_capacity(length);
+            read.iter().filter_map(|frame| frame.data_ref()).for_each(|data| whole.extend_from_slice(data));
+            whole.into()
+        }
+    };
+    Ok((whole, trailers))
+}
+
+/// What distinguishes the variants of a name: the values of the fields that `Vary` lists, length by length.
+fn variant<'a>(vary: impl Iterator<Item = &'a HeaderName>, request: &HeaderMap) -> Vec<u8> {
+    let mut suffix = Vec::new();
+    for name in vary {
+        suffix.push(b'\n');
+        suffix.extend_from_slice(name.as_str().as_bytes());
+        for value in request.get_all(name) {
+            let value = value.as_bytes().trim_ascii();
+            suffix.push(b':');
+            suffix.extend_from_slice(value.len().to_string().as_bytes());
+            suffix.push(b' ');
+            suffix.extend_from_slice(value);
+        }
+    }
+    suffix
+}
+
+fn tags(headers: &HeaderMap) -> Vec<String> {
+    let lines = headers.get_all(CACHE_TAG).into_iter().filter_map(|line: &HeaderValue| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+}

@@ -1,0 +1,52 @@
+//! What the cache did for a request.
+
+use http::HeaderValue;
+use std::{fmt::Write as _, time::Duration};
+
+/// What the cache did for a request; in the extensions of its response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CacheStatus {
+    /// Answered from the cache.
+    #[non_exhaustive]
+    Hit {
+        /// How long the answer is still fresh.
+        ttl: Duration,
+    },
+    /// Computed for this request, and kept.
+    #[non_exhaustive]
+    Stored {
+        /// How long the answer is fresh.
+        ttl: Duration,
+    },
+    /// Answered by the computation of another request that was under way.
+    #[non_exhaustive]
+    Collapsed {
+        /// How long the answer is fresh.
+        ttl: Duration,
+    },
+    /// Computed for this request, and not kept.
+    #[non_exhaustive]
+    NotStored {
+        /// Why not, as an RFC 8941 token.
+        reason: &'static str,
+    },
+    /// The cache stayed out of the way: the request has no name, or may not be answered from a cache.
+    Bypassed,
+}
+
+impl CacheStatus {
+    /// The member of `Cache-Status` (RFC 9211) that says so.
+    pub(super) fn to_header(self) -> HeaderValue {
+        let mut text = String::with_capacity(48);
+        text.push_str("floodgate; ");
+        let _ = match self {
+            CacheStatus::Hit { ttl } => write!(text, "hit; ttl={}", ttl.as_secs()),
+            CacheStatus::Stored { ttl } => write!(text, "fwd=miss; stored; ttl={}", ttl.as_secs()),
+            CacheStatus::Collapsed { ttl } => write!(text, "fwd=miss; collapsed; ttl={}", ttl.as_secs()),
+            CacheStatus::NotStored { reason } => write!(text, "fwd=miss; detail={reason}"),
+            CacheStatus::Bypassed => write!(text, "fwd=bypass"),
+        };
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("floodgate"))
+    }
+}

@@ -1,0 +1,259 @@
+//! The decision of a throttle, without tower: one row, one pure function, one turn.
+
+use super::rate::{Decision, Quota, Rate};
+use crate::{
+    cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on, record::u64_at},
+    rejection::Error,
+};
+use std::{fmt, time::Duration};
+
+/// What a cell says: the theoretical arrival time, and when that was written, in ns of machine time.
+fn decode(found: Found<'_>) -> Option<(u64, u64)> {
+    match found {
+        Found::Row(row) => Some((u64_at(row.payload, 0)?, u64_at(row.payload, 8)?)),
+        // A damaged cell is counted, and as good as a full bucket.
+        Found::Absent | Found::Damaged => None,
+    }
+}
+
+fn encode(tat: u64, now: u64, retention: u64, tag: u64) -> Change {
+    let payload = [tat.to_le_bytes(), now.to_le_bytes()].concat();
+    Change::Put { expires: tat.max(now.saturating_add(retention)), tag, payload }
+}
+
+/// What is to be decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub(super) rate: Rate,
+    pub(super) cost: u32,
+    pub(super) patience: Duration,
+    /// Digest of the cell's tag, 0 for none.
+    pub(super) tag: u64,
+    /// How long the cell is kept at least, in ns.
+    pub(super) retention: u64,
+}
+
+impl Ask {
+    /// The transition of the cell. `booted` is when the machine started.
+    fn decide(&self, found: Found<'_>, now: u64, booted: u64) -> (Decision, Change) {
+        let tat = decode(found).map(|(tat, written)| if written < booted { self.rate.cut(tat, now) } else { tat });
+        let decision = self.rate.decide(tat, now, self.cost, self.patience);
+        let change = match &decision {
+            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => {
+                encode(*next, now, self.retention, self.tag)
+            }
+            _ => Change::Keep,
+        };
+        (decision, change)
+    }
+}
+
+/// How a decision came out.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Admitted { wait: Duration, quota: Quota, turn: Turn },
+    Refused { retry_after: Option<Duration>, quota: Quota },
+}
+
+/// A slot that was given out and is not yet used: dropped, it is given back.
+#[derive(Debug)]
+pub(super) struct Turn(Option<Reserved>);
+
+#[derive(Debug)]
+struct Reserved {
+    scope: Scope,
+    key: Key,
+    ask: Ask,
+    tat: u64,
+}
+
+impl Turn {
+    /// The slot is used from now on.
+    pub(super) fn spend(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(Reserved { scope, key, ask, tat }) = self.0.take() else { return };
+        scope.post(CELLS, key, move |found, now| {
+            let change = match ask.rate.give_back(decode(found).map(|(tat, _)| tat), tat, ask.cost) {
+                Some(before) => encode(before, now, ask.retention, ask.tag),
+                None => Change::Keep,
+            };
+            ((), change)
+        });
+    }
+}
+
+/// Asks for a turn, in one transaction.
+pub(super) fn ask(scope: &Scope, key: Key, ask: Ask) -> Pending<Result<Verdict, Error>> {
+    let booted = scope.handle().shared.offset;
+    let held = scope.clone();
+    scope.update(
+        CELLS,
+        key,
+        move |found, now| ask.decide(found, now, booted),
+        move |decision| {
+            Ok(match decision? {
+                Decision::Admit { tat, wait, quota } => {
+                    let reserved = (ask.cost > 0).then_some(Reserved { scope: held, key, ask, tat });
+                    Verdict::Admitted { wait, quota, turn: Turn(reserved) }
+                }
+                Decision::Refuse { retry_after, quota } => Verdict::Refused { retry_after, quota },
+            })
+        },
+    )
+}
+
+/// A throttle by name, without tower.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use tower_floodgate::{Cache, throttle::{LimitError, Rate}};
+///
+/// let cache = Cache::temporary()?;
+/// let mails = cache.throttle("mails", Rate::new(2, Duration::from_secs(60)));
+/// mails.check().await?;
+/// assert_eq!(mails.check().await?.remaining, 0);
+/// assert!(matches!(mails.check().await, Err(LimitError::Throttled { .. })));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Limit {
+    scope: Scope,
+    key: Key,
+    rate: Rate,
+}
+
+/// Why a [`Limit`] did not admit.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LimitError {
+    /// The budget is spent.
+    #[non_exhaustive]
+    Throttled {
+        /// When to ask again; `None`: the cost is above the burst and never fits.
+        retry_after: Option<Duration>,
+        /// What is left.
+        quota: Quota,
+    },
+    /// The cache could not be used.
+    Cache(Error),
+}
+
+impl fmt::Display for LimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LimitError::Throttled { retry_after: Some(delay), .. } => {
+                write!(f, "too many requests, ask again in {delay:?}")
+            }
+            LimitError::Throttled { .. } => f.write_str("the cost is above what the limit ever allows"),
+            LimitError::Cache(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LimitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            LimitError::Throttled { .. } => None,
+            LimitError::Cache(error) => Some(error),
+        }
+    }
+}
+
+impl Limit {
+    fn ask(&self, cost: u32, patience: Duration) -> Pending<Result<Verdict, Error>> {
+        ask(&self.scope, self.key, Ask { rate: self.rate, cost, patience, tag: 0, retention: 0 })
+    }
+
+    /// Admits one now or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::Throttled`], or [`LimitError::Cache`] if the cache cannot be used.
+    pub async fn check(&self) -> Result<Quota, LimitError> {
+        self.acquire_at_most(1, Duration::ZERO).await
+    }
+
+    /// As [`check`](Limit::check), for plain threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Limit::check).
+    pub fn check_blocking(&self) -> Result<Quota, LimitError> {
+        block_on(self.check())
+    }
+
+    /// Waits for a slot, first come first served over all processes. Dropped while it waits, it gives the slot back if
+    /// that was the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitError::Cache`] if the cache cannot be used.
+    pub async fn acquire(&self) -> Result<Quota, LimitError> {
+        self.acquire_at_most(1, Duration::MAX).await
+    }
+
+    /// Waits for `cost` at once, unless it would take longer than `patience`: that is known, and said, at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Limit::check).
+    pub async fn acquire_at_most(&self, cost: u32, patience: Duration) -> Result<Quota, LimitError> {
+        match self.ask(cost, patience).await.map_err(LimitError::Cache)? {
+            Verdict::Admitted { wait, quota, turn } => {
+                if !wait.is_zero() {
+                    self.scope.handle().sleep(wait).await;
+                }
+                turn.spend();
+                Ok(quota)
+            }
+            Verdict::Refused { retry_after, quota } => Err(LimitError::Throttled { retry_after, quota }),
+        }
+    }
+
+    /// What is left, without taking any of it.
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub async fn peek(&self) -> Result<Quota, Error> {
+        let rate = self.rate;
+        self.scope
+            .update(
+                CELLS,
+                self.key,
+                move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep),
+                |quota| quota,
+            )
+            .await
+    }
+
+    /// Makes the bucket full again.
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub async fn reset(&self) -> Result<(), Error> {
+        self.scope.update(CELLS, self.key, |_, _| ((), Change::Remove), |done| done).await
+    }
+}
+
+impl Scope {
+    /// A throttle of this scope, by name. It shares its budget with the [`ThrottleLayer`](super::ThrottleLayer) of the
+    /// same scope, for requests of that name.
+    pub fn throttle(&self, name: &str, rate: Rate) -> Limit {
+        Limit { key: self.key(Kind::Throttle, name.as_bytes()), scope: self.clone(), rate }
+    }
+}
+
+impl Cache {
+    /// [`Scope::throttle`] of the [root](Cache::root) scope.
+    pub fn throttle(&self, name: &str, rate: Rate) -> Limit {
+        self.root().throttle(name, rate)
+    }
+}

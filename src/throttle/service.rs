@@ -1,0 +1,249 @@
+//! The throttle's service and its future.
+
+use super::{
+    layer::{Cost, One, ThrottleLayer},
+    limit::{self, Ask, Turn, Verdict},
+};
+use crate::{
+    answer::{Admission, Answer, Http},
+    cache::{Event, Kind, Pending},
+    name::{Name, NameBuf, Named},
+    rejection::{Error, Reason, Rejection},
+    throttle::Quota,
+};
+use hyper::rt::Sleep;
+use pin_project::pin_project;
+use std::{
+    fmt,
+    future::Future,
+    ops::ControlFlow,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+/// The service of a [`ThrottleLayer`].
+#[derive(Clone, Debug)]
+pub struct Throttle<S, N = &'static str, A = Http, C = One> {
+    pub(super) inner: S,
+    pub(super) layer: ThrottleLayer<N, A, C>,
+}
+
+impl<S, N, A, C> Throttle<S, N, A, C> {
+    /// The inner service.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The inner service. Calling it is not counted.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The inner service.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S, N, A, C, Req> Service<Req> for Throttle<S, N, A, C>
+where
+    S: Service<Req> + Clone,
+    N: Name<Req>,
+    A: Answer<Req, S::Response, S::Error> + Clone,
+    C: Cost<Req>,
+{
+    type Response = A::Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S, A, Req>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let layer = &self.layer;
+        let told = |state| ResponseFuture { state, quota: None, outcome: Outcome::new(layer) };
+        let mut name = NameBuf::new();
+        if layer.name.name(&request, &mut name) == Named::Pass {
+            return told(State::Calling { future: self.inner.call(request) });
+        }
+        let key = layer.scope.key(Kind::Throttle, name.as_bytes());
+        let ask = Ask { cost: layer.cost.cost(&request), ..layer.ask };
+        let mut verdict = limit::ask(&layer.scope, key, ask);
+        let mut future = told(State::Empty);
+        match verdict.now() {
+            // The instance that was made ready serves the request.
+            Some(verdict) => match future.outcome.judge(verdict, &request, &mut future.quota) {
+                Step::Call => future.state = State::Calling { future: self.inner.call(request) },
+                Step::Wait(sleep, turn) => {
+                    future.state =
+                        State::Waiting { sleep, turn: Some(turn), next: Some((self.inner.clone(), request)) };
+                }
+                Step::Say(output) => future.state = State::Said { output: Some(output) },
+            },
+            // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
+            None => future.state = State::Deciding { verdict, next: Some((self.inner.clone(), request)) },
+        }
+        future
+    }
+}
+
+/// What the decision leads to.
+enum Step<Out> {
+    Call,
+    Wait(Pin<Box<dyn Sleep>>, Turn),
+    Say(Out),
+}
+
+/// The part of the layer that the future needs.
+struct Outcome<A> {
+    scope: crate::cache::Scope,
+    answer: A,
+    fail_closed: bool,
+}
+
+impl<A> Outcome<A> {
+    fn new<N, C>(layer: &ThrottleLayer<N, A, C>) -> Self
+    where
+        A: Clone,
+    {
+        Outcome { scope: layer.scope.clone(), answer: layer.answer.clone(), fail_closed: layer.fail_closed }
+    }
+
+    fn judge<Req, Res, Err>(
+        &self,
+        verdict: Result<Verdict, Error>,
+        request: &Req,
+        left: &mut Option<Quota>,
+    ) -> Step<Result<A::Response, Err>>
+    where
+        A: Answer<Req, Res, Err>,
+    {
+        let name = self.scope.shared_name();
+        let why = match verdict {
+            Ok(Verdict::Admitted { wait, quota, turn }) => {
+                self.scope.note(Event::Admitted);
+                *left = Some(quota);
+                if wait.is_zero() {
+                    turn.spend();
+                    return Step::Call;
+                }
+                return Step::Wait(self.scope.handle().sleep(wait), turn);
+            }
+            Ok(Verdict::Refused { retry_after, quota }) => {
+                self.scope.note(Event::Throttled);
+                *left = Some(quota);
+                let reason = if retry_after.is_some() { Reason::Throttled } else { Reason::TooCostly };
+                Rejection { retry_after, quota: Some(quota), ..Rejection::new(reason, name) }
+            }
+            Err(_) => {
+                self.scope.note(Event::ThrottleFailed);
+                if !self.fail_closed {
+                    return Step::Call;
+                }
+                Rejection::new(Reason::CacheFailed, name)
+            }
+        };
+        match self.answer.refuse(request, why) {
+            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Continue(()) => Step::Call,
+        }
+    }
+}
+
+/// The future of a [`Throttle`].
+#[pin_project]
+pub struct ResponseFuture<S, A, Req>
+where
+    S: Service<Req>,
+    A: Answer<Req, S::Response, S::Error>,
+{
+    #[pin]
+    state: State<S, S::Future, Req, Result<A::Response, S::Error>>,
+    quota: Option<Quota>,
+    outcome: Outcome<A>,
+}
+
+#[pin_project(project = StateProj)]
+enum State<S, F, Req, Out> {
+    Deciding {
+        verdict: Pending<Result<Verdict, Error>>,
+        next: Option<(S, Req)>,
+    },
+    Waiting {
+        sleep: Pin<Box<dyn Sleep>>,
+        turn: Option<Turn>,
+        next: Option<(S, Req)>,
+    },
+    Readying {
+        next: Option<(S, Req)>,
+    },
+    Calling {
+        #[pin]
+        future: F,
+    },
+    Said {
+        output: Option<Out>,
+    },
+    Empty,
+}
+
+const POLLED_AGAIN: &str = "polled after completion";
+
+impl<S, A, Req> Future for ResponseFuture<S, A, Req>
+where
+    S: Service<Req>,
+    A: Answer<Req, S::Response, S::Error>,
+{
+    type Output = Result<A::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let state = match this.state.as_mut().project() {
+                StateProj::Deciding { verdict, next } => {
+                    let verdict = ready!(Pin::new(verdict).poll(cx));
+                    let next = next.take();
+                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
+                    match this.outcome.judge(verdict, request, this.quota) {
+                        Step::Call => State::Readying { next },
+                        Step::Wait(sleep, turn) => State::Waiting { sleep, turn: Some(turn), next },
+                        Step::Say(output) => State::Said { output: Some(output) },
+                    }
+                }
+                StateProj::Waiting { sleep, turn, next } => {
+                    ready!(sleep.as_mut().poll(cx));
+                    if let Some(turn) = turn.take() {
+                        turn.spend();
+                    }
+                    State::Readying { next: next.take() }
+                }
+                StateProj::Readying { next } => {
+                    ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
+                    let (mut inner, request) = next.take().expect(POLLED_AGAIN);
+                    State::Calling { future: inner.call(request) }
+                }
+                StateProj::Calling { future } => {
+                    let response = ready!(future.poll(cx))?;
+                    let scope = this.quota.is_some().then(|| this.outcome.scope.shared_name().clone());
+                    let admission = Admission { scope, quota: this.quota.take(), guard: None };
+                    return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
+                }
+                StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
+                StateProj::Empty => unreachable!("replaced before the future is returned"),
+            };
+            this.state.set(state);
+        }
+    }
+}
+
+impl<S, A, Req> fmt::Debug for ResponseFuture<S, A, Req>
+where
+    S: Service<Req>,
+    A: Answer<Req, S::Response, S::Error>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
