@@ -279,6 +279,12 @@ impl<R: Rule> Acquiring<R> {
         }
     }
 
+    /// Leaves the queue, so that a finished future that is kept keeps nobody waiting.
+    fn finish(&mut self, outcome: Result<Guard, AcquireError>) -> Poll<Result<Guard, AcquireError>> {
+        self.ticket = None;
+        Poll::Ready(outcome)
+    }
+
     fn out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(patience) = self.patience else { return false };
         let handle = self.scope.handle();
@@ -295,8 +301,8 @@ impl<R: Rule> Future for Acquiring<R> {
         loop {
             if let Some(attempt) = &mut this.attempt {
                 match Pin::new(attempt).poll(cx) {
-                    Poll::Ready(Ok(Some(guard))) => return Poll::Ready(Ok(guard)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(AcquireError::Cache(error))),
+                    Poll::Ready(Ok(Some(guard))) => return this.finish(Ok(guard)),
+                    Poll::Ready(Err(error)) => return this.finish(Err(AcquireError::Cache(error))),
                     Poll::Ready(Ok(None)) => {
                         this.attempt = None;
                         this.pause = None;
@@ -306,7 +312,7 @@ impl<R: Rule> Future for Acquiring<R> {
             }
             // Asked before the ticket: a wait that is over must not end in one more attempt.
             if this.out_of_patience(cx) {
-                return Poll::Ready(Err(AcquireError::Busy));
+                return this.finish(Err(AcquireError::Busy));
             }
             let ticket = this.ticket.get_or_insert_with(|| Ticket::draw(&this.scope.handle().shared.queues, this.key));
             let called = ticket.called(cx.waker());

@@ -3,7 +3,7 @@
 //! A [`Name`] looks at a request and writes a name for it into a [`NameBuf`]; requests with one name share a budget, a
 //! lock or an answer. Anything of these is a name:
 //!
-//! - a `&'static str` or a [`String`]: one name for all requests;
+//! - a `&str` or a [`String`]: one name for all requests;
 //! - a closure or function from `&Req` to something that is [`IntoName`]: text, bytes, a number, an address;
 //! - [`from_fn`], for a closure that writes into the buffer itself and so need not allocate;
 //! - the ready-made names: [`Target`], [`ClientIp`], [`Header`], [`extension`] and [`GrpcMethod`] for HTTP,
@@ -120,7 +120,7 @@ where
     }
 }
 
-impl<Req> Name<Req> for &'static str {
+impl<Req> Name<Req> for &str {
     fn name(&self, _: &Req, name: &mut NameBuf) -> Named {
         self.into_name(name)
     }

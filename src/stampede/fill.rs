@@ -294,11 +294,12 @@ impl<C> Core<C> {
         let (key, name, of) = place.for_variant(kept.variant.as_deref());
         let entry = self.entry(kept, lead.sequence(), began, of.as_ref());
         lead.land(Landing::Kept(entry.clone()));
-        seat.0.fill(Ok(Ok(response)));
         match self.scope.commit(key, &name, entry).await {
             Ok(()) => self.scope.note(Event::Stored),
             Err(_) => self.scope.note(Event::CacheFailed),
         }
+        // Not before: what a response says is stored must be there for all processes, and survive this one.
+        seat.0.fill(Ok(Ok(response)));
     }
 
     /// Waits for another's computation, and goes on from how it ended.

@@ -27,23 +27,27 @@ pub(crate) enum Access {
 static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
 /// Fields of requests whose answer is no plain representation, or depends on more than the headers.
-static BYPASS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE, UPGRADE, TRANSFER_ENCODING];
+static BYPASS: [HeaderName; 5] = [RANGE, IF_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE, UPGRADE];
 
-/// Reads a request's headers; methods are the name's business.
+/// Reads a request's headers; methods are the name's business, and bodies are [`announces_body`]'s.
 ///
-/// A request that announces a body is bypassed, because the answer may depend on the body and the name does not.
 /// `If-None-Match` and `If-Modified-Since` stay [`Access::Shared`]: see [`make_unconditional`].
 pub(crate) fn access(headers: &HeaderMap) -> Access {
     let has = |names: &[HeaderName]| names.iter().any(|name| headers.contains_key(name));
-    let body = headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0");
     let control = Directives::of(headers);
-    if body || control.no_store || control.malformed || has(&BYPASS) {
+    if control.no_store || control.malformed || has(&BYPASS) {
         Access::Bypass
     } else if has(&PERSONAL) {
         Access::Personal
     } else {
         Access::Shared
     }
+}
+
+/// Whether a request says that it has a body. It is bypassed unless the name accounts for that, because the answer may
+/// depend on it.
+pub(crate) fn announces_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0")
 }
 
 /// Removes the conditions that would make the origin answer 304, which serves nobody but this client.

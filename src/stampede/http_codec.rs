@@ -22,11 +22,13 @@ const BODY_LIMIT: usize = 1 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Buffered {
     pub(super) limit: usize,
+    /// The name accounts for the request's body.
+    pub(super) bodies_named: bool,
 }
 
 impl Default for Buffered {
     fn default() -> Self {
-        Buffered { limit: BODY_LIMIT }
+        Buffered { limit: BODY_LIMIT, bodies_named: false }
     }
 }
 
@@ -41,8 +43,9 @@ where
 
     fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
         // The answer may depend on a body, and the name does not. HTTP/2 need not announce one.
+        let unnamed = || fresh::announces_body(request.headers()) || !request.body().is_end_stream();
         let access = match fresh::access(request.headers()) {
-            Access::Shared | Access::Personal if !request.body().is_end_stream() => Access::Bypass,
+            Access::Shared | Access::Personal if !self.bodies_named && unnamed() => Access::Bypass,
             access => access,
         };
         Asked { access, head: request.headers() }

@@ -156,6 +156,13 @@ impl<N> StampedeCacheLayer<N, Buffered> {
         self.core.codec.limit = bytes;
         self
     }
+
+    /// Says that the name accounts for the request's body: by what it reads of a body that was buffered before, or since
+    /// no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them.
+    pub fn bodies_named(mut self) -> Self {
+        self.core.codec.bodies_named = true;
+        self
+    }
 }
 
 impl<S, N: Clone, C: Clone> Layer<S> for StampedeCacheLayer<N, C> {

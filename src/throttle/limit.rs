@@ -5,7 +5,14 @@ use crate::{
     cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on, record::u64_at},
     rejection::Error,
 };
-use std::{fmt, time::Duration};
+use hyper::rt::Sleep;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 /// What a cell says: the theoretical arrival time, and when that was written, in ns of machine time.
 fn decode(found: Found<'_>) -> Option<(u64, u64)> {
@@ -71,6 +78,45 @@ impl Turn {
     /// The slot is used from now on.
     pub(super) fn spend(mut self) {
         self.0 = None;
+    }
+
+    /// Waits for the slot, which is used from then on.
+    pub(super) fn comes_after(self, wait: Duration, scope: &Scope) -> Waiting {
+        let handle = scope.handle();
+        let now = handle.now();
+        let due = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        Waiting { sleep: handle.sleep(wait), due, slept_at: now, scope: scope.clone(), turn: Some(self) }
+    }
+}
+
+/// The wait for a [`Turn`]; dropped early, the turn is given back.
+pub(super) struct Waiting {
+    sleep: Pin<Box<dyn Sleep>>,
+    /// Machine time in ns of the turn, and of the last time that sleep began.
+    due: u64,
+    slept_at: u64,
+    scope: Scope,
+    turn: Option<Turn>,
+}
+
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let now = self.scope.handle().now();
+            // A user's clock may wake early. If it stood still meanwhile, sleeping on would never end.
+            if now >= self.due || now <= self.slept_at {
+                break;
+            }
+            self.slept_at = now;
+            self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
+        }
+        if let Some(turn) = self.turn.take() {
+            turn.spend();
+        }
+        Poll::Ready(())
     }
 }
 
@@ -206,10 +252,10 @@ impl Limit {
     pub async fn acquire_at_most(&self, cost: u32, patience: Duration) -> Result<Quota, LimitError> {
         match self.ask(cost, patience).await.map_err(LimitError::Cache)? {
             Verdict::Admitted { wait, quota, turn } => {
-                if !wait.is_zero() {
-                    self.scope.handle().sleep(wait).await;
+                match wait.is_zero() {
+                    true => turn.spend(),
+                    false => turn.comes_after(wait, &self.scope).await,
                 }
-                turn.spend();
                 Ok(quota)
             }
             Verdict::Refused { retry_after, quota } => Err(LimitError::Throttled { retry_after, quota }),

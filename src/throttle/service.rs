@@ -2,7 +2,7 @@
 
 use super::{
     layer::{Cost, One, ThrottleLayer},
-    limit::{self, Ask, Turn, Verdict},
+    limit::{self, Ask, Verdict, Waiting},
 };
 use crate::{
     answer::{Admission, Answer, Http},
@@ -11,7 +11,6 @@ use crate::{
     rejection::{Error, Reason, Rejection},
     throttle::Quota,
 };
-use hyper::rt::Sleep;
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -76,9 +75,8 @@ where
             // The instance that was made ready serves the request.
             Some(verdict) => match future.outcome.judge(verdict, &request, &mut future.quota) {
                 Step::Call => future.state = State::Calling { future: self.inner.call(request) },
-                Step::Wait(sleep, turn) => {
-                    future.state =
-                        State::Waiting { sleep, turn: Some(turn), next: Some((self.inner.clone(), request)) };
+                Step::Wait(waiting) => {
+                    future.state = State::Waiting { waiting, next: Some((self.inner.clone(), request)) };
                 }
                 Step::Say(output) => future.state = State::Said { output: Some(output) },
             },
@@ -92,7 +90,7 @@ where
 /// What the decision leads to.
 enum Step<Out> {
     Call,
-    Wait(Pin<Box<dyn Sleep>>, Turn),
+    Wait(Waiting),
     Say(Out),
 }
 
@@ -129,7 +127,7 @@ impl<A> Outcome<A> {
                     turn.spend();
                     return Step::Call;
                 }
-                return Step::Wait(self.scope.handle().sleep(wait), turn);
+                return Step::Wait(turn.comes_after(wait, &self.scope));
             }
             Ok(Verdict::Refused { retry_after, quota }) => {
                 self.scope.note(Event::Throttled);
@@ -172,8 +170,7 @@ enum State<S, F, Req, Out> {
         next: Option<(S, Req)>,
     },
     Waiting {
-        sleep: Pin<Box<dyn Sleep>>,
-        turn: Option<Turn>,
+        waiting: Waiting,
         next: Option<(S, Req)>,
     },
     Readying {
@@ -208,15 +205,12 @@ where
                     let request = &next.as_ref().expect(POLLED_AGAIN).1;
                     match this.outcome.judge(verdict, request, this.quota) {
                         Step::Call => State::Readying { next },
-                        Step::Wait(sleep, turn) => State::Waiting { sleep, turn: Some(turn), next },
+                        Step::Wait(waiting) => State::Waiting { waiting, next },
                         Step::Say(output) => State::Said { output: Some(output) },
                     }
                 }
-                StateProj::Waiting { sleep, turn, next } => {
-                    ready!(sleep.as_mut().poll(cx));
-                    if let Some(turn) = turn.take() {
-                        turn.spend();
-                    }
+                StateProj::Waiting { waiting, next } => {
+                    ready!(Pin::new(waiting).poll(cx));
                     State::Readying { next: next.take() }
                 }
                 StateProj::Readying { next } => {

@@ -50,13 +50,16 @@ fn requests() {
         (&[("cache-control", "max-age=0, No-Store")], Bypass),
         (&[("cache-control", "no-store;x")], Bypass),
         (&[("upgrade", "websocket")], Bypass),
-        (&[("transfer-encoding", "chunked")], Bypass),
-        (&[("content-length", "3")], Bypass),
+        (&[("transfer-encoding", "chunked")], Shared),
         (&[("cookie", "a=b"), ("range", "bytes=0-")], Bypass),
     ];
     for (lines, expected) in cases {
         assert_eq!(access(&headers(lines)), *expected, "{lines:?}");
     }
+    for announcement in [("transfer-encoding", "chunked"), ("content-length", "3"), ("content-length", "no number")] {
+        assert!(announces_body(&headers(&[announcement])), "{announcement:?}");
+    }
+    assert!(!announces_body(&headers(&[("content-length", "0"), ("cookie", "a=b")])));
 }
 
 #[test]
@@ -258,6 +261,7 @@ proptest! {
             lines.append(name, other.clone());
         }
         access(&lines);
+        announces_body(&lines);
         vary(&lines);
         grpc_ok(&lines, Some(&lines));
         for wall in [NOW, wall()] {

@@ -1,0 +1,60 @@
+//! The second listener: purge what is stored, read what has happened.
+
+use crate::paths;
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_floodgate::Cache;
+
+/// Serves until the process ends.
+pub(crate) fn start(listener: TcpListener, cache: Cache) {
+    let admin = Router::new().route("/purge", post(purge)).route("/stats", get(stats)).with_state(cache);
+    tokio::spawn(async move { axum::serve(listener, admin).await });
+}
+
+#[derive(serde::Deserialize)]
+struct Purge {
+    tag: Option<String>,
+    path: Option<String>,
+}
+
+/// What is purged is gone for every gateway of the directory from the moment this answers.
+async fn purge(State(cache): State<Cache>, Query(purge): Query<Purge>) -> (StatusCode, String) {
+    let tag = match (purge.tag, purge.path) {
+        (Some(tag), None) => tag,
+        (None, Some(path)) => paths::tag(&path),
+        _ => return (StatusCode::BAD_REQUEST, "POST /purge?tag=T or /purge?path=P\n".into()),
+    };
+    match cache.evict(&tag).await {
+        Ok(()) => (StatusCode::OK, "purged\n".into()),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    }
+}
+
+async fn stats(State(cache): State<Cache>) -> Json<Value> {
+    let stats = cache.stats();
+    Json(json!({
+        "entries": stats.entries,
+        "entry_bytes": stats.entry_bytes,
+        "entries_evicted": stats.entries_evicted,
+        "cells_evicted": stats.cells_evicted,
+        "damaged": stats.damaged,
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "followed": stats.followed,
+        "refreshed": stats.refreshed,
+        "stored": stats.stored,
+        "not_stored": stats.not_stored,
+        "admitted": stats.admitted,
+        "throttled": stats.throttled,
+        "locked": stats.locked,
+        "busy": stats.busy,
+        "failures": stats.failures,
+        "leases_lost": stats.leases_lost,
+    }))
+}

@@ -1,0 +1,96 @@
+//! Child processes of a test: the test binary run again, with a part to play.
+//!
+//! A file that uses this has one test named `child`, which plays its [`part`] in a child and does nothing elsewhere. Child
+//! and parent speak in lines: the child's stdin and stderr (its stdout belongs to the test harness).
+
+#![allow(dead_code)] // each file uses a part of it
+
+use nix::{sys::signal, unistd::Pid};
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{ChildStderr, Command, Stdio},
+};
+
+/// What a child is to do, and in which cache.
+pub(crate) struct Part {
+    pub(crate) role: String,
+    pub(crate) cache: PathBuf,
+}
+
+/// The part of this process, if it is a child.
+pub(crate) fn part() -> Option<Part> {
+    Some(Part { role: std::env::var("PART").ok()?, cache: std::env::var_os("CACHE")?.into() })
+}
+
+/// Says a line to the parent.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    eprintln!("{line}");
+}
+
+/// Waits for the parent's next line.
+pub(crate) fn hear() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// Waits until somebody kills this process.
+pub(crate) fn wait_to_be_killed() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A child process, killed when dropped.
+pub(crate) struct Child {
+    process: std::process::Child,
+    lines: BufReader<ChildStderr>,
+}
+
+impl Child {
+    pub(crate) fn start(role: &str, cache: &Path) -> Child {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env("PART", role)
+            .env("CACHE", cache)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap());
+        Child { process, lines }
+    }
+
+    /// Waits for the child's next line; empty at its end.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: signal::Signal) {
+        signal::kill(Pid::from_raw(self.process.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub(crate) fn kill(mut self) {
+        self.kill_now();
+    }
+
+    fn kill_now(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill_now();
+    }
+}
