@@ -19,7 +19,7 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
-    BarrierLayer, Cache, Error, Fail, Lock, LockFactory, RLock, Rejection, StampedeCacheLayer, ThrottleLayer,
+    BarrierLayer, Cache, Error, Fail, Lock, LockFactory, Name, RLock, Rejection, StampedeCacheLayer, ThrottleLayer,
     lock::{Minted, OneOwner, Owner},
     time::{Steady, clock_fn},
 };
@@ -156,8 +156,9 @@ async fn barrier_for_critical_sections() {
 type Recursing = Pin<Box<dyn Future<Output = Result<Response<String>, BoxError>> + Send>>;
 
 /// Calls itself through the layer, and passes on as whom.
-fn recursive_critical_function<L>(layer: BarrierLayer<L, &'static str, Fail>, request: Request<u32>) -> Recursing
+fn recursive_critical_function<L, N>(layer: BarrierLayer<L, N, Fail>, request: Request<u32>) -> Recursing
 where
+    N: Name<Request<u32>> + Clone + Send + Sync + 'static,
     L: LockFactory<Request<u32>, Rule = OneOwner> + Clone + Send + Sync + 'static,
 {
     Box::pin(async move {
@@ -173,10 +174,11 @@ where
     })
 }
 
-fn through<L>(
-    layer: BarrierLayer<L, &'static str, Fail>,
+fn through<L, N>(
+    layer: BarrierLayer<L, N, Fail>,
 ) -> impl Service<Request<u32>, Response = Response<String>, Error = BoxError, Future: Send> + Clone + Send
 where
+    N: Name<Request<u32>> + Clone + Send + Sync + 'static,
     L: LockFactory<Request<u32>, Rule = OneOwner> + Clone + Send + Sync + 'static,
 {
     let inner = layer.clone();
@@ -429,14 +431,14 @@ async fn custom_lock_factory() {
 #[tokio::test(start_paused = true)]
 async fn throttling_best_practices() {
     let cache = cache();
-    let operation = service_fn(async |_: ()| Ok::<_, BoxError>(()));
-    let count = async |layer: &ThrottleLayer<&'static str, Fail>, calls: u32| {
+    async fn count<N: Name<()> + Clone>(layer: &ThrottleLayer<N, Fail>, calls: u32) -> u32 {
         let mut admitted = 0;
         for _ in 0..calls {
+            let operation = service_fn(async |_: ()| Ok::<_, BoxError>(()));
             admitted += u32::from(layer.layer(operation).oneshot(()).await.is_ok());
         }
         admitted
-    };
+    }
     // 100 an hour, kept for two hours.
     let rate_limited = ThrottleLayer::new(cache.scope("hourly"), 100, secs(3_600)).expire(secs(7_200)).answer(Fail);
     assert_eq!(count(&rate_limited, 150).await, 100);

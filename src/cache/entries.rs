@@ -136,7 +136,8 @@ impl Entries {
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
     pub(crate) fn purge(&self, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
-        self.lane.delegate(Purge { subject, now }, |_, result| result)
+        let walked = self.walk().done;
+        self.lane.delegate(Purge { subject, now, walked }, |_, result| result)
     }
 
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {

@@ -186,8 +186,9 @@ impl Builder {
         self
     }
 
-    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise, some 600,000 cells. The
-    /// disk space is taken at once. Who makes the directory decides; later openings keep what it has.
+    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of it,
+    /// some 600,000, locks up to three eighths. The disk space is taken at once. Who makes the directory decides; later
+    /// openings keep what it has.
     ///
     /// # Panics
     ///

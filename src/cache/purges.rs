@@ -23,7 +23,7 @@ const FLOOR: &[u8] = b"floor";
 /// Rows that one step of the walk after a purge looks at.
 const STEP: usize = 128;
 /// Purges of names and tags that are remembered one by one.
-pub(crate) const PURGES_MAX: u64 = 16_384;
+pub(crate) const PURGES_MAX: u64 = 32_768;
 /// Purge rows that one step of tidying looks at.
 const PURGES_STEP: usize = 4096;
 
@@ -105,7 +105,7 @@ pub(crate) struct Walk {
     /// The sequence when this round began.
     began: u64,
     /// The sequence up to which everything has been walked.
-    done: u64,
+    pub(crate) done: u64,
     /// The purge row up to which all have been looked at.
     purge: Option<PurgeKey>,
 }
@@ -121,13 +121,15 @@ pub(crate) fn is_too_old(txn: &Txn<'_>, key: &[u8; 16], entry: &Entry) -> Result
 pub(crate) struct Purge {
     pub(crate) subject: Subject,
     pub(crate) now: u64,
+    /// Entries that a purge up to this sequence took are gone.
+    pub(crate) walked: u64,
 }
 
 impl Run for Purge {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let sequence = txn.number(SEQUENCE)? + 1;
         if txn.len(PURGES)? >= PURGES_MAX {
-            forget_purges(txn, sequence, self.now)?;
+            forget_purges(txn, self.walked, sequence, self.now)?;
         }
         put_purge(txn, self.subject, sequence, self.now)?;
         txn.put(META, SEQUENCE, &sequence.to_le_bytes())?;
@@ -146,22 +148,21 @@ fn put_purge(txn: &mut Txn<'_>, subject: Subject, sequence: u64, now: u64) -> Re
     txn.put(PURGES, &key[..len], &row)
 }
 
-/// Names to purge come from requests, so their rows have a bound. What stood under them is gone already; what is being
-/// computed now, under any name, is then not stored. If too many tags are left, everything is purged.
-fn forget_purges(txn: &mut Txn<'_>, sequence: u64, now: u64) -> Result<(), Error> {
-    let keys = txn.rows(PURGES, Bound::Unbounded, usize::MAX, |key, _| key.to_vec())?;
-    let (names, others): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.first() == Some(&NAME));
-    for key in names {
+/// Names to purge come from requests, so rows have a bound. Where the entries are gone already, since they stood under
+/// the name or a walk has come by, only what is being computed now needs the row, and is then not stored, whatever its
+/// name. If too many rows are left, everything is purged.
+fn forget_purges(txn: &mut Txn<'_>, walked: u64, sequence: u64, now: u64) -> Result<(), Error> {
+    let rows = txn.rows(PURGES, Bound::Unbounded, usize::MAX, |key, row| {
+        let gone = key.first() == Some(&NAME) || record::u64_at(row, 0).is_none_or(|sequence| sequence <= walked);
+        (key.to_vec(), gone)
+    })?;
+    let left = rows.iter().filter(|row| !row.1).count();
+    let all = left as u64 > PURGES_MAX / 4 * 3;
+    for (key, _) in rows.into_iter().filter(|row| all || row.1) {
         txn.delete(PURGES, &key)?;
     }
     txn.put(META, FLOOR, &sequence.to_le_bytes())?;
-    if others.len() as u64 > PURGES_MAX / 2 {
-        for key in others {
-            txn.delete(PURGES, &key)?;
-        }
-        put_purge(txn, Subject::All, sequence, now)?;
-    }
-    Ok(())
+    if all { put_purge(txn, Subject::All, sequence, now) } else { Ok(()) }
 }
 
 impl Entries {
@@ -186,7 +187,7 @@ impl Entries {
         self.more.load(Relaxed) || walk.at.is_some() || self.sequence().is_ok_and(|sequence| walk.done < sequence)
     }
 
-    fn walk(&self) -> MutexGuard<'_, Walk> {
+    pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
