@@ -260,16 +260,21 @@ fn open_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result
     names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
 }
 
+/// The empty name stands for the table that has none.
+fn named(table: &str) -> Option<&str> {
+    Some(table).filter(|table| !table.is_empty())
+}
+
 fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
     let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
-        databases.open_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
     })?;
     Ok(opened.commit().flatten())
 }
 
 fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
     let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
-        databases.create_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+        databases.create_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
     })?;
     Ok(opened.commit())
 }

@@ -16,7 +16,8 @@ use std::{
     },
 };
 
-pub(crate) const TABLES: [&str; 2] = ["cells", "locks"];
+/// Cells are in the table without a name: a commit of one in a named table would write that table's row of it too.
+pub(crate) const TABLES: [&str; 2] = ["", "locks"];
 /// Rows that may be dropped when room is needed.
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
@@ -160,8 +161,16 @@ fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16],
     txn.rows(CELLS, Bound::Excluded(after), most, |key, row| {
         // A row that cannot be read means nothing.
         let expires = record::decode_any_row(row).map_or(0, |(_, row)| row.expires);
-        (key.try_into().unwrap_or_default(), expires)
+        (cell_key(key), expires)
     })
+}
+
+/// The key of a cell. Among the cells stands the row of the other table, whose shorter key is no cell's.
+fn cell_key(key: &[u8]) -> [u8; 16] {
+    let mut cell = [0; 16];
+    let len = key.len().min(16);
+    cell[..len].copy_from_slice(&key[..len]);
+    cell
 }
 
 fn drop_nearest_to_full(
@@ -261,7 +270,7 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         let from = self.after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
         let rows = txn.rows(CELLS, from, ROWS, |key, row| {
             let doomed = record::decode_any_row(row).is_none_or(|(_, row)| (self.wanted)(row.tag));
-            (<[u8; 16]>::try_from(key).unwrap_or_default(), doomed)
+            (cell_key(key), doomed)
         })?;
         self.last = (rows.len() == ROWS).then(|| rows[ROWS - 1].0);
         let mut changed = false;
