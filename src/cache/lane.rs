@@ -183,7 +183,10 @@ impl Lane {
 
     /// As `delegate`, for what nobody awaits; it may be lost.
     pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
-        if !self.env.forked() && !self.is_stuck() {
+        if self.env.forked() {
+            return;
+        }
+        if !self.is_stuck() {
             self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
         }
         self.bell.ring();
@@ -402,6 +405,12 @@ fn finish(job: Box<dyn Job>, result: Result<(), Error>) {
     let _ = catch_unwind(AssertUnwindSafe(|| job.finish(result)));
 }
 
+type Done = (Box<dyn Job>, Result<(), Error>);
+
+fn finish_all(done: Vec<Done>) {
+    done.into_iter().for_each(|(job, result)| finish(job, result));
+}
+
 impl std::fmt::Debug for Lane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lane").field("env", &self.env).finish_non_exhaustive()
@@ -458,12 +467,6 @@ impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S>
     fn abandoned(&self) -> bool {
         false
     }
-}
-
-type Done = (Box<dyn Job>, Result<(), Error>);
-
-fn finish_all(done: Vec<Done>) {
-    done.into_iter().for_each(|(job, result)| finish(job, result));
 }
 
 struct Nothing;

@@ -560,14 +560,16 @@ impl Scope {
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored.
-    pub(crate) async fn purge_name(&self, key: &Key) -> Result<(), Error> {
+    pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (shared, now) = (&self.handle().shared, self.handle().now());
         let mut purges = vec![shared.shard(key).purge(Subject::Name(key.hash), now)];
         purges.extend(shared.entries.iter().map(|shard| shard.purge(Subject::Tag(key.own_tag()), now)));
-        for purged in purges {
-            purged.await?;
+        async {
+            for purged in purges {
+                purged.await?;
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     pub(crate) fn id(&self) -> ScopeId {

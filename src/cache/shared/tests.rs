@@ -54,31 +54,30 @@ fn closing_behind_a_gate_that_stays_shut_takes_no_longer_than_a_moment() {
 fn what_is_held_is_renewed_until_it_is_released_even_by_one_that_panics() {
     let cache = builder().open().unwrap();
     let shared = &cache.handle.shared;
-    let renewals = Arc::new(AtomicUsize::new(0));
-    let renewed = renewals.clone();
-    let key = cache.root().key(Kind::Lock, b"a");
-    let every = Duration::from_millis(1);
-    struct Counting(Arc<AtomicUsize>);
-    impl Renew for Counting {
+    #[derive(Default)]
+    struct Renewals(AtomicUsize);
+    impl Renew for Renewals {
         fn renew(self: Arc<Self>) {
             assert_ne!(self.0.fetch_add(1, SeqCst), 3, "one renewal panics");
         }
     }
-    let held = Arc::new(Counting(renewed));
-    let renew = Arc::downgrade(&held) as Weak<dyn Renew>;
+    let renewals = Arc::new(Renewals::default());
+    let key = cache.root().key(Kind::Lock, b"a");
+    let every = Duration::from_millis(1);
+    let renew: Weak<dyn Renew> = Arc::downgrade(&renewals) as Weak<dyn Renew>;
     shared.hold(&key, Holding { owner: 7, due: Instant::now(), every, renew });
     assert_eq!(shared.local_owners(&key), [7]);
     let deadline = Instant::now() + LONG;
-    while renewals.load(SeqCst) < 10 {
+    while renewals.0.load(SeqCst) < 10 {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
     shared.release(&key, 7);
     assert!(shared.local_owners(&key).is_empty());
     cache.insert("x", &1).wait().unwrap();
-    let before = renewals.load(SeqCst);
+    let before = renewals.0.load(SeqCst);
     cache.insert("x", &1).wait().unwrap();
-    assert!(renewals.load(SeqCst) <= before + 1);
+    assert!(renewals.0.load(SeqCst) <= before + 1);
 }
 
 #[test]
