@@ -130,7 +130,7 @@ impl Entries {
 
     /// Whether an entry would be alive if it were stored.
     pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
-        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !reader.is_purged(&key.hash, entry)?))
+        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !is_too_old(reader, &key.hash, entry)?))
     }
 
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.

@@ -183,10 +183,13 @@ impl Lane {
 
     /// As `delegate`, for what nobody awaits; it may be lost.
     pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
-        if !self.env.forked() && !self.is_stuck() {
-            self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
-            self.bell.ring();
+        if self.env.forked() {
+            return;
         }
+        if !self.is_stuck() {
+            self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
+        }
+        self.bell.ring();
     }
 
     /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.

@@ -114,7 +114,7 @@ type PurgeKey = ([u8; 17], usize);
 
 /// Whether an answer must not be stored, since its computation began before a purge that matches it, or so long ago that
 /// nobody knows.
-pub(crate) fn is_too_old(txn: &Txn<'_>, key: &[u8; 16], entry: &Entry) -> Result<bool, Error> {
+pub(crate) fn is_too_old(txn: &impl Look, key: &[u8; 16], entry: &Entry) -> Result<bool, Error> {
     Ok(entry.cost >= LONGEST_FLIGHT || entry.sequence < txn.number(FLOOR)? || txn.is_purged(key, entry)?)
 }
 
