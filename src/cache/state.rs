@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// Cells are in the table without a name: a commit of one in a named table would write that table's row of it too.
@@ -26,6 +27,9 @@ pub(crate) const LOCKS: Table = Table(1);
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
 const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
+/// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
+const SWEEP_LOCKS_EVERY: u64 = 64;
+const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
 
 /// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
 /// same.
@@ -43,8 +47,9 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) lane: Lane,
-    /// The key behind which the next sweep starts.
+    /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
+    lock_cursor: Mutex<[u8; 16]>,
     writes: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) damaged: AtomicU64,
@@ -59,6 +64,7 @@ impl State {
         State {
             lane,
             cursor: Mutex::default(),
+            lock_cursor: Mutex::default(),
             writes: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -106,16 +112,12 @@ impl State {
     }
 
     fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
-        if !self.writes.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
-            return Ok(());
+        let writes = self.writes.fetch_add(1, Relaxed);
+        if writes.is_multiple_of(SWEEP_EVERY) {
+            sweep_next(txn, CELLS, &self.cursor, now)?;
         }
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_cells(txn, &*cursor, SWEEP_ROWS)?;
-        *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
-        for (key, expires) in rows {
-            if expires <= now {
-                txn.delete(CELLS, &key)?;
-            }
+        if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
+            sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
         }
         Ok(())
     }
@@ -149,7 +151,7 @@ impl State {
             return Ok(());
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_cells(txn, &*cursor, 2 * SWEEP_ROWS)?;
+        let rows = next_rows(txn, CELLS, &*cursor, 2 * SWEEP_ROWS)?;
         *cursor = rows.last().map_or([0; 16], |row| row.0);
         let live = drop_nearest_to_full(txn, rows, 4, now)?;
         self.evicted.fetch_add(live, Relaxed);
@@ -157,10 +159,22 @@ impl State {
     }
 }
 
-fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
-    txn.rows(CELLS, Bound::Excluded(after), most, |key, row| {
-        // A row that cannot be read means nothing.
-        let expires = record::decode_any_row(row).map_or(0, |(_, row)| row.expires);
+/// Drops what ended before `end` among the next rows.
+fn sweep_next(txn: &mut Txn<'_>, table: Table, cursor: &Mutex<[u8; 16]>, end: u64) -> Result<(), Error> {
+    let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows = next_rows(txn, table, &*cursor, SWEEP_ROWS)?;
+    *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
+    for (key, _) in rows.into_iter().filter(|row| row.1 <= end) {
+        txn.delete(table, &key)?;
+    }
+    Ok(())
+}
+
+fn next_rows(txn: &Txn<'_>, table: Table, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
+    txn.rows(table, Bound::Excluded(after), most, |key, row| {
+        // A cell that cannot be read means nothing; a lock that cannot may be held.
+        let unread = if table == LOCKS { u64::MAX } else { 0 };
+        let expires = record::decode_any_row(row).map_or(unread, |(_, row)| row.expires);
         (cell_key(key), expires)
     })
 }
@@ -190,7 +204,7 @@ fn drop_nearest_to_full(
 
 /// Called when the map is full: drops some cells, never a lock.
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
-    let rows = next_cells(txn, &[0; 16], 64)?;
+    let rows = next_rows(txn, CELLS, &[0; 16], 64)?;
     let any = !rows.is_empty();
     drop_nearest_to_full(txn, rows, 32, 0)?;
     Ok(any)

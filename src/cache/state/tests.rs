@@ -196,3 +196,21 @@ fn a_damaged_row_is_shown_as_such_counted_and_replaced() {
     assert_eq!(cache.stats().damaged, 1);
     assert_eq!(root.update(LOCKS, name, add, |result| result).wait().unwrap(), 2);
 }
+
+#[test]
+fn locks_of_the_dead_are_swept_long_after_their_lease() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let end = cache.handle.now() + 1_000_000_000;
+    for i in 0..100 {
+        put(&cache, LOCKS, &i.to_string(), end, 0).unwrap();
+    }
+    let locks = || tamper(&state(&cache).lane, |txn| txn.len(LOCKS).unwrap());
+    let write = || (0..1000).for_each(|_| put(&cache, CELLS, "busy", u64::MAX, 0).unwrap());
+    hand.advance(Duration::from_secs(3600));
+    write();
+    assert_eq!(locks(), 100);
+    hand.advance(Duration::from_secs(2));
+    write();
+    assert_eq!(locks(), 0);
+}
