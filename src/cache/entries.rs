@@ -72,15 +72,21 @@ impl Entries {
         usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - record::ENTRY_OVERHEAD
     }
 
-    /// Reads an entry that is alive, or the purge sequence to carry if one is computed.
+    /// Reads an entry that is alive and the time at which it is, or the purge sequence to carry if one is computed.
     ///
     /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
-    pub(crate) fn get(&self, key: &Key, name: &[u8], now: impl FnOnce() -> u64) -> Result<Result<Entry, u64>, Error> {
+    pub(crate) fn get(
+        &self,
+        key: &Key,
+        name: &[u8],
+        now: impl FnOnce() -> u64,
+    ) -> Result<Result<(Entry, u64), u64>, Error> {
         let (found, sequence) = self.lane.env.read(|reader| {
+            let sequence = reader.number(SEQUENCE)?;
             let found = match reader.look(ENTRIES, &key.hash)? {
                 None => None,
                 Some(bytes) => match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-                    Stored::Entry(entry) if !reader.is_purged(&key.hash, &entry)? => Some(entry),
+                    Stored::Entry(entry) if !reader.is_purged_by(sequence, &key.hash, &entry)? => Some(entry),
                     Stored::Damaged => {
                         self.counts.damaged.fetch_add(1, Relaxed);
                         None
@@ -88,9 +94,10 @@ impl Entries {
                     _ => None,
                 },
             };
-            Ok((found, reader.number(SEQUENCE)?))
+            Ok((found, sequence))
         })?;
-        Ok(found.filter(|entry| is_alive(entry, now())).ok_or(sequence))
+        let found = found.map(|entry| (entry, now()));
+        Ok(found.filter(|(entry, now)| is_alive(entry, *now)).ok_or(sequence))
     }
 
     pub(crate) fn sequence(&self) -> Result<u64, Error> {

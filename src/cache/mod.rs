@@ -512,8 +512,9 @@ impl Scope {
         self.handle().shared.state.post(table, key, move || handle.now(), transition);
     }
 
-    /// The stored entry, or the purge sequence that a computation starting now must carry.
-    pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<Entry, u64>, Error> {
+    /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
+    /// carry.
+    pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<(Entry, u64), u64>, Error> {
         self.handle().shared.shard(key).get(key, name, || self.handle().now())
     }
 

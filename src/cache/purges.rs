@@ -69,7 +69,12 @@ pub(crate) trait Look {
 
     /// Whether a purge that matches the entry is newer than the start of its computation.
     fn is_purged(&self, key: &[u8; 16], entry: &Entry) -> Result<bool, Error> {
-        if entry.sequence >= self.number(SEQUENCE)? {
+        self.is_purged_by(self.number(SEQUENCE)?, key, entry)
+    }
+
+    /// As `is_purged`, where the sequence of the newest purge is known.
+    fn is_purged_by(&self, newest: u64, key: &[u8; 16], entry: &Entry) -> Result<bool, Error> {
+        if entry.sequence >= newest {
             return Ok(false);
         }
         for subject in [Subject::All, Subject::Scope(entry.scope), Subject::Name(*key)] {

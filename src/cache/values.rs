@@ -140,7 +140,7 @@ impl Scope {
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let name = name.as_bytes();
         match self.entry(&self.key(Kind::Value, name), name)? {
-            Ok(entry) => decode(&entry.payload).map(Some),
+            Ok((entry, _)) => decode(&entry.payload).map(Some),
             Err(_) => Ok(None),
         }
     }
