@@ -237,7 +237,12 @@ impl Lane {
         if !self.has_queued() {
             return;
         }
+        // Another thread of this process leaves within microseconds, unless a callback of the user's hangs in it.
+        let began = Instant::now();
         while self.busy.swap(true, SeqCst) {
+            if began.elapsed() >= slice {
+                return self.fail_overdue();
+            }
             std::thread::yield_now();
         }
         let mut turn = Turn { lane: self, held: None };
