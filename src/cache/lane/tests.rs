@@ -159,29 +159,6 @@ fn what_is_posted_happens_however_late() {
 }
 
 #[test]
-fn a_callback_that_hangs_in_this_process_holds_nobody_up_for_long() {
-    let cache = builder().patience(Duration::from_millis(1)).open().unwrap();
-    let (enter, entered) = mpsc::channel();
-    let (go_on, gone_on) = mpsc::channel::<()>();
-    let gone_on = std::sync::Mutex::new(gone_on);
-    let hanging = cache.clone();
-    let thread = std::thread::spawn(move || {
-        let root = hanging.root();
-        let hang = move |found: Found<'_>, now| {
-            enter.send(()).unwrap();
-            gone_on.lock().unwrap().recv().unwrap();
-            add(found, now)
-        };
-        root.update(LOCKS, root.key(Kind::Lock, b"a"), hang, |result| result).wait()
-    });
-    entered.recv_timeout(LONG).unwrap();
-    assert!(matches!(count(&cache, "b").wait(), Err(Error::Busy)));
-    go_on.send(()).unwrap();
-    assert_eq!(thread.join().unwrap().unwrap(), 1);
-    assert_eq!(count(&cache, "b").wait().unwrap(), 1);
-}
-
-#[test]
 fn one_that_fails_harms_no_neighbour() {
     let cache = cache();
     for queued in [true, false] {
