@@ -4,7 +4,7 @@
 mod probe;
 
 use http::{Request, Response};
-use probe::{MINUTE, Probe, SECOND, Watch, cache, get, paused_cache, soon, text};
+use probe::{MINUTE, Probe, SECOND, Watch, at_once, cache, get, paused_cache, soon, text};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn};
@@ -135,7 +135,7 @@ async fn who_waits_for_a_turn_holds_no_readiness() {
     let mut waiting = tokio_test::task::spawn(service.clone().oneshot(get("/a")));
     assert_pending!(waiting.poll());
     let began = tokio::time::Instant::now();
-    service.clone().oneshot(get("/b")).await.unwrap();
+    at_once(service.clone().oneshot(get("/b"))).await.unwrap();
     assert!(began.elapsed() < SECOND / 2, "another name passes meanwhile");
     assert_eq!(watch.calls(), 2);
     waiting.await.unwrap();
@@ -152,7 +152,7 @@ async fn who_waits_for_a_lock_holds_no_readiness() {
     let mut waiting = tokio_test::task::spawn(service.clone().oneshot(get("/a")));
     assert_pending!(waiting.poll());
     let began = tokio::time::Instant::now();
-    service.clone().oneshot(get("/b")).await.unwrap();
+    at_once(service.clone().oneshot(get("/b"))).await.unwrap();
     assert!(began.elapsed() < SECOND / 2, "another name passes meanwhile");
     drop(held);
     assert_eq!(waiting.await.unwrap().status(), 200);

@@ -62,8 +62,9 @@
 //! [name](StampedeCacheLayer::name)**, or one user is served another's page.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
-//! `Range`, `Upgrade`, `no-store` or body makes it pass by the cache; its `no-cache` and `max-age=0` do not, since any
-//! client could then flood the service.
+//! `Range`, `Upgrade`, `no-store` or body makes it pass by the cache, the body unless the name
+//! [accounts for it](StampedeCacheLayer::bodies_named); its `no-cache` and `max-age=0` do not, since any client could
+//! then flood the service.
 //!
 //! A response says what happened in `Cache-Status` (RFC 9211) and in the extension [`CacheStatus`], and its age in `Age`.
 //!
