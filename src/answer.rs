@@ -49,12 +49,12 @@ pub trait Answer<Req, Res, Err> {
 
 /// HTTP status codes, or gRPC ones where the request is gRPC; never an error.
 ///
-/// A refusal is 429 or 503 with `Retry-After`, `RateLimit` and `RateLimit-Policy`
+/// A refusal is 429 or 503 with `Retry-After` (but for a cost that never fits), and from a throttle `RateLimit` and `RateLimit-Policy`
 /// (draft-ietf-httpapi-ratelimit-headers), a small `application/problem+json` body (RFC 9457), and the [`Rejection`] in
 /// its extensions. A request whose content type is `application/grpc*` gets a trailers-only gRPC response instead:
 /// `RESOURCE_EXHAUSTED` or `UNAVAILABLE`, with `grpc-retry-pushback-ms`. The body becomes a [`Body`], which holds a
 /// barrier's lock until it ends.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Http {
     quota_always: bool,
 }
@@ -177,9 +177,17 @@ impl<Req, Res, Err: From<Rejection>> Answer<Req, Res, Err> for Fail {
 
 /// Never refuses, so response and error types are left alone; see
 /// [`ThrottleLayer::wait`](crate::throttle::ThrottleLayer::wait).
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct Patient;
+#[derive(Clone, Copy, Debug)]
+pub struct Patient {
+    // Only a throttle that cannot refuse may have it: under a barrier it would mean no lock.
+    _made_by_wait: (),
+}
+
+impl Patient {
+    pub(crate) fn new() -> Self {
+        Patient { _made_by_wait: () }
+    }
+}
 
 impl<Req, Res, Err> Answer<Req, Res, Err> for Patient {
     type Response = Res;

@@ -11,7 +11,7 @@
 //! # use axum::{Router, routing::get};
 //! # use std::time::Duration;
 //! # use tower::ServiceBuilder;
-//! use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::ClientIp};
+//! use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::Header};
 //!
 //! # async fn report() -> &'static str { "" }
 //! # fn main() -> Result<(), tower_floodgate::Error> {
@@ -19,7 +19,7 @@
 //!
 //! let app: Router = Router::new().route("/report/{id}", get(report)).layer(
 //!     ServiceBuilder::new()
-//!         .layer(ThrottleLayer::new(cache.scope("api"), 100, Duration::from_secs(60)).name(ClientIp::new()))
+//!         .layer(ThrottleLayer::new(cache.scope("api"), 100, Duration::from_secs(60)).name(Header::new("x-api-key")))
 //!         .layer(StampedeCacheLayer::new(cache.scope("report"), Duration::from_secs(300)).tag("report"))
 //!         .layer(BarrierLayer::new(cache.scope("db"), Semaphore(4)).wait_at_most(Duration::from_secs(5))),
 //! );

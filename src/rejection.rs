@@ -11,6 +11,7 @@ use std::{fmt, io, path::PathBuf, time::Duration};
 #[non_exhaustive]
 pub enum Error {
     /// The directory cannot be opened; the text says why and what to do.
+    #[non_exhaustive]
     Open {
         /// The cache's directory.
         path: PathBuf,
@@ -26,6 +27,7 @@ pub enum Error {
     /// The value could not be turned into bytes, or the stored bytes not into the value asked for.
     Codec(String),
     /// The value is larger than the cache takes.
+    #[non_exhaustive]
     TooLarge {
         /// Bytes that were to be stored.
         size: usize,

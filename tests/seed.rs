@@ -534,7 +534,7 @@ async fn error_handling() {
 
     // Graceful degradation: the directory cannot be opened.
     let blocked = tempfile::NamedTempFile::new().unwrap();
-    let Err(Error::Open { path, reason }) = Cache::open(blocked.path()) else { panic!("opened a file") };
+    let Err(Error::Open { path, reason, .. }) = Cache::open(blocked.path()) else { panic!("opened a file") };
     assert_eq!((path.as_path(), reason.contains("not a directory")), (blocked.path(), true), "{reason}");
     let fallback = Cache::open_or_temporary(blocked.path()).unwrap();
     let cached_operation = StampedeCacheLayer::memoize(fallback.scope("cached_operation"), secs(300))

@@ -4,7 +4,7 @@ use super::layer::BarrierLayer;
 use crate::{
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
-    lock::{Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory},
+    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
@@ -72,7 +72,7 @@ where
         }
         let acquire = Acquire {
             owner: layer.lock.owner(&request),
-            lease: layer.lock.lease(&request).map_or(layer.lease, crate::lock::check_lease),
+            lease: layer.lock.lease(&request).map_or(layer.lease, lock::clamp_lease),
             tag: layer.tag,
             patience: layer.patience,
             ..Acquire::new(&layer.scope, name.as_bytes(), layer.lock.rule(&request))

@@ -68,7 +68,12 @@ impl Env {
         reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
         // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
         let first = open_heed(path, options)?;
-        drop(first.read_txn().map_err(from_heed)?);
+        drop(first.read_txn().map_err(|error| match error {
+            heed::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Error::Io(io::Error::other(
+                "a process with the same process id uses it, as in two containers; start one with another id",
+            )),
+            error => from_heed(error),
+        })?);
         first.prepare_for_closing().wait();
         let heed = open_heed(path, options)?;
         heed.clear_stale_readers().map_err(from_heed)?;

@@ -149,8 +149,10 @@ impl Lane {
 
     /// As `submit`, for what must happen however late and whose result nobody awaits. Never blocks.
     pub(crate) fn post(&self, mut run: impl Run + Send + 'static) {
-        if self.try_now(&mut run).is_none() {
-            self.push(Box::new(Posted { run, settle: |_, _| () }), false);
+        match self.try_now(&mut run) {
+            Some(Ok(()) | Err(Error::Forked | Error::Panicked)) => {}
+            // A full disk may be a moment's: one more time, by the housekeeping thread.
+            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle: |_, _| () }), false),
         }
     }
 
@@ -209,6 +211,10 @@ impl Lane {
 
     fn push(&self, job: Box<dyn Job>, bounded: bool) {
         if bounded && self.stuck.load(SeqCst) {
+            // Who queued meanwhile may have taken our try for a turn.
+            if self.has_queued() {
+                self.bell.ring();
+            }
             return finish(job, Err(Error::Busy));
         }
         self.enqueue(job, bounded);

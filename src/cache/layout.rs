@@ -43,8 +43,11 @@ pub(crate) struct Layout {
     boot: String,
     /// Machine time is the time since boot plus this, in ns.
     pub(crate) offset: u64,
-    /// Everything was synced by the last user.
+    /// Everything was synced by the last user, at this machine time.
     clean: bool,
+    closed: u64,
+    /// Every commit is synced, by every user of this boot.
+    synced: bool,
     pub(crate) state: u64,
     pub(crate) entries: Vec<u64>,
 }
@@ -61,6 +64,8 @@ impl Layout {
             boot: fields.get("boot")?.to_string(),
             offset: number("offset")?,
             clean: number("clean")? == 1,
+            closed: number("closed")?,
+            synced: number("synced")? == 1,
             state: number("state")?,
             entries: (0..shards).map(|shard| number(&format!("entries-{shard}"))).collect::<Option<_>>()?,
         })
@@ -72,12 +77,14 @@ impl Layout {
             hex
         });
         let mut text = format!(
-            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nstate={}\n",
+            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\n",
             self.state_size,
             self.shards,
             self.boot,
             self.offset,
             u8::from(self.clean),
+            self.closed,
+            u8::from(self.synced),
             self.state
         );
         for (shard, generation) in self.entries.iter().enumerate() {
@@ -104,6 +111,17 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
+/// What an opening asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) state_size: u64,
+    pub(crate) shards: u32,
+    /// Beside users of other builds.
+    pub(crate) mixed: bool,
+    /// Every commit is synced.
+    pub(crate) sync: bool,
+}
+
 /// The directory of one cache, as opened by this process.
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -122,14 +140,14 @@ pub(crate) struct Opening {
 
 impl Directory {
     /// Opens the directory and gives `open` the layout, and whether this process is its only user. `open` may replace
-    /// generations that turn out to be damaged; the layout it leaves is written down.
+    /// generations that turn out to be damaged; the layout it leaves is written down. Alone and asked to sync, it has
+    /// synced what it found.
     pub(crate) fn open<T>(
         root: &Path,
-        state_size: u64,
-        shards: u32,
-        mixed: bool,
+        wanted: &Wanted,
         open: impl FnOnce(&Directory, &mut Layout, bool) -> Result<T, Error>,
     ) -> Result<(Directory, T), Error> {
+        let &Wanted { state_size, shards, mixed, sync } = wanted;
         let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
         let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
         let file_system = check_root(root).map_err(fail)?;
@@ -171,6 +189,8 @@ impl Directory {
                 boot: boot.clone(),
                 offset: since_epoch().saturating_sub(since_boot()),
                 clean: true,
+                closed: 0,
+                synced: sync,
                 state: fresh_number(&home),
                 entries: vec![fresh_number(&home); shards as usize],
             },
@@ -182,18 +202,20 @@ impl Directory {
             );
         }
         if layout.boot != boot {
-            // Written without syncs: after a crash of the machine the files may be torn.
-            if !layout.clean {
+            // What was written without syncs may be torn after a crash of the machine.
+            if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
                 layout.state = fresh_number(&home);
                 layout.entries.fill(fresh_number(&home));
             }
             layout.boot = boot;
-            layout.offset = since_epoch().saturating_sub(since_boot());
+            // A calendar that has gone back meanwhile must not take machine time with it.
+            layout.offset = since_epoch().max(layout.closed).saturating_sub(since_boot());
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
         layout.clean = false;
+        layout.synced = sync && (alone || layout.synced);
         // Mostly it says so already: then a full disk is no reason to stay outside.
         if text.is_none_or(|text| text != layout.to_text()) {
             directory.write(&layout).map_err(io("its layout file cannot be written"))?;
@@ -232,7 +254,8 @@ impl Directory {
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
         let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
         if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
-            let _ = self.write(&Layout { clean: true, ..self.layout.clone() });
+            let closed = since_boot().saturating_add(self.layout.offset);
+            let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
         }
         Some(opening)
     }
@@ -241,7 +264,8 @@ impl Directory {
         let new = self.home.join("layout.new");
         fs::write(&new, layout.to_text())?;
         File::open(&new)?.sync_all()?;
-        fs::rename(new, self.home.join("layout"))
+        fs::rename(new, self.home.join("layout"))?;
+        File::open(&self.home)?.sync_all()
     }
 
     fn remove_old_generations(&self) {
@@ -357,8 +381,10 @@ fn since_epoch() -> u64 {
 mod tests {
     use super::*;
 
+    const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false };
+
     fn open(root: &Path) -> Result<(Directory, bool), Error> {
-        Directory::open(root, 1 << 20, 2, false, |_, _, alone| Ok(alone))
+        Directory::open(root, &WANTED, |_, _, alone| Ok(alone))
     }
 
     fn edit(root: &Path, from: &str, to: &str) {
@@ -414,6 +440,37 @@ mod tests {
     }
 
     #[test]
+    fn another_boot_keeps_what_every_user_had_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = |sync| Directory::open(dir.path(), &Wanted { sync, ..WANTED }, |_, _, _| Ok(())).unwrap().0;
+        let crash = |boot: &str| edit(dir.path(), "boot=", &format!("boot={boot}"));
+        let directory = full(true);
+        let first = directory.layout.state;
+        fs::create_dir(directory.state_path(first)).unwrap();
+        drop(directory);
+        crash("second");
+        assert_eq!(full(true).layout.state, first);
+        // One user that does not sync is enough to tear the files.
+        let (synced, other) = (full(true), full(false));
+        drop((synced, other));
+        crash("third");
+        assert_ne!(full(true).layout.state, first);
+    }
+
+    #[test]
+    fn machine_time_does_not_follow_a_calendar_that_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, _) = open(dir.path()).unwrap();
+        directory.close(|| true);
+        drop(directory);
+        let later = since_epoch() + 1_000_000_000_000_000;
+        edit(dir.path(), "closed=", &format!("closed={later}"));
+        edit(dir.path(), "boot=", "boot=another");
+        let (directory, _) = open(dir.path()).unwrap();
+        assert!(directory.layout.offset + since_boot() >= later);
+    }
+
+    #[test]
     fn users_of_another_build_are_an_error_unless_allowed() {
         let dir = tempfile::tempdir().unwrap();
         let other = dir.path().join("v0-other");
@@ -423,7 +480,7 @@ mod tests {
         flock(&users, FlockOperation::NonBlockingLockShared).unwrap();
         let error = open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("v0-other"), "{error}");
-        Directory::open(dir.path(), 1 << 20, 2, true, |_, _, _| Ok(())).unwrap();
+        Directory::open(dir.path(), &Wanted { mixed: true, ..WANTED }, |_, _, _| Ok(())).unwrap();
     }
 
     #[test]

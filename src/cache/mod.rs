@@ -56,12 +56,13 @@ pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use pending::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
 pub(crate) use shared::{Holding, Renew};
-pub(crate) use state::{CELLS, Change, LOCKS};
+pub(crate) use state::{CELLS, Change, LOCKS, PAYLOAD_MAX};
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};
 pub(crate) use waiting::Ticket;
 
 use crate::{rejection::Error, time::Clock};
 use hyper::rt::{Executor, Sleep};
+use layout::Wanted;
 use purges::Subject;
 use record::ScopeId;
 use shared::Shared;
@@ -142,7 +143,8 @@ pub enum Durability {
     /// Every crash of a process. A crash of the machine starts with empty files.
     #[default]
     Process,
-    /// Crashes of the machine too: each commit is synced, which costs a disk flush (0.1 to 10 ms) every time.
+    /// Crashes of the machine too, as long as every process that uses the directory asks for it: each commit is synced,
+    /// which costs a disk flush (0.1 to 10 ms) every time.
     Full,
 }
 
@@ -255,7 +257,8 @@ impl Builder {
         self
     }
 
-    /// Opens the cache, making the directory if need be. May block for some milliseconds.
+    /// Opens the cache, making the directory if need be. Blocks for some milliseconds; for up to ten seconds behind
+    /// another process that is opening or closing it.
     ///
     /// A directory that this process has open already is shared; then only the clock and the executor are this handle's.
     ///
@@ -266,11 +269,13 @@ impl Builder {
         let shared = Shared::open(&shared::Settings {
             path: self.path,
             size: self.size,
-            state_size: self.state_size,
-            shards: self.shards,
-            sync: self.durability == Durability::Full,
             patience: self.patience,
-            mixed: self.mixed,
+            wanted: Wanted {
+                state_size: self.state_size,
+                shards: self.shards,
+                mixed: self.mixed,
+                sync: self.durability == Durability::Full,
+            },
         })?;
         let clock = match self.clock {
             Some(clock) => clock,
@@ -324,6 +329,7 @@ impl Cache {
     }
 
     /// A cache of its own in a private directory, gone with the last handle: for tests, and where nothing is to be shared.
+    /// It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
     ///
     /// # Errors
     ///
@@ -403,6 +409,7 @@ impl Cache {
             if after.is_none() {
                 return Ok(());
             }
+            yield_once().await;
         }
     }
 
@@ -425,6 +432,19 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         self.handle.shared.stats()
     }
+}
+
+/// Lets other tasks of the thread run.
+async fn yield_once() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
 }
 
 impl fmt::Debug for Cache {

@@ -8,7 +8,7 @@ use super::{
     flights::Flights,
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
-    layout::{Directory, Layout, Opening},
+    layout::{Directory, Layout, Opening, Wanted},
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
@@ -44,11 +44,8 @@ pub(crate) struct Settings {
     /// `None`: a private directory that goes with the last handle.
     pub(crate) path: Option<PathBuf>,
     pub(crate) size: u64,
-    pub(crate) state_size: u64,
-    pub(crate) shards: u32,
-    pub(crate) sync: bool,
     pub(crate) patience: Duration,
-    pub(crate) mixed: bool,
+    pub(crate) wanted: Wanted,
 }
 
 /// One opening of a directory by this process.
@@ -141,15 +138,17 @@ impl Shared {
 
     fn open_files(path: &Path, temporary: bool, id: (u64, u64), settings: &Settings) -> Result<Shared, Error> {
         let bell = Arc::new(Bell::default());
-        let opened =
-            Directory::open(path, settings.state_size, settings.shards, settings.mixed, |directory, layout, alone| {
-                let state = open_state(directory, layout, alone, settings)?;
-                let mut entries = Vec::new();
-                for shard in 0..layout.shards as usize {
-                    entries.push(open_entries(directory, layout, shard, alone, settings)?);
-                }
-                Ok((state, entries))
-            });
+        let opened = Directory::open(path, &settings.wanted, |directory, layout, alone| {
+            let state = open_state(directory, layout, alone, settings)?;
+            let mut entries = Vec::new();
+            for shard in 0..layout.shards as usize {
+                entries.push(open_entries(directory, layout, shard, alone, settings)?);
+            }
+            if alone && settings.wanted.sync {
+                std::iter::once(&state).chain(&entries).try_for_each(Env::sync)?;
+            }
+            Ok((state, entries))
+        });
         let (directory, (state, entries)) = opened.map_err(|error| match error {
             Error::Open { .. } => error,
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
@@ -345,12 +344,18 @@ fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }
 
+/// The share of a shard, in whole pages of any size.
+fn entries_map(shards: u32) -> usize {
+    const PAGE_MAX: usize = 64 << 10;
+    ENTRIES_MAP / shards as usize / PAGE_MAX * PAGE_MAX
+}
+
 fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {
     let options = Options {
         tables: &state::TABLES,
         map_size: usize::try_from(layout.state_size).map_err(|_| Error::Full)?,
         write_map: directory.file_system == FileSystem::Reserving,
-        sync: settings.sync,
+        sync: settings.wanted.sync,
         alone,
     };
     open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
@@ -365,9 +370,9 @@ fn open_entries(
 ) -> Result<Env, Error> {
     let options = Options {
         tables: &entries::TABLES,
-        map_size: ENTRIES_MAP / layout.shards as usize,
+        map_size: entries_map(layout.shards),
         write_map: false,
-        sync: settings.sync,
+        sync: settings.wanted.sync,
         alone,
     };
     open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {

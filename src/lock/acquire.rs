@@ -5,13 +5,14 @@ use super::{
     rule::{Lock, Owner, Rule},
 };
 use crate::{
-    cache::{Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
+    cache::{Change, Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
     rejection::Error,
 };
 use hyper::rt::Sleep;
 use std::{
     fmt,
     future::{Future, IntoFuture},
+    ops::RangeInclusive,
     pin::Pin,
     sync::{
         Arc, Weak,
@@ -41,11 +42,22 @@ struct HeldLock {
     owner: Owner,
     lease: u64,
     lost: AtomicBool,
+    released: AtomicBool,
+    /// A renewal is under way; behind a shut gate they would pile up.
+    renewing: AtomicBool,
 }
 
 impl Guard {
     fn new(scope: Scope, key: Key, owner: Owner, lease: u64) -> Guard {
-        let held = Arc::new(HeldLock { scope, key, owner, lease, lost: AtomicBool::new(false) });
+        let held = Arc::new(HeldLock {
+            scope,
+            key,
+            owner,
+            lease,
+            lost: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+            renewing: AtomicBool::new(false),
+        });
         let every = Duration::from_nanos(lease / 3);
         let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
         let holding = Holding { owner: held.owner.0, due: Instant::now() + every, every, renew };
@@ -68,11 +80,18 @@ impl Guard {
 
 impl Renew for HeldLock {
     fn renew(self: Arc<Self>) {
-        let (held, owner, lease) = (self.clone(), self.owner.clone(), self.lease);
-        self.scope.post(LOCKS, self.key, move |found, now| {
-            let (ours, change) = row::renew(found, now, &owner, lease);
-            if !ours && !held.lost.swap(true, Relaxed) {
-                held.scope.note(Event::LeaseLost);
+        if self.renewing.swap(true, Relaxed) {
+            return;
+        }
+        let (scope, key) = (self.scope.clone(), self.key);
+        scope.post(LOCKS, key, move |found, now| {
+            self.renewing.store(false, Relaxed);
+            if self.released.load(Relaxed) {
+                return ((), Change::Keep);
+            }
+            let (ours, change) = row::renew(found, now, &self.owner, self.lease);
+            if !ours && !self.lost.swap(true, Relaxed) {
+                self.scope.note(Event::LeaseLost);
             }
             ((), change)
         });
@@ -81,7 +100,8 @@ impl Renew for HeldLock {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let HeldLock { scope, key, owner, .. } = &*self.held;
+        let HeldLock { scope, key, owner, released, .. } = &*self.held;
+        released.store(true, Relaxed);
         let shared = &scope.handle().shared;
         shared.release(key, owner.0);
         let (queues, key, owner) = (shared.queues.clone(), *key, owner.clone());
@@ -172,9 +192,16 @@ impl<R> Acquire<R> {
     }
 }
 
+const LEASES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(366 * 86_400);
+
+/// A lease that comes with a request must not make it panic.
+pub(crate) fn clamp_lease(lease: Duration) -> Duration {
+    lease.clamp(*LEASES.start(), *LEASES.end())
+}
+
+#[track_caller]
 pub(crate) fn check_lease(lease: Duration) -> Duration {
-    let fits = (Duration::from_millis(10)..=Duration::from_secs(366 * 86_400)).contains(&lease);
-    assert!(fits, "a lease is 10 ms to a year, not {lease:?}");
+    assert!(LEASES.contains(&lease), "a lease is 10 ms to a year, not {lease:?}");
     lease
 }
 
@@ -287,9 +314,12 @@ impl<R: Rule> Acquiring<R> {
 
     fn out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(patience) = self.patience else { return false };
+        if patience.is_zero() {
+            return true;
+        }
         let handle = self.scope.handle();
         let limit = self.limit.get_or_insert_with(|| handle.sleep(patience));
-        patience.is_zero() || limit.as_mut().poll(cx).is_ready()
+        limit.as_mut().poll(cx).is_ready()
     }
 }
 

@@ -23,7 +23,7 @@ mod row;
 mod rule;
 
 pub use acquire::{Acquire, AcquireError, Acquiring, Guard};
-pub(crate) use acquire::{LEASE, check_lease};
+pub(crate) use acquire::{LEASE, check_lease, clamp_lease};
 pub use rule::{Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, Rule, Semaphore};
 
 use crate::cache::{Cache, Scope};

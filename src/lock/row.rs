@@ -1,14 +1,14 @@
 //! A lock's row and its transitions: pure functions, tested with no cache, no clock, no runtime.
 
 use super::rule::{Holder, Owner, Rule};
-use crate::cache::{Change, Found};
+use crate::cache::{Change, Found, PAYLOAD_MAX};
 
 const VERSION: u8 = 1;
 const HOLDER: usize = 36;
 /// Bytes of the name that are kept in the row, to be read from outside.
 const NAME_MAX: usize = 256;
-/// Holders a row can carry.
-const HOLDERS_MAX: usize = 4096;
+/// Holders that fit into a row.
+const HOLDERS_MAX: usize = (PAYLOAD_MAX - 4 - NAME_MAX) / HOLDER;
 
 /// What a lock's row says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -231,6 +231,14 @@ mod tests {
         lock.release(1);
         let (_, tag, payload) = lock.0.unwrap();
         assert_eq!((name_of(&payload), tag), (&b"name"[..], 7));
+    }
+
+    #[test]
+    fn a_row_that_is_full_of_holders_is_busy_and_fits() {
+        let mut lock = Bench::default();
+        let entered = (0..).take_while(|&owner| lock.acquire(0, Semaphore(u32::MAX), owner, &[])).count();
+        assert_eq!(entered, HOLDERS_MAX);
+        assert!(lock.0.unwrap().2.len() <= PAYLOAD_MAX);
     }
 
     proptest! {

@@ -93,7 +93,7 @@ impl<N, A, C> ThrottleLayer<N, A, C> {
     /// stay those of the inner service. What can never be admitted (a cost above the burst), and what comes while the
     /// cache fails, passes at once.
     pub fn wait(self) -> WaitingThrottleLayer<N, C> {
-        WaitingThrottleLayer(self.wait_at_most(Duration::MAX).answer(Patient::default()))
+        WaitingThrottleLayer(self.wait_at_most(Duration::MAX).answer(Patient::new()))
     }
 
     /// Refuses requests while the cache cannot be used, in place of letting them pass.
@@ -149,6 +149,19 @@ impl<N, C> WaitingThrottleLayer<N, C> {
     /// See [`ThrottleLayer::tag`].
     pub fn tag(self, tag: &str) -> Self {
         WaitingThrottleLayer(self.0.tag(tag))
+    }
+
+    /// See [`ThrottleLayer::expire`].
+    pub fn expire(self, retention: Duration) -> Self {
+        WaitingThrottleLayer(self.0.expire(retention))
+    }
+
+    /// See [`ThrottleLayer::name_of`].
+    pub fn name_of<Req>(&self, request: &Req) -> Option<String>
+    where
+        N: Name<Req>,
+    {
+        self.0.name_of(request)
     }
 }
 

@@ -14,18 +14,31 @@ use std::{
     time::Duration,
 };
 
-/// What a cell says: the theoretical arrival time, and when that was written, in ns of machine time.
-fn decode(found: Found<'_>) -> Option<(u64, u64)> {
-    match found {
-        Found::Row(row) => Some((u64_at(row.payload, 0)?, u64_at(row.payload, 8)?)),
-        // A damaged cell is counted, and as good as a full bucket.
-        Found::Absent | Found::Damaged => None,
-    }
+/// What a cell says.
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    /// The theoretical arrival time, in ns of machine time.
+    tat: u64,
+    /// When that was written.
+    written: u64,
+    tag: u64,
 }
 
-fn encode(tat: u64, now: u64, retention: u64, tag: u64) -> Change {
-    let payload = [tat.to_le_bytes(), now.to_le_bytes()].concat();
-    Change::Put { expires: tat.max(now.saturating_add(retention)), tag, payload }
+impl Cell {
+    fn read(found: Found<'_>) -> Option<Cell> {
+        match found {
+            Found::Row(row) => {
+                Some(Cell { tat: u64_at(row.payload, 0)?, written: u64_at(row.payload, 8)?, tag: row.tag })
+            }
+            // A damaged cell is counted, and as good as a full bucket.
+            Found::Absent | Found::Damaged => None,
+        }
+    }
+
+    /// The arrival time, cut to the burst if nobody can be waiting any more: the machine has started since.
+    fn tat_since(&self, booted: u64, rate: &Rate, now: u64) -> u64 {
+        if self.written < booted { rate.cut(self.tat, now) } else { self.tat }
+    }
 }
 
 /// What is to be decided.
@@ -43,15 +56,20 @@ pub(super) struct Ask {
 impl Ask {
     /// The transition of the cell. `booted` is when the machine started.
     fn decide(&self, found: Found<'_>, now: u64, booted: u64) -> (Decision, Change) {
-        let tat = decode(found).map(|(tat, written)| if written < booted { self.rate.cut(tat, now) } else { tat });
+        let cell = Cell::read(found);
+        let tat = cell.map(|cell| cell.tat_since(booted, &self.rate, now));
         let decision = self.rate.decide(tat, now, self.cost, self.patience);
         let change = match &decision {
-            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => {
-                encode(*next, now, self.retention, self.tag)
-            }
+            Decision::Admit { tat: next, .. } if *next != tat.unwrap_or(0) => self.put(*next, now, cell),
             _ => Change::Keep,
         };
         (decision, change)
+    }
+
+    fn put(&self, tat: u64, now: u64, cell: Option<Cell>) -> Change {
+        let payload = [tat.to_le_bytes(), now.to_le_bytes()].concat();
+        let tag = if self.tag == 0 { cell.map_or(0, |cell| cell.tag) } else { self.tag };
+        Change::Put { expires: tat.max(now.saturating_add(self.retention)), tag, payload }
     }
 }
 
@@ -124,8 +142,9 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let Some(Reserved { scope, key, ask, tat }) = self.0.take() else { return };
         scope.post(CELLS, key, move |found, now| {
-            let change = match ask.rate.give_back(decode(found).map(|(tat, _)| tat), tat, ask.cost) {
-                Some(before) => encode(before, now, ask.retention, ask.tag),
+            let cell = Cell::read(found);
+            let change = match ask.rate.give_back(cell.map(|cell| cell.tat), tat, ask.cost) {
+                Some(before) => ask.put(before, now, cell),
                 None => Change::Keep,
             };
             ((), change)
@@ -268,15 +287,12 @@ impl Limit {
     ///
     /// If the cache cannot be used.
     pub async fn peek(&self) -> Result<Quota, Error> {
-        let rate = self.rate;
-        self.scope
-            .update(
-                CELLS,
-                self.key,
-                move |found, now| (rate.quota(decode(found).map(|(tat, _)| tat), now), Change::Keep),
-                |quota| quota,
-            )
-            .await
+        let (rate, booted) = (self.rate, self.scope.handle().shared.offset);
+        let peek = move |found: Found<'_>, now| {
+            let tat = Cell::read(found).map(|cell| cell.tat_since(booted, &rate, now));
+            (rate.quota(tat, now), Change::Keep)
+        };
+        self.scope.update(CELLS, self.key, peek, |quota| quota).await
     }
 
     /// Makes the bucket full again.

@@ -18,6 +18,7 @@ use std::{
     ops::ControlFlow,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 use tower_service::Service;
 
@@ -140,7 +141,7 @@ impl<A> Outcome<A> {
                 if !self.fail_closed {
                     return Step::Call;
                 }
-                Rejection::new(Reason::CacheFailed, name)
+                Rejection { retry_after: Some(Duration::from_secs(1)), ..Rejection::new(Reason::CacheFailed, name) }
             }
         };
         match self.answer.refuse(request, why) {

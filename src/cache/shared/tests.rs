@@ -81,6 +81,15 @@ fn what_is_held_is_renewed_until_it_is_released_even_by_one_that_panics() {
 }
 
 #[test]
+fn any_number_of_shards_can_be_opened() {
+    for shards in [3, 7, 255] {
+        let cache = builder().size(1 << 30).shards(shards).open().unwrap();
+        cache.insert("x", &shards).wait().unwrap();
+        assert_eq!(cache.get::<u32>("x").unwrap(), Some(shards));
+    }
+}
+
+#[test]
 fn entries_are_spread_over_shards_and_purged_in_all() {
     let hand = Hand::default();
     let cache = hand.on(builder().size(8 << 20).shards(4));
