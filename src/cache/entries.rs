@@ -346,11 +346,15 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         };
         let (outcome, edit) = (self.edit)(live.as_ref(), moment);
         self.outcome = Some(outcome);
+        let outdated = match &edit {
+            Edit::Store(entry) => txn.is_purged(key, entry)? || entry.cost >= LONGEST_FLIGHT,
+            _ => false,
+        };
         match edit {
             Edit::Keep if live.is_some() || bytes.is_none() => return Ok(false),
-            Edit::Store(entry)
-                if !txn.is_purged(key, &entry)? && entry.cost < LONGEST_FLIGHT && is_alive(&entry, self.now) =>
-            {
+            // What lives is newer than the purge.
+            Edit::Store(_) if outdated && live.is_some() => return Ok(false),
+            Edit::Store(entry) if !outdated && is_alive(&entry, self.now) => {
                 remove(txn, key, None)?;
                 let bytes = record::encode_entry(&self.key, &self.name, &entry);
                 self.entries.put(txn, key, entry.expires, &bytes)?;
