@@ -1,10 +1,9 @@
-//! The barrier and its locks as their callers see them, on paused time; and what becomes of locks whose process is gone.
+//! The barrier as its callers see it, on paused time.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use nix::sys::signal::Signal;
 use std::{
     convert::Infallible,
     sync::{
@@ -22,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Fail, Lock, LockFactory, RLock, Reason, Rejection, Semaphore,
-    lock::{AcquireError, Guard, Holder, Owner, Rule},
+    lock::{AcquireError, Holder, Owner, Rule},
     name::Header,
     time::Steady,
 };
@@ -255,10 +254,12 @@ async fn a_service_that_panics_or_fails_lets_go() {
     service.layer(service_fn(async |_: ()| Ok::<_, Rejection>(()))).oneshot(()).await.unwrap();
 }
 
+type Boxed = tower::util::BoxCloneSyncService<Request<u32>, Response<u32>, Rejection>;
+
 /// Answers how deep it got, by asking itself through the layers around it.
 #[derive(Clone, Default)]
 struct Nested {
-    outer: Arc<Mutex<Option<tower::util::BoxCloneSyncService<Request<u32>, Response<u32>, Rejection>>>>,
+    outer: Arc<Mutex<Option<Boxed>>>,
     order: Arc<Mutex<Vec<String>>>,
 }
 
@@ -276,9 +277,9 @@ impl Nested {
         Ok(outer.oneshot(nested).await?.map(|deep| deep + 1))
     }
 
-    fn behind<L>(&self, layer: L) -> tower::util::BoxCloneSyncService<Request<u32>, Response<u32>, Rejection>
+    fn behind<L>(&self, layer: L) -> Boxed
     where
-        L: Layer<tower::util::BoxCloneSyncService<Request<u32>, Response<u32>, Rejection>>,
+        L: Layer<Boxed>,
         L::Service: Service<Request<u32>, Response = Response<u32>, Error = Rejection, Future: Send>
             + Clone
             + Send
@@ -324,19 +325,14 @@ async fn owners_can_come_from_elsewhere() {
     assert_eq!(strangers.iter().filter(|answer| answer.is_ok()).count(), 1, "nobody's request enters alone");
 }
 
-/// Admits two of each kind of caller, with a lease of its own.
 #[derive(Clone)]
-struct TwoOfAKind;
+struct Pairs;
 
-impl LockFactory<u32> for TwoOfAKind {
+impl LockFactory<u32> for Pairs {
     type Rule = Semaphore;
 
     fn rule(&self, _: &u32) -> Semaphore {
         Semaphore(2)
-    }
-
-    fn lease(&self, _: &u32) -> Option<Duration> {
-        Some(secs(120))
     }
 }
 
@@ -344,7 +340,7 @@ impl LockFactory<u32> for TwoOfAKind {
 async fn users_bring_lock_factories_and_rules_of_their_own() {
     let cache = cache();
     let room = Room::new();
-    let service = BarrierLayer::new(cache.scope("factory"), TwoOfAKind).answer(Fail).layer(room.service());
+    let service = BarrierLayer::new(cache.scope("factory"), Pairs).answer(Fail).layer(room.service());
     send(&service, 0..3).await;
     assert_eq!(room.came(), at(&[(0, 0), (1, 0), (2, 1_000)]));
 
@@ -423,114 +419,13 @@ async fn evicting_and_clearing_free_no_held_lock() {
     assert_eq!(layer.layer(room.service()).oneshot(2).await, Ok(2));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_living_guard_outlasts_its_lease() {
-    let cache = cache();
-    let guard = cache.lock("l").expire(ms(10)).await.unwrap();
-    advance(secs(3_600)).await;
-    assert!(matches!(cache.lock("l").wait_at_most(secs(1)).await, Err(AcquireError::Busy)));
-    assert!(!guard.is_lost());
-    drop(guard);
-    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn locks_work_without_tower() {
-    let cache = cache();
-    let guard = cache.lock("l").await.unwrap();
-    assert!(format!("{guard:?}").contains("lost: false"));
-    let other = cache.lock("other").acquire_blocking().unwrap();
-    let began = Instant::now();
-    let Err(AcquireError::Busy) = cache.lock("l").wait_at_most(secs(2)).await else { panic!("two hold it") };
-    assert_eq!(began.elapsed(), secs(2));
-    let again = cache.lock("l").owner(guard.owner().clone()).wait_at_most(secs(0));
-    assert!(again.clone().await.is_err(), "a plain lock does not know its owner again");
-    assert!(cache.scope("s").lock("l").wait_at_most(secs(0)).await.is_ok(), "another scope");
-    let waiting = tokio::spawn(cache.lock("l").acquire());
-    yield_now().await;
-    drop(guard);
-    let guard = waiting.await.unwrap().unwrap();
-    drop((guard, other));
-
-    let permits = || cache.lock("s").rule(Semaphore(2)).wait_at_most(secs(0));
-    let held = (permits().await.unwrap(), permits().await.unwrap());
-    assert!(permits().await.is_err());
-    drop(held.1);
-    assert!(permits().await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_finished_attempt_that_is_kept_keeps_nobody_waiting() {
-    let cache = cache();
-    let guard = cache.lock("l").await.unwrap();
-    let mut second = cache.lock("l").acquire();
-    let mut gave_up = cache.lock("l").wait_at_most(secs(1)).acquire();
-    assert!((&mut gave_up).await.is_err());
-    let (guard, ()) = tokio::join!(&mut second, async { drop(guard) });
-    drop(guard.unwrap());
-    // `second` and `gave_up` still exist, as they do in a `select!` in a loop.
-    assert!(cache.lock("l").wait_at_most(secs(1)).await.is_ok());
-}
-
-#[test]
-fn plain_threads_wait_too() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let cache = Cache::builder_temporary().state_size(1 << 20).open().unwrap();
-    let held: Guard = cache.lock("l").acquire_blocking().unwrap();
-    let (inside, threads) = (AtomicUsize::new(0), 4);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                // The default clock sleeps in tokio's time.
-                let _context = runtime.enter();
-                let _guard = cache.lock("l").acquire_blocking().unwrap();
-                assert_eq!(inside.fetch_add(1, SeqCst), 0);
-                std::thread::yield_now();
-                inside.fetch_sub(1, SeqCst);
-            });
-        }
-        drop(held);
-    });
-    assert_eq!(cache.stats().locked, threads + 1);
-}
-
-#[tokio::test]
-async fn a_lock_whose_process_was_killed_is_free_when_its_lease_ends() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
-    let mut child = Child::start("hold", dir.path());
-    assert_eq!(child.line(), "held");
-    let patient = cache.lock("l").wait_at_most(3 * LEASE).await;
-    assert!(matches!(patient, Err(AcquireError::Busy)), "renewed while its process lives");
-    child.kill();
-    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_err(), "it might still be there");
-    let began = Instant::now();
-    cache.lock("l").wait_at_most(secs(10)).await.unwrap();
-    // The lease, a pause between two looks (64 ms at most), and a busy machine.
-    assert!(began.elapsed() < LEASE + secs(2), "{:?}", began.elapsed());
-}
-
-#[tokio::test]
-async fn who_was_stopped_past_its_lease_is_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
-    let mut child = Child::start("hold, then ask", dir.path());
-    assert_eq!(child.line(), "held");
-    child.signal(Signal::SIGSTOP);
-    let guard = cache.lock("l").wait_at_most(secs(10)).await.unwrap();
-    child.signal(Signal::SIGCONT);
-    child.tell("lost?");
-    assert_eq!(child.line(), "lost");
-    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_err(), "its late release harms nobody");
-    assert!(!guard.is_lost());
-}
-
 #[tokio::test]
 async fn while_the_cache_fails_requests_are_refused_unless_told_otherwise() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::builder(dir.path()).state_size(1 << 20).patience(ms(30)).open().unwrap();
     let layer = BarrierLayer::new(cache.scope("db"), Lock).answer(Fail);
-    let (closed, open) = (layer.layer(Room::new().service()), layer.clone().fail_open().layer(Room::new().service()));
+    let service = service_fn(async |who: u32| Ok::<_, Rejection>(who));
+    let (closed, open) = (layer.layer(service), layer.clone().fail_open().layer(service));
     let mut child = Child::start("sit in the gate", dir.path());
     assert_eq!(child.line(), "in");
     assert_eq!(closed.clone().oneshot(0).await.unwrap_err().reason, Reason::CacheFailed);
@@ -556,39 +451,10 @@ async fn headers_can_choose_the_lock() {
     assert_eq!((ada.status().as_u16(), bob.status().as_u16(), ask("ada").await.status().as_u16()), (200, 200, 503));
 }
 
-const LEASE: Duration = ms(300);
-
 /// Not a test of its own: what the children of this file's tests do.
 #[test]
 fn child() {
     let Some(part) = processes::part() else { return };
-    let cache = Cache::builder(part.cache).open().unwrap();
-    let hold = || cache.lock("l").expire(LEASE).acquire_blocking().unwrap();
-    match part.role.as_str() {
-        "hold" => {
-            let _guard = hold();
-            processes::say("held");
-            processes::wait_to_be_killed();
-        }
-        "hold, then ask" => {
-            let guard = hold();
-            processes::say("held");
-            assert_eq!(processes::hear(), "lost?");
-            // It is noticed at the next renewal, which the housekeeping thread does when it can.
-            while !guard.is_lost() {
-                std::thread::yield_now();
-            }
-            drop(guard);
-            processes::say("lost");
-        }
-        "sit in the gate" => {
-            // A rule runs inside the transaction.
-            let endless = |_: &[Holder], _: &Owner| {
-                processes::say("in");
-                processes::wait_to_be_killed()
-            };
-            let _ = cache.lock("l").rule(endless).acquire_blocking();
-        }
-        role => panic!("{role}"),
-    }
+    assert_eq!(part.role, "sit in the gate");
+    processes::sit_in_the_gate(&part.cache);
 }

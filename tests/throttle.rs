@@ -499,11 +499,5 @@ async fn while_the_cache_fails_requests_pass_unless_told_otherwise() {
 fn child() {
     let Some(part) = processes::part() else { return };
     assert_eq!(part.role, "sit in the gate");
-    let cache = Cache::builder(part.cache).open().unwrap();
-    // A rule runs inside the transaction.
-    let endless = |_: &[tower_floodgate::lock::Holder], _: &tower_floodgate::lock::Owner| {
-        processes::say("in");
-        processes::wait_to_be_killed()
-    };
-    let _ = cache.lock("l").rule(endless).acquire_blocking();
+    processes::sit_in_the_gate(&part.cache);
 }

@@ -111,7 +111,7 @@ impl Flags {
             // A target of its own: what an earlier gateway stored would be no stampede.
             let url = format!("http://{gateway}/slow/2000?{}", std::process::id());
             line(
-                &format!("seq 64 | xargs -P 64 -I_ curl -s -o /dev/null {url}; curl http://{gateway}/count"),
+                &format!("seq 64 | xargs -P 64 -I_ curl -s -o /dev/null '{url}'; curl http://{gateway}/count"),
                 "64 at once, and the count of /slow is up by one",
             );
         }

@@ -77,7 +77,8 @@ where
 }
 
 /// Answers are named by method, host, path and query. The port does not count where it is the gateway's own, so that
-/// gateways on several ports share answers. Another does: a client may write there what it likes.
+/// gateways on several ports share answers. Another does: a client may write there what it likes. (Requests with a body
+/// are not named at all: the cache lets them pass.)
 fn target<B>(port: u16) -> impl Name<Request<B>> + Clone {
     let (target, port) = (Target::new(), format!(":{port}"));
     name::from_fn(move |request: &Request<B>, name: &mut NameBuf| {
@@ -88,9 +89,6 @@ fn target<B>(port: u16) -> impl Name<Request<B>> + Clone {
         let mut portless = Request::new(());
         *portless.method_mut() = request.method().clone();
         *portless.uri_mut() = request.uri().clone();
-        for part in [CONTENT_LENGTH, TRANSFER_ENCODING] {
-            portless.headers_mut().extend(request.headers().get(&part).map(|value| (part, value.clone())));
-        }
         portless.headers_mut().insert(HOST, host);
         target.name(&portless, name)
     })

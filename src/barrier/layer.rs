@@ -5,7 +5,7 @@ use crate::{
     answer::Http,
     cache::Scope,
     lock::{self, Lock},
-    name::{Name, NameBuf, Named},
+    name::{All, Name, NameBuf, Named},
 };
 use std::time::Duration;
 use tower::Layer;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Lets requests of one name through as a lock allows; see the [module](super).
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct BarrierLayer<L = Lock, N = &'static str, A = Http> {
+pub struct BarrierLayer<L = Lock, N = All, A = Http> {
     pub(super) scope: Scope,
     pub(super) lock: L,
     pub(super) name: N,
@@ -34,7 +34,7 @@ impl<L> BarrierLayer<L> {
         BarrierLayer {
             scope,
             lock,
-            name: "",
+            name: All,
             answer: Http::new(),
             patience: Some(PATIENCE),
             lease: lock::LEASE,

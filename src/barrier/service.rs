@@ -5,7 +5,7 @@ use crate::{
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
     lock::{Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory},
-    name::{Name, NameBuf, Named},
+    name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
 use pin_project::pin_project;
@@ -21,7 +21,7 @@ use tower_service::Service;
 
 /// The service of a [`BarrierLayer`].
 #[derive(Clone, Debug)]
-pub struct Barrier<S, L = Lock, N = &'static str, A = Http> {
+pub struct Barrier<S, L = Lock, N = All, A = Http> {
     pub(super) inner: S,
     pub(super) layer: BarrierLayer<L, N, A>,
 }

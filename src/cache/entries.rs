@@ -1,109 +1,37 @@
-//! Stored answers: inline reads, writes batched by the housekeeping thread, a byte budget, purges.
-//!
-//! A purge is one row {subject -> sequence}. An entry carries the sequence read when its computation started and lives
-//! only while no purge that matches it is newer; the storing transaction checks the same, so that an answer computed
-//! before a purge cannot come back after it.
+//! Stored answers: inline reads, writes batched by the housekeeping thread, a byte budget.
 
 use super::{
-    env::{Reader, Table, Txn},
-    lane::{Lane, Pending, Run},
-    record::{self, Entry, Key, ScopeId, Stored},
+    env::{Table, Txn},
+    lane::{Lane, Run},
+    pending::Pending,
+    purges::{Look, Purge, SEQUENCE, Subject, Walk, is_too_old},
+    record::{self, Entry, Key, Stored},
 };
 use crate::rejection::Error;
 use hyper::body::Bytes;
 use std::{
     ops::Bound,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 pub(crate) const TABLES: [&str; 4] = ["entries", "index", "purges", "meta"];
-const ENTRIES: Table = Table(0);
+pub(crate) const ENTRIES: Table = Table(0);
 /// `expires` (big-endian) and key: what ends first comes first.
 const INDEX: Table = Table(1);
-const PURGES: Table = Table(2);
-const META: Table = Table(3);
+pub(crate) const META: Table = Table(3);
 
-const SEQUENCE: &[u8] = b"sequence";
 const BYTES: &[u8] = b"bytes";
 
-/// Rows that one write clears away at most.
+/// Rows that one write clears away, besides those whose room it needs.
 const BITE: usize = 16;
-/// Rows that one step of the walk after a purge looks at.
-const STEP: usize = 128;
+/// Rows that one write clears away at most: some ten milliseconds. A larger value leaves the rest to the next writes.
+const GULP: usize = 8192;
 /// A computation that took longer is not stored: its purge rows may be gone.
 pub(crate) const LONGEST_FLIGHT: u64 = Duration::from_secs(3600).as_nanos() as u64;
-
-/// What a purge is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
-    All,
-    Scope(ScopeId),
-    Tag(u64),
-    Name([u8; 16]),
-}
-
-impl Subject {
-    fn key(&self) -> ([u8; 17], usize) {
-        let mut key = [0; 17];
-        let (kind, bytes): (u8, &[u8]) = match self {
-            Subject::All => (0, &[]),
-            Subject::Scope(scope) => (1, scope),
-            Subject::Tag(tag) => (2, &tag.to_be_bytes()),
-            Subject::Name(name) => (3, name),
-        };
-        key[0] = kind;
-        key[1..=bytes.len()].copy_from_slice(bytes);
-        (key, 1 + bytes.len())
-    }
-}
-
-/// Both kinds of transaction can be asked.
-trait Look {
-    fn look(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error>;
-
-    fn number(&self, key: &[u8]) -> Result<u64, Error> {
-        Ok(self.look(META, key)?.and_then(|bytes| record::u64_at(bytes, 0)).unwrap_or(0))
-    }
-
-    fn purged_since(&self, subject: Subject, sequence: u64) -> Result<bool, Error> {
-        let (key, len) = subject.key();
-        Ok(self.look(PURGES, &key[..len])?.and_then(|row| record::u64_at(row, 0)).is_some_and(|purge| purge > sequence))
-    }
-
-    /// Whether a purge that matches the entry is newer than the start of its computation.
-    fn is_purged(&self, key: &[u8; 16], entry: &Entry) -> Result<bool, Error> {
-        if entry.sequence >= self.number(SEQUENCE)? {
-            return Ok(false);
-        }
-        for subject in [Subject::All, Subject::Scope(entry.scope), Subject::Name(*key)] {
-            if self.purged_since(subject, entry.sequence)? {
-                return Ok(true);
-            }
-        }
-        for &tag in &entry.tags {
-            if self.purged_since(Subject::Tag(tag), entry.sequence)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
-
-impl Look for Reader<'_> {
-    fn look(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
-        self.get(table, key)
-    }
-}
-
-impl Look for Txn<'_> {
-    fn look(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
-        self.get(table, key)
-    }
-}
 
 /// One shard of the stored answers.
 #[derive(Debug)]
@@ -111,7 +39,13 @@ pub(crate) struct Entries {
     pub(crate) lane: Lane,
     budget: u64,
     pub(crate) counts: Counts,
-    walk: Mutex<Walk>,
+    pub(crate) walk: Mutex<Walk>,
+    /// A step of tidying is queued: one at a time, or a gate that stays shut would pile them up.
+    pub(crate) tidying: AtomicBool,
+    /// The last step found more than it may clear away.
+    pub(crate) more: AtomicBool,
+    /// The latest time of any write: the housekeeping thread has no clock of its own that agrees with every user's.
+    pub(crate) latest: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -120,19 +54,17 @@ pub(crate) struct Counts {
     pub(crate) damaged: AtomicU64,
 }
 
-/// The walk over all entries that follows a purge, after which the purge's row can go.
-#[derive(Debug, Default)]
-struct Walk {
-    at: Option<[u8; 16]>,
-    /// The sequence when this round began.
-    began: u64,
-    /// The sequence up to which everything has been walked.
-    done: u64,
-}
-
 impl Entries {
     pub(crate) fn new(lane: Lane, budget: u64) -> Entries {
-        Entries { lane, budget, counts: Counts::default(), walk: Mutex::default() }
+        Entries {
+            lane,
+            budget,
+            counts: Counts::default(),
+            walk: Mutex::default(),
+            tidying: AtomicBool::new(false),
+            more: AtomicBool::new(false),
+            latest: AtomicU64::new(0),
+        }
     }
 
     /// Bytes a payload may have.
@@ -140,22 +72,32 @@ impl Entries {
         usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - record::ENTRY_OVERHEAD
     }
 
-    /// Reads an entry that is still alive at `now`, or the purge sequence to carry if one is computed.
-    pub(crate) fn get(&self, key: &Key, name: &[u8], now: u64) -> Result<Result<Entry, u64>, Error> {
-        if super::sys::forked() {
-            return Err(Error::Forked);
-        }
-        self.lane.env.read(|reader| match reader.look(ENTRIES, &key.hash)? {
-            None => Ok(Err(reader.number(SEQUENCE)?)),
-            Some(bytes) => match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-                Stored::Entry(entry) if is_alive(&entry, now) && !reader.is_purged(&key.hash, &entry)? => Ok(Ok(entry)),
-                Stored::Damaged => {
-                    self.counts.damaged.fetch_add(1, Relaxed);
-                    Ok(Err(reader.number(SEQUENCE)?))
-                }
-                _ => Ok(Err(reader.number(SEQUENCE)?)),
-            },
-        })
+    /// Reads an entry that is alive and the time at which it is, or the purge sequence to carry if one is computed.
+    ///
+    /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
+    pub(crate) fn get(
+        &self,
+        key: &Key,
+        name: &[u8],
+        now: impl FnOnce() -> u64,
+    ) -> Result<Result<(Entry, u64), u64>, Error> {
+        let (found, sequence) = self.lane.env.read(|reader| {
+            let sequence = reader.number(SEQUENCE)?;
+            let found = match reader.look(ENTRIES, &key.hash)? {
+                None => None,
+                Some(bytes) => match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
+                    Stored::Entry(entry) if !reader.is_purged_by(sequence, &key.hash, &entry)? => Some(entry),
+                    Stored::Damaged => {
+                        self.counts.damaged.fetch_add(1, Relaxed);
+                        None
+                    }
+                    _ => None,
+                },
+            };
+            Ok((found, sequence))
+        })?;
+        let found = found.map(|entry| (entry, now()));
+        Ok(found.filter(|(entry, now)| is_alive(entry, *now)).ok_or(sequence))
     }
 
     pub(crate) fn sequence(&self) -> Result<u64, Error> {
@@ -195,29 +137,14 @@ impl Entries {
 
     /// Whether an entry would be alive if it were stored.
     pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
-        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !reader.is_purged(&key.hash, entry)?))
+        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !is_too_old(reader, &key.hash, entry)?))
     }
 
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
     pub(crate) fn purge(&self, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
-        self.lane.delegate(Purge { subject, now }, |_, result| result)
-    }
-
-    /// Leaves one step of tidying to the housekeeping thread; whether more will be wanted soon.
-    pub(crate) fn tidy(self: &Arc<Self>, now: u64) -> bool {
-        let Ok(sequence) = self.sequence() else { return false };
-        let walk = self.walk().done < sequence;
-        self.lane.leave_to_keeper(Tidy { entries: self.clone(), now, walk });
-        walk
-    }
-
-    pub(crate) fn is_walking(&self) -> bool {
-        let walk = self.walk();
-        walk.at.is_some() || self.sequence().is_ok_and(|sequence| walk.done < sequence)
-    }
-
-    fn walk(&self) -> MutexGuard<'_, Walk> {
-        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.latest.fetch_max(now, Relaxed);
+        let walked = self.walk().done;
+        self.lane.delegate(Purge { subject, now, walked }, |_, result| result)
     }
 
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -226,23 +153,35 @@ impl Entries {
         add_bytes(txn, footprint(bytes.len()) as i64)
     }
 
-    /// Clears away some of what has ended, and of the rest what ends first while the budget is exceeded.
-    fn trim(&self, txn: &mut Txn<'_>, now: u64, most: usize) -> Result<bool, Error> {
-        let mut bytes = txn.number(BYTES)?;
-        let rows = txn.rows(INDEX, Bound::Unbounded, most, |key, _| split_index_key(key))?;
-        let mut changed = false;
-        for (expires, key) in rows {
-            if expires > now && bytes <= self.budget {
-                break;
+    /// Clears away some of what has ended, and of the rest what ends first while `incoming` bytes more would exceed the
+    /// budget. Whether `most` rows were not enough, and whether anything was changed.
+    pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
+        let mut bytes = txn.number(BYTES)?.saturating_add(incoming);
+        let mut cleared = 0;
+        while cleared < most {
+            // A bite at a time: mostly the first row says that nothing need be done.
+            let rows = txn.rows(INDEX, Bound::Unbounded, BITE.min(most - cleared), |key, _| split_index_key(key))?;
+            if rows.is_empty() {
+                return Ok((false, cleared > 0));
             }
-            changed = true;
-            if expires > now {
-                self.counts.evicted.fetch_add(1, Relaxed);
+            for (expires, key) in rows {
+                if expires > now && bytes <= self.budget {
+                    return Ok((false, cleared > 0));
+                }
+                if expires > now {
+                    self.counts.evicted.fetch_add(1, Relaxed);
+                }
+                bytes = bytes.saturating_sub(remove(txn, &key, Some(expires))?);
+                cleared += 1;
             }
-            bytes = bytes.saturating_sub(remove(txn, &key, Some(expires))?);
         }
-        Ok(changed)
+        Ok((true, true))
     }
+}
+
+/// Rows whose removal surely sets so many bytes free, within limits.
+fn rows_worth(bytes: u64) -> usize {
+    usize::try_from(bytes / SMALLEST).unwrap_or(usize::MAX).saturating_add(BITE).min(GULP)
 }
 
 fn is_alive(entry: &Entry, now: u64) -> bool {
@@ -267,6 +206,9 @@ fn split_index_key(index: &[u8]) -> (u64, [u8; 16]) {
     (u64::from_be_bytes(expires), key)
 }
 
+/// The least that an entry takes.
+const SMALLEST: u64 = 200;
+
 /// Bytes that a value takes on disk: small ones share pages, large ones have whole ones.
 fn footprint(len: usize) -> u64 {
     const PAGE: u64 = 4096;
@@ -280,16 +222,17 @@ fn add_bytes(txn: &mut Txn<'_>, change: i64) -> Result<(), Error> {
 }
 
 /// Removes an entry and its index row; the bytes set free. With `indexed`, the index row named goes in any case, the
-/// entry only if that row is its own.
-fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) -> Result<u64, Error> {
-    let found = txn.get(ENTRIES, key)?.map(|bytes| (record::claimed_expiry(bytes), footprint(bytes.len())));
+/// entry only if that row is its own, or if it is damaged: then it may have no other.
+pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) -> Result<u64, Error> {
     if let Some(expires) = indexed {
         txn.delete(INDEX, &index_key(expires, key))?;
     }
-    let Some((expires, freed)) = found.filter(|found| indexed.is_none_or(|indexed| indexed == found.0)) else {
+    let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(0) };
+    let (expires, freed) = (record::claimed_expiry(bytes), footprint(bytes.len()));
+    if indexed.is_some_and(|indexed| indexed != expires) && record::checksum_holds(bytes) {
         return Ok(0);
-    };
-    if indexed.is_none() {
+    }
+    if indexed != Some(expires) {
         txn.delete(INDEX, &index_key(expires, key))?;
     }
     txn.delete(ENTRIES, key)?;
@@ -334,6 +277,7 @@ struct Editing<C, F, R> {
 impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit), R> Run for Editing<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
+        self.entries.latest.fetch_max(self.now, Relaxed);
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
@@ -342,106 +286,37 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let bytes = txn.get(ENTRIES, key)?.map(Bytes::copy_from_slice);
         let live = match bytes.as_ref().map(|bytes| record::decode_entry(bytes, &self.key, &self.name)) {
             Some(Stored::Entry(entry)) if is_alive(&entry, self.now) && !txn.is_purged(key, &entry)? => Some(entry),
+            Some(Stored::Damaged) => {
+                self.entries.counts.damaged.fetch_add(1, Relaxed);
+                None
+            }
             _ => None,
         };
         let (outcome, edit) = (self.edit)(live.as_ref(), moment);
         self.outcome = Some(outcome);
-        let outdated = match &edit {
-            Edit::Store(entry) => txn.is_purged(key, entry)? || entry.cost >= LONGEST_FLIGHT,
-            _ => false,
-        };
         match edit {
-            Edit::Keep if live.is_some() || bytes.is_none() => return Ok(false),
-            // What lives is newer than the purge.
-            Edit::Store(_) if outdated && live.is_some() => return Ok(false),
-            Edit::Store(entry) if !outdated && is_alive(&entry, self.now) => {
+            Edit::Store(entry) if !is_too_old(txn, key, &entry)? => {
                 remove(txn, key, None)?;
-                let bytes = record::encode_entry(&self.key, &self.name, &entry);
-                self.entries.put(txn, key, entry.expires, &bytes)?;
+                if is_alive(&entry, self.now) {
+                    let bytes = record::encode_entry(&self.key, &self.name, &entry);
+                    // Before it is put: it might be the one that ends first.
+                    let incoming = footprint(bytes.len());
+                    let (more, _) = self.entries.trim(txn, self.now, incoming, rows_worth(incoming))?;
+                    self.entries.more.fetch_or(more, Relaxed);
+                    self.entries.put(txn, key, entry.expires, &bytes)?;
+                    return Ok(true);
+                }
             }
-            _ => {
+            // Kept, or refused: then what is there is as good as before.
+            Edit::Keep | Edit::Store(_) if live.is_some() || bytes.is_none() => return Ok(false),
+            Edit::Keep | Edit::Store(_) | Edit::Remove => {
                 remove(txn, key, None)?;
             }
         }
-        self.entries.trim(txn, self.now, BITE)?;
+        self.entries.trim(txn, self.now, 0, BITE)?;
         Ok(true)
     }
 }
 
-struct Purge {
-    subject: Subject,
-    now: u64,
-}
-
-impl Run for Purge {
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let sequence = txn.number(SEQUENCE)? + 1;
-        let (key, len) = self.subject.key();
-        let mut row = [0; 16];
-        row[..8].copy_from_slice(&sequence.to_le_bytes());
-        row[8..].copy_from_slice(&self.now.to_le_bytes());
-        txn.put(PURGES, &key[..len], &row)?;
-        txn.put(META, SEQUENCE, &sequence.to_le_bytes())?;
-        if let Subject::Name(name) = self.subject {
-            remove(txn, &name, None)?;
-        }
-        Ok(true)
-    }
-}
-
-struct Tidy {
-    entries: Arc<Entries>,
-    now: u64,
-    walk: bool,
-}
-
-impl Run for Tidy {
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let changed = self.entries.trim(txn, self.now, STEP)?;
-        if self.walk { Ok(self.walk_on(txn)? || changed) } else { Ok(changed) }
-    }
-}
-
-impl Tidy {
-    fn walk_on(&self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let mut walk = self.entries.walk();
-        if walk.at.is_none() {
-            walk.began = txn.number(SEQUENCE)?;
-        }
-        let from = walk.at.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
-        let rows = txn.rows(ENTRIES, from, STEP, |key, bytes| {
-            (<[u8; 16]>::try_from(key).unwrap_or_default(), record::decode_without_payload(bytes))
-        })?;
-        let last = (rows.len() == STEP).then(|| rows[STEP - 1].0);
-        let mut changed = false;
-        for (key, entry) in rows {
-            let purged = match &entry {
-                Some(entry) => txn.is_purged(&key, entry)?,
-                None => true,
-            };
-            if purged {
-                remove(txn, &key, None)?;
-                changed = true;
-            }
-        }
-        walk.at = last;
-        if last.is_none() {
-            walk.done = walk.began;
-            changed |= drop_old_purges(txn, walk.began, self.now)?;
-        }
-        Ok(changed)
-    }
-}
-
-/// Purges whose entries are all gone, and that no computation still under way can be older than.
-fn drop_old_purges(txn: &mut Txn<'_>, walked: u64, now: u64) -> Result<bool, Error> {
-    let rows = txn.rows(PURGES, Bound::Unbounded, 4096, |key, row| {
-        let (sequence, time) = (record::u64_at(row, 0).unwrap_or(0), record::u64_at(row, 8).unwrap_or(0));
-        (sequence <= walked && time.saturating_add(2 * LONGEST_FLIGHT) < now).then(|| key.to_vec())
-    })?;
-    let mut changed = false;
-    for key in rows.into_iter().flatten() {
-        changed |= txn.delete(PURGES, &key)?;
-    }
-    Ok(changed)
-}
+#[cfg(test)]
+mod tests;

@@ -15,10 +15,17 @@ use std::{
     marker::PhantomData,
     ops::Bound,
     path::Path,
+    time::Duration,
 };
 
 /// Readers a machine may have at once: one slot for each thread that ever read.
 const MAX_READERS: u32 = 8192;
+
+/// Bytes of LMDB's lock file: a cache line a reader, and a head.
+const LOCK_SIZE: u64 = MAX_READERS as u64 * 64 + 4096;
+
+/// How long an opening waits at the gate for those who write.
+const OPENING: Duration = Duration::from_secs(2);
 
 /// A table of an environment, by its place in [`Options::tables`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +52,8 @@ pub(crate) struct Env {
     tables: Vec<Db>,
     pub(crate) gate: Gate,
     map_size: usize,
+    /// See [`sys::forks`].
+    forks: u32,
 }
 
 impl Env {
@@ -55,6 +64,8 @@ impl Env {
         if options.alone {
             check_before_opening(&data)?;
         }
+        // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
+        reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
         // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
         let first = open_heed(path, options)?;
         drop(first.read_txn().map_err(from_heed)?);
@@ -63,13 +74,21 @@ impl Env {
         heed.clear_stale_readers().map_err(from_heed)?;
         sys::close_on_exec(&data)?;
         if options.write_map {
-            let file = File::options().write(true).open(&data)?;
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, options.map_size as u64)
-                .map_err(|error| Error::from(io::Error::from(error)))?;
+            reserve(&data, options.map_size as u64)?;
         }
         let gate = Gate::open(&path.join("gate"), options.alone)?;
-        let tables = open_tables(&heed, options.tables)?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size })
+        let tables = open_tables(&heed, &gate, options.tables)?;
+        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks() })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &Path {
+        self.heed.path()
+    }
+
+    /// Whether this process is a forked child of the one that opened it.
+    pub(crate) fn forked(&self) -> bool {
+        self.forks != sys::forks()
     }
 
     /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's
@@ -79,16 +98,22 @@ impl Env {
         _held: &Held<'_>,
         f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>,
     ) -> Result<T, Error> {
+        if self.forked() {
+            return Err(Error::Forked);
+        }
         let mut txn = Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, _this_thread: PhantomData };
         let (result, changed) = f(&mut txn)?;
         if changed {
-            txn.rw.commit().map_err(from_heed)?;
+            txn.rw.commit().map_err(from_commit)?;
         }
         Ok(result)
     }
 
     /// Runs `f` in a read transaction. It must not begin another one: heed's readers are one a thread.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        if self.forked() {
+            return Err(Error::Forked);
+        }
         let reader = Reader { ro: self.heed.read_txn().map_err(from_heed)?, env: self };
         f(&reader)
     }
@@ -133,6 +158,12 @@ impl Reader<'_> {
     pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
         self.env.tables[table.0].len(&self.ro).map_err(from_heed)
     }
+
+    #[cfg(test)]
+    pub(crate) fn all(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let rows = self.env.tables[table.0].iter(&self.ro).unwrap();
+        rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect()
+    }
 }
 
 /// A write transaction.
@@ -167,7 +198,6 @@ impl Txn<'_> {
         rows.take(most).map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed)).collect()
     }
 
-    #[cfg(test)]
     pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
@@ -176,6 +206,16 @@ impl Txn<'_> {
     pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
         let stat = self.env.tables[table.0].stat(&self.rw).map_err(from_heed)?;
         Ok(stat.branch_pages + stat.leaf_pages + stat.overflow_pages)
+    }
+}
+
+/// Takes the disk's blocks for a file that is mapped writable, where the file system can.
+fn reserve(path: &Path, size: u64) -> Result<(), Error> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(rustix::io::Errno::NOSPC) => Err(Error::Full),
+        reserved => reserved.map_err(|error| io::Error::from(error).into()),
     }
 }
 
@@ -210,18 +250,33 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
     }
 }
 
-fn open_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Vec<Db>, Error> {
-    names.iter().map(|name| open_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
+fn open_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
+    // Mostly they are there, and a process that is stopped while it writes is not in the way.
+    let found = names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<Option<Vec<_>>>>();
+    if let Some(tables) = found.map_err(from_heed)? {
+        return Ok(tables);
+    }
+    let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+    names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
 }
 
-fn open_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
-    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
-        databases.create_database(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+/// The empty name stands for the table that has none.
+fn named(table: &str) -> Option<&str> {
+    Some(table).filter(|table| !table.is_empty())
+}
+
+fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
+        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
     })?;
-    Ok(match opened {
-        CommitOrAbort::Commit(table) => Some(table),
-        CommitOrAbort::Abort(()) => None,
-    })
+    Ok(opened.commit().flatten())
+}
+
+fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
+        databases.create_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit())
 }
 
 /// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
@@ -253,16 +308,26 @@ fn metas_are_sound(head: &[u8], length: u64) -> bool {
         let roots_fit = [at + 24 + 40, at + 72 + 40]
             .into_iter()
             .all(|root| u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page));
-        let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size && roots_fit;
-        sound.then_some((last_page, u64_at(at + 128)?))
+        let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size;
+        sound.then_some((u64_at(at + 128)?, last_page, roots_fit))
     };
-    let (Some((last_a, txn_a)), Some((last_b, txn_b))) = (meta(0), meta(1)) else { return false };
-    let last_page = if txn_a >= txn_b { last_a } else { last_b };
-    txn_a.abs_diff(txn_b) <= 1
+    let (Some(a), Some(b)) = (meta(0), meta(1)) else { return false };
+    // The older one may have been half overwritten by a commit that was killed: LMDB will not use it.
+    let (_, last_page, roots_fit) = if a.0 >= b.0 { a } else { b };
+    roots_fit
+        && a.0.abs_diff(b.0) <= 1
         && last_page
             .checked_add(1)
             .and_then(|pages| pages.checked_mul(page_size.into()))
             .is_some_and(|bytes| bytes <= length)
+}
+
+fn from_commit(error: heed::Error) -> Error {
+    match from_heed(error) {
+        // LMDB's word for a write that was cut short: a disk that is full all but a page.
+        Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => Error::Full,
+        error => error,
+    }
 }
 
 fn from_heed(error: heed::Error) -> Error {
@@ -354,7 +419,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let env = Env::open(dir.path(), &options()).unwrap();
         let inherited = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
-        assert!(!String::from_utf8_lossy(&inherited.stdout).contains("data.mdb"));
+        // Other tests may be opening theirs at this very moment.
+        let ours = dir.path().join("data.mdb");
+        assert!(!String::from_utf8_lossy(&inherited.stdout).contains(ours.to_str().unwrap()));
         env.close();
     }
 }

@@ -8,8 +8,8 @@
 use super::sys;
 use crate::rejection::Error;
 use std::{
-    cell::UnsafeCell, fs::File, io, marker::PhantomData, mem::size_of, os::fd::AsRawFd, path::Path, ptr::NonNull,
-    time::Duration,
+    cell::UnsafeCell, fs::File, io, io::Write, marker::PhantomData, mem::size_of, os::fd::AsRawFd, path::Path,
+    ptr::NonNull, time::Duration,
 };
 
 #[repr(C)]
@@ -44,7 +44,10 @@ impl Gate {
         if short && !fresh {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the gate's file is too short"));
         }
-        file.set_len(size_of::<Page>() as u64)?;
+        if short {
+            // Written, not only lengthened: on a full disk, the first touch of a hole would kill the process.
+            (&file).write_all(&[0; size_of::<Page>()])?;
+        }
         // SAFETY: a new shared mapping of a file that we have just made long enough; the result is checked.
         let page = unsafe {
             libc::mmap(

@@ -2,9 +2,13 @@
 //! tied to no runtime, gone with the last handle of its cache.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    thread::ThreadId,
     time::{Duration, Instant},
 };
+
+const AFTER_A_PANIC: Duration = Duration::from_millis(20);
 
 /// What the thread does each time it is woken; the answer is when it wants to be woken next.
 pub(crate) trait Chores: Send + Sync + 'static {
@@ -24,6 +28,53 @@ struct State {
     rung: bool,
     started: bool,
     closed: bool,
+    /// The thread is at work, or a handle is being dropped.
+    busy: bool,
+    keeper: Option<ThreadId>,
+}
+
+/// How long the drop of a handle waits for the thread.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Keeps the housekeeping thread from work while a handle is dropped. Otherwise the thread may be the last to hold what
+/// the handles share, and the process ends before it has closed the files.
+#[derive(Debug)]
+pub(crate) struct Farewell {
+    bell: Arc<Bell>,
+    taken: bool,
+}
+
+impl Farewell {
+    pub(crate) fn new(bell: &Arc<Bell>) -> Farewell {
+        Farewell { bell: bell.clone(), taken: false }
+    }
+
+    /// From now until this is dropped. Not for ever, and not on the thread itself.
+    pub(crate) fn begin(&mut self) {
+        let mut state = self.bell.lock();
+        if state.keeper == Some(std::thread::current().id()) {
+            return;
+        }
+        let (waited, late) = self
+            .bell
+            .changed
+            .wait_timeout_while(state, FAREWELL, |state| state.busy)
+            .unwrap_or_else(PoisonError::into_inner);
+        state = waited;
+        if !late.timed_out() {
+            state.busy = true;
+            self.taken = true;
+        }
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if self.taken {
+            self.bell.lock().busy = false;
+            self.bell.changed.notify_all();
+        }
+    }
 }
 
 impl Bell {
@@ -31,7 +82,7 @@ impl Bell {
         let _ = self.chores.set(chores);
     }
 
-    pub(crate) fn ring(self: &std::sync::Arc<Self>) {
+    pub(crate) fn ring(self: &Arc<Self>) {
         let mut state = self.lock();
         if state.closed {
             return;
@@ -43,12 +94,12 @@ impl Bell {
             state.started = spawned.is_ok();
         }
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     pub(crate) fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -56,9 +107,8 @@ impl Bell {
     }
 
     fn keep(&self) {
-        while let Some(chores) = self.chores.get().and_then(Weak::upgrade) {
-            let pause = chores.work();
-            drop(chores);
+        self.lock().keeper = Some(std::thread::current().id());
+        while let Some(pause) = self.work() {
             let deadline = Instant::now() + pause;
             let mut state = self.lock();
             while !state.rung && !state.closed {
@@ -67,11 +117,28 @@ impl Bell {
                 };
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            if state.closed {
-                return;
-            }
             state.rung = false;
         }
+    }
+
+    /// When to work next; `None` when there is nothing to work for any more.
+    fn work(&self) -> Option<Duration> {
+        let mut state = self.lock();
+        while state.busy && !state.closed {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return None;
+        }
+        state.busy = true;
+        drop(state);
+        let pause = self.chores.get().and_then(Weak::upgrade).map(|chores| {
+            // A chore that panics, by a user's clock perhaps, must not end the others for ever.
+            catch_unwind(AssertUnwindSafe(|| chores.work())).unwrap_or(AFTER_A_PANIC)
+        });
+        self.lock().busy = false;
+        self.changed.notify_all();
+        pause
     }
 }
 

@@ -7,19 +7,16 @@ use super::{
     env::{Env, Txn},
     gate::Held,
     keeper::Bell,
-    sys,
+    pending::{Pending, Slot},
 };
 use crate::rejection::Error;
 use std::{
     collections::VecDeque,
-    future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -66,8 +63,21 @@ pub(crate) struct Lane {
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
 }
 
+/// A turn at the gate. Its end gives the gate back, also by a panic: the lane would be shut for ever.
+struct Turn<'a> {
+    lane: &'a Lane,
+    held: Option<Held<'a>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.held = None;
+        self.lane.busy.store(false, SeqCst);
+    }
+}
+
 enum Attempt<'a> {
-    In(Held<'a>),
+    In(Turn<'a>),
     /// Another thread of this process is in; it will see to the queue.
     Behind,
     /// Another process is in.
@@ -95,18 +105,20 @@ impl Lane {
 
     /// Applies the operation here and now, unless the gate is taken.
     fn try_now(&self, own: &mut impl Run) -> Option<Result<(), Error>> {
-        if sys::forked() {
+        if self.env.forked() {
             return Some(Err(Error::Forked));
         }
-        own.prepare();
+        if let Err(error) = prepare(own) {
+            return Some(Err(error));
+        }
         for _ in 0..SPIN {
             match self.attempt() {
                 Err(error) => return Some(Err(error)),
-                Ok(Attempt::In(held)) => {
+                Ok(Attempt::In(turn)) => {
                     let jobs = self.take_queued();
-                    let (result, done) = self.apply(&held, Some(own), jobs);
-                    self.leave(held);
-                    finish(done);
+                    let (result, done) = self.apply(&turn, Some(own), jobs);
+                    self.leave(turn);
+                    finish_all(done);
                     return Some(result);
                 }
                 Ok(Attempt::Behind | Attempt::Shut) => std::hint::spin_loop(),
@@ -138,7 +150,7 @@ impl Lane {
     /// As `submit`, for what must happen however late and whose result nobody awaits. Never blocks.
     pub(crate) fn post(&self, mut run: impl Run + Send + 'static) {
         if self.try_now(&mut run).is_none() {
-            self.push(Box::new(Posted(run)), false);
+            self.push(Box::new(Posted { run, settle: |_, _| () }), false);
         }
     }
 
@@ -152,7 +164,7 @@ impl Lane {
         R: Run + Send + 'static,
         G: Send + 'static,
     {
-        let error = match (sys::forked(), self.stuck.load(SeqCst)) {
+        let error = match (self.env.forked(), self.is_stuck()) {
             (true, _) => Error::Forked,
             (false, true) => Error::Busy,
             (false, false) => {
@@ -162,30 +174,47 @@ impl Lane {
                 return Pending::Queued(slot);
             }
         };
+        // Who queued something while we tried the gate has left it to us.
+        if self.has_queued() {
+            self.bell.ring();
+        }
         Pending::ready(settle(run, Err(error)))
     }
 
     /// As `delegate`, for what nobody awaits; it may be lost.
     pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
-        if !sys::forked() && !self.stuck.load(SeqCst) {
-            self.enqueue(Box::new(Posted(run)), true);
-            self.bell.ring();
+        if self.env.forked() {
+            return;
         }
+        if !self.is_stuck() {
+            self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
+        }
+        self.bell.ring();
     }
 
     /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.
-    pub(crate) fn leave_to_keeper(&self, run: impl Run + Send + 'static) {
-        self.enqueue(Box::new(Posted(run)), false);
+    pub(crate) fn leave_to_keeper<R: Run + Send + 'static>(
+        &self,
+        run: R,
+        settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
+    ) {
+        self.enqueue(Box::new(Posted { run, settle }), false);
+    }
+
+    /// Whether the gate could not be had for a whole `patience`, and cannot now: with nothing in the queue, nobody else
+    /// would find out that it can.
+    fn is_stuck(&self) -> bool {
+        self.stuck.load(SeqCst) && !matches!(self.attempt(), Ok(Attempt::In(_)))
     }
 
     fn push(&self, job: Box<dyn Job>, bounded: bool) {
         if bounded && self.stuck.load(SeqCst) {
-            return job.finish(Err(Error::Busy));
+            return finish(job, Err(Error::Busy));
         }
         self.enqueue(job, bounded);
         // Who was in the way may have looked at the queue just before.
         match self.attempt() {
-            Ok(Attempt::In(held)) => self.leave(held),
+            Ok(Attempt::In(turn)) => self.leave(turn),
             Ok(Attempt::Behind) => {}
             Ok(Attempt::Shut) | Err(_) => self.bell.ring(),
         }
@@ -193,8 +222,9 @@ impl Lane {
 
     fn enqueue(&self, job: Box<dyn Job>, bounded: bool) {
         let deadline = bounded.then(|| Instant::now() + self.patience);
-        self.locked_queue().push_back(Queued { job, deadline });
-        self.queued.fetch_add(1, SeqCst);
+        let mut queue = self.locked_queue();
+        queue.push_back(Queued { job, deadline });
+        self.queued.store(queue.len(), SeqCst);
     }
 
     pub(crate) fn has_queued(&self) -> bool {
@@ -207,27 +237,31 @@ impl Lane {
         if !self.has_queued() {
             return;
         }
+        // Another thread of this process leaves within microseconds, unless a callback of the user's hangs in it.
+        let began = Instant::now();
         while self.busy.swap(true, SeqCst) {
+            if began.elapsed() >= slice {
+                return self.fail_overdue();
+            }
             std::thread::yield_now();
         }
+        let mut turn = Turn { lane: self, held: None };
         match self.env.gate.lock_for(slice) {
             Ok(Some(held)) => {
+                turn.held = Some(held);
                 self.stuck.store(false, SeqCst);
                 let jobs = self.take_queued();
-                let (_, done) = self.apply(&held, None::<&mut Nothing>, jobs);
-                drop(held);
-                self.busy.store(false, SeqCst);
-                finish(done);
+                let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+                drop(turn);
+                finish_all(done);
             }
             Ok(None) => {
-                self.busy.store(false, SeqCst);
+                drop(turn);
                 self.fail_overdue();
             }
             Err(_) => {
-                self.busy.store(false, SeqCst);
-                for queued in self.take_queued() {
-                    queued.job.finish(Err(Error::Damaged));
-                }
+                drop(turn);
+                self.take_queued().into_iter().for_each(|queued| finish(queued.job, Err(Error::Damaged)));
             }
         }
     }
@@ -235,7 +269,7 @@ impl Lane {
     /// Fails everything that is still queued.
     pub(crate) fn shut(&self) {
         while self.has_queued() {
-            self.take_queued().into_iter().for_each(|queued| queued.job.finish(Err(Error::Busy)));
+            self.take_queued().into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
         }
     }
 
@@ -243,31 +277,26 @@ impl Lane {
         if self.busy.swap(true, SeqCst) {
             return Ok(Attempt::Behind);
         }
-        match self.env.gate.try_lock() {
-            Ok(Some(held)) => {
-                self.stuck.store(false, SeqCst);
-                Ok(Attempt::In(held))
-            }
-            shut => {
-                self.busy.store(false, SeqCst);
-                shut.map(|_| Attempt::Shut)
-            }
+        let mut turn = Turn { lane: self, held: None };
+        turn.held = self.env.gate.try_lock()?;
+        if turn.held.is_none() {
+            return Ok(Attempt::Shut);
         }
+        self.stuck.store(false, SeqCst);
+        Ok(Attempt::In(turn))
     }
 
     /// Gives the gate back and looks at the queue once more: others may have queued behind us.
-    fn leave(&self, held: Held<'_>) {
-        drop(held);
-        self.busy.store(false, SeqCst);
+    fn leave(&self, turn: Turn<'_>) {
+        drop(turn);
         if !self.has_queued() {
             return;
         }
-        if let Ok(Attempt::In(held)) = self.attempt() {
+        if let Ok(Attempt::In(turn)) = self.attempt() {
             let jobs = self.take_queued();
-            let (_, done) = self.apply(&held, None::<&mut Nothing>, jobs);
-            drop(held);
-            self.busy.store(false, SeqCst);
-            finish(done);
+            let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+            drop(turn);
+            finish_all(done);
         }
         // Enough of this thread's time; or another process is in.
         if self.has_queued() {
@@ -285,8 +314,9 @@ impl Lane {
         }
         let mut queue = self.locked_queue();
         let batch = queue.len().min(BATCH);
-        self.queued.fetch_sub(batch, SeqCst);
-        queue.drain(..batch).collect()
+        let jobs = queue.drain(..batch).collect();
+        self.queued.store(queue.len(), SeqCst);
+        jobs
     }
 
     fn fail_overdue(&self) {
@@ -301,41 +331,44 @@ impl Lane {
                 at += 1;
             }
         }
-        self.queued.fetch_sub(overdue.len(), SeqCst);
+        self.queued.store(queue.len(), SeqCst);
         drop(queue);
         if !overdue.is_empty() {
             self.stuck.store(true, SeqCst);
         }
-        for queued in overdue {
-            queued.job.finish(Err(Error::Busy));
-        }
+        overdue.into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
     }
 
     /// Runs what was queued and then `own` in one transaction; if that fails, each alone, so that a bad neighbour harms
     /// only itself. The jobs are to be finished once the gate has been left.
-    fn apply(&self, held: &Held<'_>, own: Option<&mut impl Run>, jobs: Vec<Queued>) -> (Result<(), Error>, Vec<Done>) {
+    fn apply(
+        &self,
+        turn: &Turn<'_>,
+        mut own: Option<&mut impl Run>,
+        jobs: Vec<Queued>,
+    ) -> (Result<(), Error>, Vec<Done>) {
+        let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
         if jobs.is_empty() {
             return (own.map_or(Ok(()), |own| self.apply_alone(held, own)), Vec::new());
         }
-        let mut own = own;
         let mut done = Vec::with_capacity(jobs.len());
         let mut live = Vec::with_capacity(jobs.len());
         for mut queued in jobs {
             if queued.job.abandoned() {
                 continue;
             }
-            match catch_unwind(AssertUnwindSafe(|| queued.job.prepare())) {
+            match prepare(&mut *queued.job) {
                 Ok(()) => live.push(queued.job),
-                Err(_) => done.push((queued.job, Err(Error::Panicked))),
+                Err(error) => done.push((queued.job, Err(error))),
             }
         }
         let together = self.env.write(held, |txn| {
             let mut changed = false;
             for job in &mut live {
-                changed |= job.run(txn)?;
+                changed |= run(&mut **job, txn)?;
             }
             if let Some(own) = &mut own {
-                changed |= own.run(txn)?;
+                changed |= run(*own, txn)?;
             }
             Ok(((), changed))
         });
@@ -350,16 +383,37 @@ impl Lane {
         (own.map_or(Ok(()), |own| self.apply_alone(held, own)), done)
     }
 
-    fn apply_alone(&self, held: &Held<'_>, run: &mut (impl Run + ?Sized)) -> Result<(), Error> {
-        let first = self.env.write(held, |txn| run.run(txn).map(|changed| ((), changed)));
+    fn apply_alone(&self, held: &Held<'_>, alone: &mut (impl Run + ?Sized)) -> Result<(), Error> {
+        let first = self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)));
         match first {
             Err(Error::Full) => {
                 self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed)))?;
-                self.env.write(held, |txn| run.run(txn).map(|changed| ((), changed)))
+                self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)))
             }
             result => result,
         }
     }
+}
+
+// What an operation calls is partly the user's: a panic is that operation's failure and nobody else's. It must not leave
+// by a drop that posts an undo, end the housekeeping thread, or keep the neighbours of a batch waiting.
+
+fn prepare(operation: &mut (impl Run + ?Sized)) -> Result<(), Error> {
+    catch_unwind(AssertUnwindSafe(|| operation.prepare())).map_err(|_| Error::Panicked)
+}
+
+fn run(operation: &mut (impl Run + ?Sized), txn: &mut Txn<'_>) -> Result<bool, Error> {
+    catch_unwind(AssertUnwindSafe(|| operation.run(txn))).unwrap_or(Err(Error::Panicked))
+}
+
+fn finish(job: Box<dyn Job>, result: Result<(), Error>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| job.finish(result)));
+}
+
+type Done = (Box<dyn Job>, Result<(), Error>);
+
+fn finish_all(done: Vec<Done>) {
+    done.into_iter().for_each(|(job, result)| finish(job, result));
 }
 
 impl std::fmt::Debug for Lane {
@@ -395,30 +449,29 @@ impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> Job fo
     }
 }
 
-struct Posted<R>(R);
+struct Posted<R, S> {
+    run: R,
+    settle: S,
+}
 
-impl<R: Run> Run for Posted<R> {
+impl<R: Run, S> Run for Posted<R, S> {
     fn prepare(&mut self) {
-        self.0.prepare();
+        self.run.prepare();
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.0.run(txn)
+        self.run.run(txn)
     }
 }
 
-impl<R: Run + Send> Job for Posted<R> {
-    fn finish(self: Box<Self>, _: Result<(), Error>) {}
+impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S> {
+    fn finish(self: Box<Self>, result: Result<(), Error>) {
+        (self.settle)(self.run, result);
+    }
 
     fn abandoned(&self) -> bool {
         false
     }
-}
-
-type Done = (Box<dyn Job>, Result<(), Error>);
-
-fn finish(done: Vec<Done>) {
-    done.into_iter().for_each(|(job, result)| job.finish(result));
 }
 
 struct Nothing;
@@ -429,123 +482,5 @@ impl Run for Nothing {
     }
 }
 
-/// Where the result of a queued operation is left for its future.
-#[derive(Debug)]
-pub(crate) struct Slot<T>(Mutex<State<T>>);
-
-#[derive(Debug)]
-enum State<T> {
-    Waiting(Option<Waker>),
-    Done(T),
-    /// Taken by the future, or the future is gone.
-    Over,
-}
-
-impl<T> Slot<T> {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Slot(Mutex::new(State::Waiting(None))))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves the result. If nobody waits for it any more it is dropped, which undoes what has an undo.
-    pub(crate) fn fill(&self, value: T) {
-        let mut state = self.lock();
-        let before = match &*state {
-            State::Waiting(_) => std::mem::replace(&mut *state, State::Done(value)),
-            _ => {
-                drop(state);
-                return drop(value);
-            }
-        };
-        drop(state);
-        if let State::Waiting(Some(waker)) = before {
-            waker.wake();
-        }
-    }
-
-    pub(crate) fn abandoned(&self) -> bool {
-        matches!(&*self.lock(), State::Over)
-    }
-}
-
-/// The result of an operation: there at once, or once the queue has been served. Dropped early, a queued operation is
-/// removed and a done one undone by the drop of its result.
-#[derive(Debug)]
-pub(crate) enum Pending<T> {
-    Ready(Option<T>),
-    Queued(Arc<Slot<T>>),
-}
-
-impl<T> Unpin for Pending<T> {}
-
-impl<T> Pending<T> {
-    pub(crate) fn ready(value: T) -> Self {
-        Pending::Ready(Some(value))
-    }
-
-    /// The result, if it is there already.
-    pub(crate) fn now(&mut self) -> Option<T> {
-        match self {
-            Pending::Ready(value) => value.take(),
-            Pending::Queued(_) => None,
-        }
-    }
-
-    /// Blocks the thread until the result is there.
-    pub(crate) fn wait(self) -> T {
-        block_on(self)
-    }
-}
-
-impl<T> Future for Pending<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        match &mut *self {
-            Pending::Ready(value) => Poll::Ready(value.take().expect("polled after completion")),
-            Pending::Queued(slot) => {
-                let mut state = slot.lock();
-                match std::mem::replace(&mut *state, State::Over) {
-                    State::Done(value) => Poll::Ready(value),
-                    State::Waiting(_) => {
-                        *state = State::Waiting(Some(cx.waker().clone()));
-                        Poll::Pending
-                    }
-                    State::Over => panic!("polled after completion"),
-                }
-            }
-        }
-    }
-}
-
-impl<T> Drop for Pending<T> {
-    fn drop(&mut self) {
-        if let Pending::Queued(slot) = self {
-            // The value, if there is one, is dropped outside the lock: its drop may post an undo.
-            let state = std::mem::replace(&mut *slot.lock(), State::Over);
-            drop(state);
-        }
-    }
-}
-
-/// Runs a future on this thread, without a runtime.
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

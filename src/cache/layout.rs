@@ -56,7 +56,7 @@ impl Layout {
         let shards = u32::try_from(number("shards")?).ok().filter(|shards| (1..=256).contains(shards))?;
         Some(Layout {
             secret: unhex(fields.get("secret")?)?,
-            state_size: number("state_size")?,
+            state_size: number("state_size").filter(|&size| is_state_size(size))?,
             shards,
             boot: fields.get("boot")?.to_string(),
             offset: number("offset")?,
@@ -87,6 +87,11 @@ impl Layout {
     }
 }
 
+/// What the file of throttle cells and locks may be large.
+pub(crate) fn is_state_size(bytes: u64) -> bool {
+    (1 << 20..=1 << 40).contains(&bytes) && bytes.is_multiple_of(64 << 10)
+}
+
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     let mut out = [0; N];
@@ -111,7 +116,7 @@ pub(crate) struct Directory {
 
 /// The right to change a directory; while it exists nobody else opens or closes the cache.
 #[derive(Debug)]
-struct Opening {
+pub(crate) struct Opening {
     _lock: File,
 }
 
@@ -143,7 +148,8 @@ impl Directory {
         let users = open_file(&home.join("users")).map_err(io("its users file"))?;
         let alone = flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok();
         if !alone {
-            flock(&users, FlockOperation::NonBlockingLockShared).map_err(|error| io("its users file")(error.into()))?;
+            // A process of another build that looks whether anybody is in holds it for a moment.
+            lock_for(&users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
         }
         let boot = boot_id().map_err(io("the boot id"))?;
         let path = home.join("layout");
@@ -188,12 +194,14 @@ impl Directory {
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
         layout.clean = false;
-        directory.write(&layout).map_err(io("its layout file cannot be written"))?;
+        // Mostly it says so already: then a full disk is no reason to stay outside.
+        if text.is_none_or(|text| text != layout.to_text()) {
+            directory.write(&layout).map_err(io("its layout file cannot be written"))?;
+        }
         directory.layout = layout;
         if alone {
             directory.remove_old_generations();
-            flock(&directory.users, FlockOperation::NonBlockingLockShared)
-                .map_err(|error| io("its users file")(error.into()))?;
+            lock_for(&directory.users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
         }
         Ok((directory, opened))
     }
@@ -220,12 +228,13 @@ impl Directory {
     }
 
     /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
-    /// reboot, which is then written down.
-    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) {
-        let Ok(_opening) = Opening::enter(&self.home, Duration::from_millis(200)) else { return };
+    /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
+    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
+        let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
         if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
             let _ = self.write(&Layout { clean: true, ..self.layout.clone() });
         }
+        Some(opening)
     }
 
     fn write(&self, layout: &Layout) -> io::Result<()> {
@@ -253,16 +262,21 @@ impl Directory {
 impl Opening {
     fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
         let lock = open_file(&home.join("open.lock"))?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Opening { _lock: lock }),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(error) => return Err(error.into()),
+        lock_for(&lock, FlockOperation::NonBlockingLockExclusive, patience)?;
+        Ok(Opening { _lock: lock })
+    }
+}
+
+fn lock_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
             }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -322,7 +336,7 @@ fn check_siblings(root: &Path, home: &Path) -> Result<(), String> {
 fn fresh_number(home: &Path) -> u64 {
     let used = fs::read_dir(home).into_iter().flatten().flatten();
     let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
-    highest.map_or(0, |highest| highest + 1)
+    highest.map_or(0, |highest| highest.saturating_add(1))
 }
 
 fn boot_id() -> io::Result<String> {

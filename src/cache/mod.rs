@@ -36,10 +36,14 @@ mod gate;
 mod keeper;
 mod lane;
 mod layout;
+mod pending;
+mod purges;
 pub(crate) mod record;
 mod shared;
 pub(crate) mod state;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod values;
 mod waiting;
 
@@ -49,7 +53,7 @@ pub use values::{Insert, Write};
 pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
-pub(crate) use lane::{Pending, Slot, block_on};
+pub(crate) use pending::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind};
 pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS};
@@ -57,8 +61,8 @@ pub(crate) use values::{after, decode as decode_value, encode as encode_value};
 pub(crate) use waiting::Ticket;
 
 use crate::{rejection::Error, time::Clock};
-use entries::Subject;
 use hyper::rt::{Executor, Sleep};
+use purges::Subject;
 use record::ScopeId;
 use shared::Shared;
 use std::{
@@ -86,6 +90,14 @@ pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
+    // The last field: it ends when `shared` has been dropped.
+    farewell: keeper::Farewell,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.say_farewell(&mut self.farewell);
+    }
 }
 
 impl Handle {
@@ -174,15 +186,18 @@ impl Builder {
         self
     }
 
-    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise, some 600,000 cells. The
-    /// disk space is taken at once. Who makes the directory decides; later openings keep what it has.
+    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of it,
+    /// some 600,000, locks up to three eighths. The disk space is taken at once. Who makes the directory decides; later
+    /// openings keep what it has.
     ///
     /// # Panics
     ///
     /// Below 1 MiB, above 1 TiB, or if it is not a multiple of 64 KiB.
     pub fn state_size(mut self, bytes: u64) -> Self {
-        let fits = (1 << 20..=1 << 40).contains(&bytes) && bytes.is_multiple_of(64 << 10);
-        assert!(fits, "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes");
+        assert!(
+            layout::is_state_size(bytes),
+            "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes"
+        );
         self.state_size = bytes;
         self
     }
@@ -261,7 +276,8 @@ impl Builder {
             Some(clock) => clock,
             None => default_clock(),
         };
-        let handle = Arc::new(Handle { shared, clock, executor: self.executor });
+        let farewell = shared.farewell();
+        let handle = Arc::new(Handle { shared, clock, executor: self.executor, farewell });
         let root = Scope::new(&handle, "");
         Ok(Cache { handle, root })
     }
@@ -390,6 +406,21 @@ impl Cache {
         }
     }
 
+    /// For this crate's own tests: adds 1 to a number that stands among the locks and resolves to it. `inside` is called
+    /// within the transaction.
+    #[doc(hidden)]
+    pub fn count_for_tests(&self, name: &str, inside: impl Fn() + Send + 'static) -> Write<u64> {
+        let transition = move |found: Found<'_>, _: u64| {
+            let sum = 1 + match found {
+                Found::Row(row) => record::u64_at(row.payload, 0).unwrap_or(0),
+                Found::Absent | Found::Damaged => 0,
+            };
+            inside();
+            (sum, Change::Put { expires: u64::MAX, tag: 0, payload: sum.to_le_bytes().to_vec() })
+        };
+        self.root.update(LOCKS, self.root.key(Kind::Lock, name.as_bytes()), transition, |result| result).into()
+    }
+
     /// What has happened in this process, and how full the cache is.
     pub fn stats(&self) -> Stats {
         self.handle.shared.stats()
@@ -481,9 +512,10 @@ impl Scope {
         self.handle().shared.state.post(table, key, move || handle.now(), transition);
     }
 
-    /// The stored entry, or the purge sequence that a computation starting now must carry.
-    pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<Entry, u64>, Error> {
-        self.handle().shared.shard(key).get(key, name, self.handle().now())
+    /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
+    /// carry.
+    pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<(Entry, u64), u64>, Error> {
+        self.handle().shared.shard(key).get(key, name, || self.handle().now())
     }
 
     /// The purge sequence that a computation starting now must carry.
@@ -529,14 +561,16 @@ impl Scope {
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored.
-    pub(crate) async fn purge_name(&self, key: &Key) -> Result<(), Error> {
+    pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (shared, now) = (&self.handle().shared, self.handle().now());
         let mut purges = vec![shared.shard(key).purge(Subject::Name(key.hash), now)];
         purges.extend(shared.entries.iter().map(|shard| shard.purge(Subject::Tag(key.own_tag()), now)));
-        for purged in purges {
-            purged.await?;
+        async {
+            for purged in purges {
+                purged.await?;
+            }
+            Ok(())
         }
-        Ok(())
     }
 
     pub(crate) fn id(&self) -> ScopeId {

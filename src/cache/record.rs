@@ -218,7 +218,8 @@ pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<Entry> {
     decode_head(bytes).map(|head| head.entry)
 }
 
-fn checksum_holds(bytes: &[u8]) -> bool {
+/// Whether an entry's bytes are as they were stored.
+pub(crate) fn checksum_holds(bytes: &[u8]) -> bool {
     let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
     check == xxh3_64(body).to_le_bytes()
 }

@@ -6,9 +6,9 @@ use super::{
     env::{Env, Options},
     events::Events,
     flights::Flights,
-    keeper::{Bell, Chores},
+    keeper::{Bell, Chores, Farewell},
     lane::Lane,
-    layout::{Directory, Layout},
+    layout::{Directory, Layout, Opening},
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
@@ -66,14 +66,20 @@ pub(crate) struct Shared {
     pub(crate) flights: Arc<Flights>,
     /// What this process holds, by key.
     holdings: Mutex<HashMap<[u8; 16], Vec<Holding>>>,
-    tidied: Mutex<Instant>,
+    tidied: Mutex<Tidied>,
     /// When the housekeeping thread wakes by itself, in ns since `began`.
     planned: AtomicU64,
     began: Instant,
     bell: Arc<Bell>,
     directory: Directory,
     // The last field, dropped after the environments are closed.
-    _closing: Closing,
+    closing: Closing,
+}
+
+/// When the housekeeping thread tidied last: everything, and where there was more to do.
+struct Tidied {
+    all: Instant,
+    some: Instant,
 }
 
 /// Something this process holds and must renew from time to time.
@@ -115,6 +121,11 @@ impl Shared {
         loop {
             match open.get_or_insert_default().get(&id).map(Weak::upgrade) {
                 None => break,
+                Some(Some(shared)) if shared.forked() => {
+                    let reason =
+                        "it was open when this process was forked: drop every handle from before the fork first";
+                    return Err(Error::Open { path, reason: reason.into() });
+                }
                 Some(Some(shared)) => return Ok(shared),
                 // Its last handle is gone, but its files are not closed yet.
                 Some(None) => open = CLOSED.wait(open).unwrap_or_else(PoisonError::into_inner),
@@ -158,13 +169,30 @@ impl Shared {
             queues: Arc::default(),
             flights: Arc::default(),
             holdings: Mutex::default(),
-            tidied: Mutex::new(Instant::now()),
+            tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
             planned: AtomicU64::new(u64::MAX),
             began: Instant::now(),
             bell,
             directory,
-            _closing: Closing(id),
+            closing: Closing { id, opening: None },
         })
+    }
+
+    /// Whether this process is a forked child of the one that opened it.
+    fn forked(&self) -> bool {
+        self.state.lane.env.forked()
+    }
+
+    /// Has the housekeeping thread let go before a handle does, see [`Farewell`].
+    pub(crate) fn say_farewell(&self, farewell: &mut Farewell) {
+        // The child of a fork has no such thread, though the bell may say that it is at work.
+        if !self.forked() {
+            farewell.begin();
+        }
+    }
+
+    pub(crate) fn farewell(&self) -> Farewell {
+        Farewell::new(&self.bell)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -241,26 +269,24 @@ impl Shared {
 
     fn tidy(&self) -> Duration {
         let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = tidied.elapsed();
-        if since < WALK {
-            return WALK - since;
+        let all = tidied.all.elapsed() >= TIDY;
+        if !all && tidied.some.elapsed() < WALK {
+            return WALK;
         }
-        let now = boot_time_ns().saturating_add(self.offset);
-        let full = since >= TIDY;
-        if full {
-            self.state.lane.env.clear_stale_readers();
-            self.entries.iter().for_each(|shard| shard.lane.env.clear_stale_readers());
+        tidied.some = Instant::now();
+        if all {
+            tidied.all = tidied.some;
+            self.lanes().for_each(|lane| lane.env.clear_stale_readers());
         }
         let mut more = false;
         for shard in &self.entries {
-            if full || shard.is_walking() {
-                more |= shard.tidy(now);
+            let untidy = shard.is_untidy();
+            if all || untidy {
+                shard.tidy();
             }
+            more |= untidy;
         }
-        if full || more {
-            *tidied = Instant::now();
-        }
-        if more { WALK } else { TIDY }
+        if more { WALK } else { TIDY.saturating_sub(tidied.all.elapsed()) }
     }
 
     fn lanes(&self) -> impl Iterator<Item = &Lane> {
@@ -281,6 +307,10 @@ impl Chores for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.forked() {
+            // The files, the locks on them and what is queued are the parent's.
+            return;
+        }
         self.bell.close();
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
         for lane in self.lanes() {
@@ -290,29 +320,29 @@ impl Drop for Shared {
         if self.temporary {
             let _ = fs::remove_dir_all(self.path());
         } else {
-            self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
+            self.closing.opening = self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
         }
     }
 }
 
 /// Dropped when everything is closed: the directory can then be opened again.
-struct Closing((u64, u64));
+struct Closing {
+    id: (u64, u64),
+    /// Keeps other processes out until then.
+    opening: Option<Opening>,
+}
 
 impl Drop for Closing {
     fn drop(&mut self) {
+        self.opening = None;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get_or_insert_default().remove(&self.0);
+        open.get_or_insert_default().remove(&self.id);
         CLOSED.notify_all();
     }
 }
 
 fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
-}
-
-fn boot_time_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {
@@ -361,3 +391,6 @@ fn open_or_begin_anew(
         opened => opened,
     }
 }
+
+#[cfg(test)]
+mod tests;

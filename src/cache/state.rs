@@ -2,7 +2,8 @@
 
 use super::{
     env::{Table, Txn},
-    lane::{Lane, Pending, Run},
+    lane::{Lane, Run},
+    pending::Pending,
     record::{self, Found, Key, Row},
 };
 use crate::rejection::Error;
@@ -13,9 +14,11 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-pub(crate) const TABLES: [&str; 2] = ["cells", "locks"];
+/// Cells are in the table without a name: a commit of one in a named table would write that table's row of it too.
+pub(crate) const TABLES: [&str; 2] = ["", "locks"];
 /// Rows that may be dropped when room is needed.
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
@@ -24,6 +27,13 @@ pub(crate) const LOCKS: Table = Table(1);
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
 const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
+/// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
+const SWEEP_LOCKS_EVERY: u64 = 64;
+const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
+
+/// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
+/// same.
+pub(crate) const PAYLOAD_MAX: usize = 64 << 10;
 
 /// What an update leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +47,9 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) lane: Lane,
-    /// The key behind which the next sweep starts.
+    /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
+    lock_cursor: Mutex<[u8; 16]>,
     writes: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) damaged: AtomicU64,
@@ -53,6 +64,7 @@ impl State {
         State {
             lane,
             cursor: Mutex::default(),
+            lock_cursor: Mutex::default(),
             writes: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -100,18 +112,37 @@ impl State {
     }
 
     fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
-        if !self.writes.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
-            return Ok(());
+        let writes = self.writes.fetch_add(1, Relaxed);
+        if writes.is_multiple_of(SWEEP_EVERY) {
+            sweep_next(txn, CELLS, &self.cursor, now)?;
         }
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_cells(txn, &*cursor, SWEEP_ROWS)?;
-        *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
-        for (key, expires) in rows {
-            if expires <= now {
-                txn.delete(CELLS, &key)?;
-            }
+        if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
+            sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
         }
         Ok(())
+    }
+
+    /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some are always left: without,
+    /// not even a removal succeeds. Beyond, only what needs no further page is put.
+    fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
+        let (pages, all) = (txn.pages(LOCKS)?, self.lane.env.pages());
+        if pages * 8 < all * 3 {
+            return txn.put(LOCKS, key, row).map(|()| true);
+        }
+        // What is put back may leave split pages behind.
+        if pages * 16 >= all * 7 {
+            return Ok(false);
+        }
+        let before = txn.get(LOCKS, key)?.map(<[u8]>::to_vec);
+        txn.put(LOCKS, key, row)?;
+        if txn.pages(LOCKS)? <= pages {
+            return Ok(true);
+        }
+        match before {
+            Some(before) => txn.put(LOCKS, key, &before)?,
+            None => txn.delete(LOCKS, key).map(drop)?,
+        }
+        Ok(false)
     }
 
     /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
@@ -120,7 +151,7 @@ impl State {
             return Ok(());
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_cells(txn, &*cursor, 2 * SWEEP_ROWS)?;
+        let rows = next_rows(txn, CELLS, &*cursor, 2 * SWEEP_ROWS)?;
         *cursor = rows.last().map_or([0; 16], |row| row.0);
         let live = drop_nearest_to_full(txn, rows, 4, now)?;
         self.evicted.fetch_add(live, Relaxed);
@@ -128,12 +159,32 @@ impl State {
     }
 }
 
-fn next_cells(txn: &Txn<'_>, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
-    txn.rows(CELLS, Bound::Excluded(after), most, |key, row| {
-        // A row that cannot be read means nothing.
-        let expires = record::decode_any_row(row).map_or(0, |(_, row)| row.expires);
-        (key.try_into().unwrap_or_default(), expires)
+/// Drops what ended before `end` among the next rows.
+fn sweep_next(txn: &mut Txn<'_>, table: Table, cursor: &Mutex<[u8; 16]>, end: u64) -> Result<(), Error> {
+    let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows = next_rows(txn, table, &*cursor, SWEEP_ROWS)?;
+    *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
+    for (key, _) in rows.into_iter().filter(|row| row.1 <= end) {
+        txn.delete(table, &key)?;
+    }
+    Ok(())
+}
+
+fn next_rows(txn: &Txn<'_>, table: Table, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
+    txn.rows(table, Bound::Excluded(after), most, |key, row| {
+        // A cell that cannot be read means nothing; a lock that cannot may be held.
+        let unread = if table == LOCKS { u64::MAX } else { 0 };
+        let expires = record::decode_any_row(row).map_or(unread, |(_, row)| row.expires);
+        (cell_key(key), expires)
     })
+}
+
+/// The key of a cell. Among the cells stands the row of the other table, whose shorter key is no cell's.
+fn cell_key(key: &[u8]) -> [u8; 16] {
+    let mut cell = [0; 16];
+    let len = key.len().min(16);
+    cell[..len].copy_from_slice(&key[..len]);
+    cell
 }
 
 fn drop_nearest_to_full(
@@ -153,7 +204,7 @@ fn drop_nearest_to_full(
 
 /// Called when the map is full: drops some cells, never a lock.
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
-    let rows = next_cells(txn, &[0; 16], 64)?;
+    let rows = next_rows(txn, CELLS, &[0; 16], 64)?;
     let any = !rows.is_empty();
     drop_nearest_to_full(txn, rows, 32, 0)?;
     Ok(any)
@@ -181,7 +232,9 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let found = record::decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+        let bytes = txn.get(self.table, &self.key.hash)?;
+        let before = bytes.map_or(0, <[u8]>::len);
+        let found = record::decode_row(bytes, &self.key);
         let absent = matches!(found, Found::Absent);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
@@ -194,13 +247,24 @@ impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
         match change {
             Change::Keep => return Ok(false),
             Change::Remove => return txn.delete(self.table, &self.key.hash),
+            Change::Put { payload, .. } if payload.len() > PAYLOAD_MAX => {
+                self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
+                return Ok(false);
+            }
             Change::Put { expires, tag, payload } => {
                 if self.table == CELLS && absent {
                     self.state.keep_cells_bounded(txn, self.now)?;
                 }
                 let mut bytes = Vec::with_capacity(48 + payload.len());
                 record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
-                txn.put(self.table, &self.key.hash, &bytes)?;
+                let put = match self.table == LOCKS && bytes.len() > before {
+                    true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
+                    false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
+                };
+                if !put {
+                    self.outcome = Some(Err(Error::Full));
+                    return Ok(false);
+                }
             }
         }
         self.state.sweep(txn, self.now)?;
@@ -220,7 +284,7 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         let from = self.after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
         let rows = txn.rows(CELLS, from, ROWS, |key, row| {
             let doomed = record::decode_any_row(row).is_none_or(|(_, row)| (self.wanted)(row.tag));
-            (<[u8; 16]>::try_from(key).unwrap_or_default(), doomed)
+            (cell_key(key), doomed)
         })?;
         self.last = (rows.len() == ROWS).then(|| rows[ROWS - 1].0);
         let mut changed = false;
@@ -230,3 +294,6 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         Ok(changed)
     }
 }
+
+#[cfg(test)]
+mod tests;

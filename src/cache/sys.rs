@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::{
         Once,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -55,20 +55,21 @@ pub(crate) unsafe fn mutex_lock_for(mutex: *mut libc::pthread_mutex_t, patience:
     }
 }
 
-static FORKED: AtomicBool = AtomicBool::new(false);
+static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Whether this process is a forked child of one that had opened a cache.
-pub(crate) fn forked() -> bool {
-    FORKED.load(Ordering::Relaxed)
+/// How many forks lie between this process and the first that opened a cache: what was opened at another number belongs
+/// to a parent.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
 }
 
 /// From now on, forked children of this process know that they are.
 pub(crate) fn watch_forks() {
     extern "C" fn in_child() {
-        FORKED.store(true, Ordering::Relaxed);
+        FORKS.fetch_add(1, Ordering::Relaxed);
     }
     static ONCE: Once = Once::new();
-    // SAFETY: the handler only stores to an atomic, which is allowed in a forked child.
+    // SAFETY: the handler only changes an atomic, which is allowed in a forked child.
     ONCE.call_once(|| unsafe {
         libc::pthread_atfork(None, None, Some(in_child));
     });

@@ -34,6 +34,12 @@ pub(crate) fn after(now: u64, life: Duration) -> u64 {
 #[must_use = "a write that is not awaited may not happen"]
 pub struct Write<T>(Pending<Result<T, Error>>);
 
+impl<T> From<Pending<Result<T, Error>>> for Write<T> {
+    fn from(pending: Pending<Result<T, Error>>) -> Self {
+        Write(pending)
+    }
+}
+
 impl<T> Write<T> {
     /// Blocks the thread until the write is committed. Not for a runtime's threads.
     ///
@@ -134,7 +140,7 @@ impl Scope {
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let name = name.as_bytes();
         match self.entry(&self.key(Kind::Value, name), name)? {
-            Ok(entry) => decode(&entry.payload).map(Some),
+            Ok((entry, _)) => decode(&entry.payload).map(Some),
             Err(_) => Ok(None),
         }
     }
@@ -186,7 +192,7 @@ impl Scope {
         Write(self.edit(self.key(Kind::Value, name), name, move |old, moment| match old {
             Some(old) => {
                 let expires = after(moment.now, life.unwrap_or(FOR_EVER));
-                (Ok(true), Edit::Store(Entry { expires, ..old.clone() }))
+                (Ok(true), Edit::Store(Entry { expires, sequence: moment.sequence, ..old.clone() }))
             }
             None => (Ok(false), Edit::Keep),
         }))
@@ -211,7 +217,7 @@ impl Scope {
                 Err(error) => return (Err(error), Edit::Keep),
             };
             let entry = match old {
-                Some(old) => Entry { payload, ..old.clone() },
+                Some(old) => Entry { payload, sequence: moment.sequence, ..old.clone() },
                 None => Entry {
                     stored: moment.now,
                     expires: after(moment.now, FOR_EVER),
@@ -282,3 +288,6 @@ impl Cache {
         self.root.incr(name, delta)
     }
 }
+
+#[cfg(test)]
+mod tests;

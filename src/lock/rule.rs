@@ -161,9 +161,8 @@ impl<F> RLock<F> {
     }
 }
 
-/// The rule of [`RLock`].
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
+/// One owner at a time, who may enter again: the rule of [`RLock`].
+#[derive(Clone, Copy, Debug, Default)]
 pub struct OneOwner;
 
 impl Rule for OneOwner {

@@ -3,7 +3,7 @@
 //! A [`Name`] looks at a request and writes a name for it into a [`NameBuf`]; requests with one name share a budget, a
 //! lock or an answer. Anything of these is a name:
 //!
-//! - a `&str` or a [`String`]: one name for all requests;
+//! - [`All`], a `&str` or a [`String`]: one name for all requests;
 //! - a closure or function from `&Req` to something that is [`IntoName`]: text, bytes, a number, an address;
 //! - [`from_fn`], for a closure that writes into the buffer itself and so need not allocate;
 //! - the ready-made names: [`Target`], [`ClientIp`], [`Header`], [`extension`] and [`GrpcMethod`] for HTTP,
@@ -117,6 +117,20 @@ where
 {
     fn name(&self, req: &Req, name: &mut NameBuf) -> Named {
         self(req).into_name(name)
+    }
+}
+
+/// One name for all requests, the empty one: what throttles and barriers go by unless told otherwise.
+///
+/// A type of its own rather than `""`, because rustc may refuse to spawn a future that holds a service with a lifetime in
+/// its type, even `'static` ("implementation is not general enough"). Where that happens to a `&str` of yours, a
+/// [`String`] will do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct All;
+
+impl<Req> Name<Req> for All {
+    fn name(&self, _: &Req, _: &mut NameBuf) -> Named {
+        Named::Yes
     }
 }
 

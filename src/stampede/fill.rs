@@ -99,23 +99,23 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let sequence = match self.scope.entry(key, name)? {
-            Ok(entry) => match self.replay(&entry, asked, |ttl| CacheStatus::Hit { ttl }) {
-                Replay::Answer(answer) => return Ok(Ok(self.hit(key, name, &entry, answer, located)?)),
+            Ok((entry, now)) => match self.replay(&entry, asked, now, |ttl| CacheStatus::Hit { ttl }) {
+                Replay::Answer(answer) => return Ok(Ok(self.hit(key, name, &entry, now, answer, located)?)),
                 Replay::Other(suffix) => return Ok(Err(suffix)),
                 Replay::Unusable => self.scope.sequence(key)?,
             },
             Err(sequence) => sequence,
         };
         let flights = &self.scope.handle().shared.flights;
-        if asked.access == Access::Personal || flights.passes(&key.hash, self.scope.handle().now()) {
+        if asked.access == Access::Personal || flights.passes(&key.hash, self.now()) {
             return Ok(Ok(Plan::Alone));
         }
         Ok(Ok(match flights.board(key.hash, sequence) {
             Place::Follow(flight) => Plan::Follow(flight),
             Place::Lead(lead) => {
                 // Whoever wins a claim looks once more: the one before may have stored just now.
-                if let Ok(entry) = self.scope.entry(key, name)? {
-                    match self.replay(&entry, asked, |ttl| CacheStatus::Hit { ttl }) {
+                if let Ok((entry, now)) = self.scope.entry(key, name)? {
+                    match self.replay(&entry, asked, now, |ttl| CacheStatus::Hit { ttl }) {
                         Replay::Answer(answer) => {
                             self.scope.note(Event::Hit);
                             return Ok(Ok(Plan::Hit(answer, None)));
@@ -129,7 +129,7 @@ impl<C> Core<C> {
             }
             // Not on disk yet, so a purge has to be looked for here.
             Place::Landed(Landing::Kept(entry)) if self.scope.is_current(key, &entry)? => {
-                match self.replay(&entry, asked, |ttl| CacheStatus::Hit { ttl }) {
+                match self.replay(&entry, asked, self.now(), |ttl| CacheStatus::Hit { ttl }) {
                     Replay::Answer(answer) => {
                         self.scope.note(Event::Hit);
                         Plan::Hit(answer, None)
@@ -148,18 +148,19 @@ impl<C> Core<C> {
         key: &Key,
         name: &[u8],
         entry: &Entry,
+        now: u64,
         answer: Out,
         located: impl Fn() -> Located,
     ) -> Result<Plan<Out>, Error> {
         self.scope.note(Event::Hit);
-        let (remaining, cost) = (self.remaining(entry), Duration::from_nanos(entry.cost));
+        let (remaining, cost) = (remaining(entry, now), Duration::from_nanos(entry.cost));
         if !xfetch::refresh_early(remaining, cost, self.beta, rand::random()) {
             return Ok(Plan::Hit(answer, None));
         }
         let claim = match self.scope.handle().shared.flights.board(key.hash, self.scope.sequence(key)?) {
             Place::Lead(lead) => {
                 let again = self.scope.entry(key, name)?;
-                let unchanged = again.is_ok_and(|again| again.stored == entry.stored);
+                let unchanged = again.is_ok_and(|(again, _)| again.stored == entry.stored);
                 unchanged.then(|| Claim { lead, place: located() })
             }
             Place::Follow(_) | Place::Landed(_) => None,
@@ -170,21 +171,22 @@ impl<C> Core<C> {
         Ok(Plan::Hit(answer, claim))
     }
 
-    fn remaining(&self, entry: &Entry) -> Duration {
-        Duration::from_nanos(entry.expires.saturating_sub(self.scope.handle().now()))
+    fn now(&self) -> u64 {
+        self.scope.handle().now()
     }
 
     fn replay<Req, Res>(
         &self,
         entry: &Entry,
         asked: &Asked<'_, C::Head>,
+        now: u64,
         status: impl FnOnce(Duration) -> CacheStatus,
     ) -> Replay<C::Response>
     where
         C: Codec<Req, Res>,
     {
-        let since = Duration::from_nanos(self.scope.handle().now().saturating_sub(entry.stored));
-        self.codec.replay(&entry.payload, asked, since, status(self.remaining(entry)))
+        let since = Duration::from_nanos(now.saturating_sub(entry.stored));
+        self.codec.replay(&entry.payload, asked, since, status(remaining(entry, now)))
     }
 
     fn terms(&self) -> Terms {
@@ -192,7 +194,7 @@ impl<C> Core<C> {
     }
 
     fn entry(&self, kept: Kept, sequence: u64, began: u64, of: Option<&Key>) -> Entry {
-        let now = self.scope.handle().now();
+        let now = self.now();
         let named = kept.tags.iter().map(|tag| self.scope.tag(tag));
         Entry {
             stored: now,
@@ -216,7 +218,7 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let key = self.key(name);
-        let (began, sequence) = (self.scope.handle().now(), self.scope.sequence(&key));
+        let (began, sequence) = (self.now(), self.scope.sequence(&key));
         let Recorded { response, kept } = self.codec.record(computing.await?, &asked, self.terms()).await;
         match (kept, sequence) {
             // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
@@ -265,7 +267,7 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let Claim { lead, place } = claim;
-        let began = self.scope.handle().now();
+        let began = self.now();
         let asked = Asked { access, head: &head };
         let recording = async { Ok(self.codec.record(computing.await?, &asked, self.terms()).await) };
         let Recorded { response, kept } = match caught(recording).await {
@@ -284,7 +286,7 @@ impl<C> Core<C> {
             Err(reason) => {
                 self.scope.note(Event::NotStored);
                 if !matches!(reason, "status" | "body-failed") {
-                    let now = self.scope.handle().now();
+                    let now = self.now();
                     self.scope.handle().shared.flights.pass_until(place.key.hash, after(now, PASS), now);
                 }
                 lead.land(Landing::NotKept);
@@ -322,7 +324,9 @@ impl<C> Core<C> {
         loop {
             let plan = match flight.landing().await {
                 Landing::Kept(entry) => {
-                    match self.replay(&entry, &self.codec.asked(&request), |ttl| CacheStatus::Collapsed { ttl }) {
+                    match self
+                        .replay(&entry, &self.codec.asked(&request), self.now(), |ttl| CacheStatus::Collapsed { ttl })
+                    {
                         Replay::Answer(answer) => {
                             self.scope.note(Event::Followed);
                             return Ok(answer);
@@ -356,6 +360,10 @@ impl<C> Core<C> {
             }
         }
     }
+}
+
+fn remaining(entry: &Entry, now: u64) -> Duration {
+    Duration::from_nanos(entry.expires.saturating_sub(now))
 }
 
 impl Located {

@@ -4,7 +4,7 @@ use super::{limit::Ask, rate::Rate, service::Throttle};
 use crate::{
     answer::{Http, Patient},
     cache::Scope,
-    name::{Name, NameBuf, Named},
+    name::{All, Name, NameBuf, Named},
 };
 use std::time::Duration;
 use tower::Layer;
@@ -12,7 +12,7 @@ use tower::Layer;
 /// Lets so many requests per time pass for each name; see the [module](super).
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct ThrottleLayer<N = &'static str, A = Http, C = One> {
+pub struct ThrottleLayer<N = All, A = Http, C = One> {
     pub(super) scope: Scope,
     pub(super) ask: Ask,
     pub(super) name: N,
@@ -33,7 +33,7 @@ impl ThrottleLayer {
         ThrottleLayer {
             scope,
             ask: Ask { rate: Rate::new(count, per), cost: 1, patience: Duration::ZERO, tag: 0, retention: 0 },
-            name: "",
+            name: All,
             answer: Http::new(),
             cost: One,
             fail_closed: false,
@@ -123,7 +123,7 @@ impl<S, N: Clone, A: Clone, C: Clone> Layer<S> for ThrottleLayer<N, A, C> {
 /// A [`ThrottleLayer`] that never refuses; see [`ThrottleLayer::wait`].
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct WaitingThrottleLayer<N = &'static str, C = One>(ThrottleLayer<N, Patient, C>);
+pub struct WaitingThrottleLayer<N = All, C = One>(ThrottleLayer<N, Patient, C>);
 
 impl<N, C> WaitingThrottleLayer<N, C> {
     /// See [`ThrottleLayer::name`].

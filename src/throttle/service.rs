@@ -7,7 +7,7 @@ use super::{
 use crate::{
     answer::{Admission, Answer, Http},
     cache::{Event, Kind, Pending},
-    name::{Name, NameBuf, Named},
+    name::{All, Name, NameBuf, Named},
     rejection::{Error, Reason, Rejection},
     throttle::Quota,
 };
@@ -23,7 +23,7 @@ use tower_service::Service;
 
 /// The service of a [`ThrottleLayer`].
 #[derive(Clone, Debug)]
-pub struct Throttle<S, N = &'static str, A = Http, C = One> {
+pub struct Throttle<S, N = All, A = Http, C = One> {
     pub(super) inner: S,
     pub(super) layer: ThrottleLayer<N, A, C>,
 }

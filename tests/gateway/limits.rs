@@ -125,3 +125,23 @@ async fn a_full_barrier_refuses_and_other_names_pass() {
     assert_eq!(running.await.unwrap().status, 200);
     assert_eq!(browser.get(&gateway.url("/wait")).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_place_of_a_dead_gateway_is_free_after_its_lease() {
+    let arrived = Arc::new(Semaphore::new(0));
+    let first = arrived.clone();
+    let wait = any(async move || {
+        first.add_permits(1);
+        std::future::pending::<()>().await;
+    });
+    let upstream = serve(Router::new().route("/wait", wait).fallback(echo)).await;
+    let cache = directory();
+    let flags = ["--upstream", &upstream, "--barrier", "1", "--barrier-by", "all", "--lease", "0.5", "--no-cache"];
+    let holder = Gateway::start(cache.path(), &flags);
+    let held = tokio::spawn(raw(holder.address, "GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"));
+    arrived.acquire().await.unwrap().forget();
+    let second = Gateway::start(cache.path(), &flags);
+    holder.kill();
+    assert_eq!(held.await.unwrap(), "");
+    assert_eq!(Browser::http1().get(&second.url("/other")).await.status, 200);
+}

@@ -11,6 +11,10 @@ use std::{
     path::{Path, PathBuf},
     process::{ChildStderr, Command, Stdio},
 };
+use tower_floodgate::{
+    Cache,
+    lock::{Holder, Owner},
+};
 
 /// What a child is to do, and in which cache.
 pub(crate) struct Part {
@@ -42,6 +46,17 @@ pub(crate) fn wait_to_be_killed() -> ! {
     }
 }
 
+/// A part: takes the lock `l` in the cache and stays in the middle of the write, so that nobody else can write. Says "in".
+pub(crate) fn sit_in_the_gate(cache: &Path) {
+    let cache = Cache::open(cache).unwrap();
+    // A rule runs inside the transaction.
+    let endless = |_: &[Holder], _: &Owner| {
+        say("in");
+        wait_to_be_killed()
+    };
+    let _ = cache.lock("l").rule(endless).acquire_blocking();
+}
+
 /// A child process, killed when dropped.
 pub(crate) struct Child {
     process: std::process::Child,
@@ -63,10 +78,13 @@ impl Child {
         Child { process, lines }
     }
 
-    /// Waits for the child's next line; empty at its end.
+    /// Waits for the child's next line that says something; empty at its end.
     pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
+        let mut line = String::from("\n");
+        while line == "\n" {
+            line.clear();
+            self.lines.read_line(&mut line).unwrap();
+        }
         line.trim_end().to_owned()
     }
 

@@ -1,0 +1,129 @@
+//! The result of an operation that may have been queued: a future that can also be waited for on a plain thread.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+};
+
+/// Where the result of a queued operation is left for its future.
+#[derive(Debug)]
+pub(crate) struct Slot<T>(Mutex<State<T>>);
+
+#[derive(Debug)]
+enum State<T> {
+    Waiting(Option<Waker>),
+    Done(T),
+    /// Taken by the future, or the future is gone.
+    Over,
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Slot(Mutex::new(State::Waiting(None))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the result. If nobody waits for it any more it is dropped, which undoes what has an undo.
+    pub(crate) fn fill(&self, value: T) {
+        let mut state = self.lock();
+        let before = match &*state {
+            State::Waiting(_) => std::mem::replace(&mut *state, State::Done(value)),
+            _ => {
+                drop(state);
+                return drop(value);
+            }
+        };
+        drop(state);
+        if let State::Waiting(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn abandoned(&self) -> bool {
+        matches!(&*self.lock(), State::Over)
+    }
+}
+
+/// The result of an operation: there at once, or once the queue has been served. Dropped early, a queued operation is
+/// removed and a done one undone by the drop of its result.
+#[derive(Debug)]
+pub(crate) enum Pending<T> {
+    Ready(Option<T>),
+    Queued(Arc<Slot<T>>),
+}
+
+impl<T> Unpin for Pending<T> {}
+
+impl<T> Pending<T> {
+    pub(crate) fn ready(value: T) -> Self {
+        Pending::Ready(Some(value))
+    }
+
+    /// The result, if it is there already.
+    pub(crate) fn now(&mut self) -> Option<T> {
+        match self {
+            Pending::Ready(value) => value.take(),
+            Pending::Queued(_) => None,
+        }
+    }
+
+    /// Blocks the thread until the result is there.
+    pub(crate) fn wait(self) -> T {
+        block_on(self)
+    }
+}
+
+impl<T> Future for Pending<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match &mut *self {
+            Pending::Ready(value) => Poll::Ready(value.take().expect("polled after completion")),
+            Pending::Queued(slot) => {
+                let mut state = slot.lock();
+                match std::mem::replace(&mut *state, State::Over) {
+                    State::Done(value) => Poll::Ready(value),
+                    State::Waiting(_) => {
+                        *state = State::Waiting(Some(cx.waker().clone()));
+                        Poll::Pending
+                    }
+                    State::Over => panic!("polled after completion"),
+                }
+            }
+        }
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        if let Pending::Queued(slot) = self {
+            // The value, if there is one, is dropped outside the lock: its drop may post an undo.
+            let state = std::mem::replace(&mut *slot.lock(), State::Over);
+            drop(state);
+        }
+    }
+}
+
+/// Runs a future on this thread, without a runtime.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}

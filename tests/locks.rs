@@ -1,0 +1,197 @@
+//! Locks without tower, and what becomes of them when time passes them by or their process is gone.
+
+use nix::sys::signal::Signal;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    time::Duration,
+};
+use tokio::{
+    task::yield_now,
+    time::{Instant, advance},
+};
+use tower::{Layer, Service, service_fn};
+use tower_floodgate::{
+    BarrierLayer, Cache, Fail, Lock, LockFactory, Rejection, Semaphore,
+    lock::{AcquireError, Guard},
+    time::Steady,
+};
+
+#[path = "support/processes.rs"]
+mod processes;
+use processes::Child;
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn cache() -> Cache {
+    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_work_without_tower() {
+    let cache = cache();
+    let guard = cache.lock("l").await.unwrap();
+    assert!(format!("{guard:?}").contains("lost: false"));
+    let other = cache.lock("other").acquire_blocking().unwrap();
+    let began = Instant::now();
+    let Err(AcquireError::Busy) = cache.lock("l").wait_at_most(secs(2)).await else { panic!("two hold it") };
+    assert_eq!(began.elapsed(), secs(2));
+    let again = cache.lock("l").owner(guard.owner().clone()).wait_at_most(secs(0));
+    assert!(again.clone().await.is_err(), "a plain lock does not know its owner again");
+    assert!(cache.scope("s").lock("l").wait_at_most(secs(0)).await.is_ok(), "another scope");
+    let waiting = tokio::spawn(cache.lock("l").acquire());
+    yield_now().await;
+    drop(guard);
+    let guard = waiting.await.unwrap().unwrap();
+    drop((guard, other));
+
+    let permits = || cache.lock("s").rule(Semaphore(2)).wait_at_most(secs(0));
+    let held = (permits().await.unwrap(), permits().await.unwrap());
+    assert!(permits().await.is_err());
+    drop(held.1);
+    assert!(permits().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_living_guard_outlasts_its_lease() {
+    let cache = cache();
+    let guard = cache.lock("l").expire(ms(10)).await.unwrap();
+    advance(secs(3_600)).await;
+    assert!(matches!(cache.lock("l").wait_at_most(secs(1)).await, Err(AcquireError::Busy)));
+    assert!(!guard.is_lost());
+    drop(guard);
+    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_attempt_that_is_kept_keeps_nobody_waiting() {
+    let cache = cache();
+    let guard = cache.lock("l").await.unwrap();
+    let mut second = cache.lock("l").acquire();
+    let mut gave_up = cache.lock("l").wait_at_most(secs(1)).acquire();
+    assert!((&mut gave_up).await.is_err());
+    let (guard, ()) = tokio::join!(&mut second, async { drop(guard) });
+    drop(guard.unwrap());
+    // `second` and `gave_up` still exist, as they do in a `select!` in a loop.
+    assert!(cache.lock("l").wait_at_most(secs(1)).await.is_ok());
+}
+
+#[test]
+fn plain_threads_wait_too() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let cache = Cache::builder_temporary().state_size(1 << 20).open().unwrap();
+    let held: Guard = cache.lock("l").acquire_blocking().unwrap();
+    let (inside, threads) = (AtomicUsize::new(0), 4);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                // The default clock sleeps in tokio's time.
+                let _context = runtime.enter();
+                let _guard = cache.lock("l").acquire_blocking().unwrap();
+                assert_eq!(inside.fetch_add(1, SeqCst), 0);
+                std::thread::yield_now();
+                inside.fetch_sub(1, SeqCst);
+            });
+        }
+        drop(held);
+    });
+    assert_eq!(cache.stats().locked, threads + 1);
+}
+
+#[tokio::test]
+async fn a_lock_whose_process_was_killed_is_free_when_its_lease_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
+    let mut child = Child::start("hold", dir.path());
+    assert_eq!(child.line(), "held");
+    let patient = cache.lock("l").wait_at_most(3 * LEASE).await;
+    assert!(matches!(patient, Err(AcquireError::Busy)), "renewed while its process lives");
+    child.kill();
+    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_err(), "it might still be there");
+    let began = Instant::now();
+    cache.lock("l").wait_at_most(secs(10)).await.unwrap();
+    // The lease, a pause between two looks (64 ms at most), and a busy machine.
+    assert!(began.elapsed() < LEASE + secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn the_lease_of_a_lock_factory_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
+    let mut child = Child::start("hold by a factory", dir.path());
+    assert_eq!(child.line(), "held");
+    let lock = cache.scope("db").lock("");
+    assert!(lock.clone().wait_at_most(secs(0)).await.is_err());
+    child.kill();
+    lock.wait_at_most(secs(10)).await.expect("the layer's lease of 30 s does not count");
+}
+
+#[tokio::test]
+async fn who_was_stopped_past_its_lease_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
+    let mut child = Child::start("hold, then ask", dir.path());
+    assert_eq!(child.line(), "held");
+    child.signal(Signal::SIGSTOP);
+    let guard = cache.lock("l").wait_at_most(secs(10)).await.unwrap();
+    child.signal(Signal::SIGCONT);
+    child.tell("lost?");
+    assert_eq!(child.line(), "lost");
+    assert!(cache.lock("l").wait_at_most(secs(0)).await.is_err(), "its late release harms nobody");
+    assert!(!guard.is_lost());
+}
+
+const LEASE: Duration = ms(300);
+
+/// Not a test of its own: what the children of this file's tests do.
+#[test]
+fn child() {
+    let Some(part) = processes::part() else { return };
+    let cache = Cache::builder(part.cache).open().unwrap();
+    let hold = || cache.lock("l").expire(LEASE).acquire_blocking().unwrap();
+    match part.role.as_str() {
+        "hold" => {
+            let _guard = hold();
+            processes::say("held");
+            processes::wait_to_be_killed();
+        }
+        "hold by a factory" => {
+            #[derive(Clone)]
+            struct ShortLease;
+            impl LockFactory<()> for ShortLease {
+                type Rule = Lock;
+                fn rule(&self, _: &()) -> Lock {
+                    Lock
+                }
+                fn lease(&self, _: &()) -> Option<Duration> {
+                    Some(LEASE)
+                }
+            }
+            let service = BarrierLayer::new(cache.scope("db"), ShortLease).answer(Fail);
+            let mut service = service.layer(service_fn(async |_: ()| {
+                processes::say("held");
+                std::future::pending::<Result<(), Rejection>>().await
+            }));
+            let mut call = tokio_test::task::spawn(service.call(()));
+            assert!(call.poll().is_pending());
+            processes::wait_to_be_killed();
+        }
+        "hold, then ask" => {
+            let guard = hold();
+            processes::say("held");
+            assert_eq!(processes::hear(), "lost?");
+            // It is noticed at the next renewal, which the housekeeping thread does when it can.
+            while !guard.is_lost() {
+                std::thread::yield_now();
+            }
+            drop(guard);
+            processes::say("lost");
+        }
+        role => panic!("{role}"),
+    }
+}
