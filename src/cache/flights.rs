@@ -12,6 +12,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+/// How long a flight gathers followers, in ns: behind one that never lands a name would be lost.
+const FOLLOWED: u64 = 60_000_000_000;
 /// Names remembered as not to be stored, at most.
 const PASSES: usize = 8192;
 
@@ -39,6 +41,8 @@ pub(crate) struct Flights {
 pub(crate) struct Flight {
     /// The purge sequence when it began.
     sequence: u64,
+    /// When it began, in ns.
+    began: u64,
     state: Mutex<State>,
 }
 
@@ -62,17 +66,23 @@ impl Flights {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the flight of a key, or leads it. One that began before the purge `sequence` is not followed.
-    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64) -> Place {
+    /// Follows the flight of a key, or leads it. One that began before the purge `sequence`, or a minute ago, is not
+    /// followed.
+    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64) -> Place {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&key).filter(|flight| flight.sequence >= sequence) {
+        let follows =
+            |flight: &&Arc<Flight>| flight.sequence >= sequence && now < flight.began.saturating_add(FOLLOWED);
+        if let Some(flight) = flights.get(&key).filter(follows) {
             return match &*flight.lock() {
                 State::Flying { .. } => Place::Follow(flight.clone()),
                 State::Landed(landing) => Place::Landed(landing.clone()),
             };
         }
-        let flight =
-            Arc::new(Flight { sequence, state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }) });
+        let flight = Arc::new(Flight {
+            sequence,
+            began: now,
+            state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }),
+        });
         flights.insert(key, flight.clone());
         Place::Lead(Lead { flights: self.clone(), key, flight })
     }
@@ -88,6 +98,15 @@ impl Flights {
         }
         passes.insert(key, until);
         self.passing.store(passes.len(), Relaxed);
+    }
+
+    /// Forgets what [`pass_until`](Flights::pass_until) remembers of a key.
+    pub(crate) fn pass_no_more(&self, key: &[u8; 16]) {
+        if self.passing.load(Relaxed) > 0 {
+            let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+            passes.remove(key);
+            self.passing.store(passes.len(), Relaxed);
+        }
     }
 
     pub(crate) fn passes(&self, key: &[u8; 16], now: u64) -> bool {

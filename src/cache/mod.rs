@@ -54,7 +54,7 @@ pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use pending::{Pending, Slot, block_on};
-pub(crate) use record::{Entry, Found, Key, Kind};
+pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};
 pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS};
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};

@@ -29,8 +29,7 @@ async fn text(response: Stacked) -> String {
 async fn a_crowd_is_counted_collapsed_and_let_through_once() {
     let (cache, origin) = (cache(), Origin::held_counting());
     let app = stack(&cache, &origin);
-    let mut crowd: Vec<_> =
-        (0..120).map(|_| Box::pin(app.clone().oneshot(with("/", &[("x-client", "a")])))).collect();
+    let mut crowd: Vec<_> = (0..120).map(|_| Box::pin(app.clone().oneshot(with("/", &[("x-client", "a")])))).collect();
     let mut refused = 0;
     crowd.retain_mut(|request| match poll(request) {
         std::task::Poll::Pending => true,

@@ -153,14 +153,13 @@ async fn followers_have_their_own_copy() {
     let (cache, gate) = (cache(), Arc::new(Semaphore::new(0)));
     let (held, calls) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
     let counted = calls.clone();
-    let service =
-        StampedeCacheLayer::memoize(cache.scope("a"), MINUTE).layer(service_fn(move |ids: Vec<u32>| {
-            let (held, call) = (held.clone(), counted.fetch_add(1, SeqCst) + 1);
-            async move {
-                held.acquire().await.unwrap().forget();
-                if call == 1 { Err("first".to_owned()) } else { Ok(ids) }
-            }
-        }));
+    let service = StampedeCacheLayer::memoize(cache.scope("a"), MINUTE).layer(service_fn(move |ids: Vec<u32>| {
+        let (held, call) = (held.clone(), counted.fetch_add(1, SeqCst) + 1);
+        async move {
+            held.acquire().await.unwrap().forget();
+            if call == 1 { Err("first".to_owned()) } else { Ok(ids) }
+        }
+    }));
     let mut all: Vec<_> = (0..100).map(|_| Box::pin(service.clone().oneshot(vec![1, 2, 3]))).collect();
     all.iter_mut().for_each(|request| assert!(poll(request).is_pending()));
     gate.add_permits(2);

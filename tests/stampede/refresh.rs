@@ -109,8 +109,9 @@ async fn a_refresh_is_followed_when_the_answer_ends_before_it() {
     let (cache, origin) = (cache(), Origin::held_counting());
     let app = eager(&cache, &origin);
     warm(&app, &origin).await;
+    tokio::time::advance(30 * SECOND).await;
     assert!(ask(&app, get("/")).await.is_hit());
-    tokio::time::advance(MINUTE).await;
+    tokio::time::advance(30 * SECOND).await;
     let late = waiting(&app, get("/"));
     assert_eq!(origin.calls(), 2);
     origin.release(1);

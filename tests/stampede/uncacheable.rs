@@ -69,7 +69,7 @@ async fn followers_of_what_may_not_be_kept_go_on_together() {
 
         // Remembered, except for failures: the next stampede does not even begin to queue.
         let next = [0; 3].map(|_| waiting(&app, get("/")));
-        let failure = matches!(kind, "status" | "body-failed");
+        let failure = matches!(kind, "status" | "grpc-status" | "body-failed");
         assert_eq!(origin.running(), if failure { 1 } else { 3 }, "{kind}");
         origin.release(3);
         for request in next {
@@ -82,7 +82,8 @@ async fn followers_of_what_may_not_be_kept_go_on_together() {
 #[tokio::test(start_paused = true)]
 async fn what_may_not_be_kept_is_remembered_for_some_seconds() {
     let cache = cache();
-    let origin = Origin::held(|_, call| if call <= 2 { ok(&[("cache-control", "no-store")], "x") } else { ok(&[], "y") });
+    let origin =
+        Origin::held(|_, call| if call <= 2 { ok(&[("cache-control", "no-store")], "x") } else { ok(&[], "y") });
     let app = app(&cache, &origin);
     origin.release(1);
     ask(&app, get("/")).await;
