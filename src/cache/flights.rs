@@ -208,3 +208,96 @@ impl Drop for Following {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    const KEY: [u8; 16] = [7; 16];
+
+    fn lead(flights: &Arc<Flights>, sequence: u64, now: u64) -> Lead {
+        match flights.board(KEY, sequence, now) {
+            Place::Lead(lead) => lead,
+            other => panic!("{other:?} is under way"),
+        }
+    }
+
+    fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Following {
+        match flights.board(KEY, sequence, now) {
+            Place::Follow(flight) => flight.landing(),
+            other => panic!("{other:?} is no flight under way"),
+        }
+    }
+
+    fn poll(following: &mut Following) -> Poll<Landing> {
+        Pin::new(following).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn only_what_began_after_the_purge_and_lately_is_followed() {
+        let flights = Arc::<Flights>::default();
+        let old = lead(&flights, 5, 0);
+        drop(follow(&flights, 5, 0));
+        drop(follow(&flights, 4, FOLLOWED - 1));
+        let purged = lead(&flights, 6, 0);
+        drop(old);
+        drop(follow(&flights, 6, 0));
+        let late = lead(&flights, 6, FOLLOWED);
+        drop(purged);
+        drop(follow(&flights, 6, FOLLOWED));
+        drop(late);
+        drop(lead(&flights, 0, 0));
+        assert!(flights.lock().is_empty());
+    }
+
+    #[test]
+    fn a_dropped_lead_has_failed_and_a_landed_one_stays_landed() {
+        let flights = Arc::<Flights>::default();
+        let dropped = lead(&flights, 0, 0);
+        let mut follower = follow(&flights, 0, 0);
+        assert!(poll(&mut follower).is_pending());
+        drop(dropped);
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::Failed)));
+
+        let landed = lead(&flights, 0, 0);
+        let mut follower = follow(&flights, 0, 0);
+        landed.land(Landing::NotKept);
+        assert!(matches!(flights.board(KEY, 0, 0), Place::Landed(Landing::NotKept)), "visible until it is on disk");
+        drop(landed);
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::NotKept)));
+    }
+
+    #[test]
+    fn followers_that_come_and_go_leave_no_trace() {
+        let flights = Arc::<Flights>::default();
+        let lead = lead(&flights, 0, 0);
+        for _ in 0..1000 {
+            let mut pair = [follow(&flights, 0, 0), follow(&flights, 0, 0)];
+            pair.iter_mut().for_each(|one| assert!(poll(one).is_pending()));
+        }
+        let State::Flying { wakers, free } = &*lead.flight.lock() else { panic!("it flies") };
+        assert_eq!((wakers.len(), free.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_passes_is_forgotten_in_time_and_bounded() {
+        let flights = Flights::default();
+        let key = |n: u64| {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            key
+        };
+        flights.pass_until(key(0), 10, 0);
+        assert!(flights.passes(&key(0), 9) && !flights.passes(&key(1), 9));
+        assert!(!flights.passes(&key(0), 10) && !flights.passes(&key(0), 9), "forgotten when it is over");
+        flights.pass_until(key(0), 10, 0);
+        flights.pass_no_more(&key(0));
+        assert!(!flights.passes(&key(0), 9));
+        for n in 0..3 * PASSES as u64 {
+            flights.pass_until(key(n), n + 10, n);
+            assert!(flights.passes(&key(n), n));
+            assert!(flights.passing.load(Relaxed) <= PASSES);
+        }
+    }
+}

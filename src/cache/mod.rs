@@ -43,7 +43,7 @@ mod shared;
 pub(crate) mod state;
 mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod values;
 mod waiting;
 
@@ -531,17 +531,6 @@ impl Scope {
     /// Stores an entry; resolves after the commit.
     pub(crate) fn commit(&self, key: Key, name: &[u8], entry: Entry) -> Pending<Result<(), Error>> {
         self.edit(key, name, move |_, _| (Ok(()), Edit::Store(entry.clone())))
-    }
-
-    /// As `commit`, but nobody waits for it.
-    pub(crate) fn commit_later(&self, key: Key, name: &[u8], entry: Entry) {
-        let handle = self.handle().clone();
-        self.handle().shared.shard(&key).edit_later(
-            key,
-            name,
-            move || handle.now(),
-            move |_, _| (Ok(()), Edit::Store(entry.clone())),
-        );
     }
 
     /// Whether no purge has hit an entry that is in memory only.

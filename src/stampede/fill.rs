@@ -255,11 +255,9 @@ impl<C> Core<C> {
         let Recorded { response, kept } = self.codec.record(response, &asked.asked(), terms).await;
         let status = match kept {
             Ok(kept) => {
-                let ttl = kept.life;
-                self.scope.note(Event::Stored);
-                self.scope.commit_later(key, name, self.entry(kept, sequence, at, None));
                 self.scope.handle().shared.flights.pass_no_more(&key.hash);
-                CacheStatus::Stored { ttl }
+                let ttl = kept.life;
+                self.store(key, name, self.entry(kept, sequence, at, None), ttl).await
             }
             Err(reason) => {
                 self.scope.note(Event::NotStored);
@@ -333,18 +331,18 @@ impl<C> Core<C> {
         let (key, name, of) = place.for_variant(kept.variant.as_deref());
         let entry = self.entry(kept, lead.sequence(), began, of.as_ref());
         lead.land(Landing::Kept(entry.clone()));
-        let status = match self.scope.commit(key, &name, entry).await {
-            Ok(()) => {
-                self.scope.note(Event::Stored);
-                CacheStatus::Stored { ttl }
-            }
-            Err(_) => {
-                self.scope.note(Event::CacheFailed);
-                CacheStatus::NotStored { reason: CACHE_FAILED }
-            }
-        };
-        // Not before: what a response says is stored must be there for all processes, and survive this one.
+        let status = self.store(key, &name, entry, ttl).await;
         seat.0.fill(Ok(Ok(self.codec.tell(response, status))));
+    }
+
+    /// Resolves after the commit: what a response says is stored must be there for all processes, and survive this one.
+    async fn store(&self, key: Key, name: &[u8], entry: Entry, ttl: Duration) -> CacheStatus {
+        let committed = self.scope.commit(key, name, entry).await;
+        self.scope.note(if committed.is_ok() { Event::Stored } else { Event::CacheFailed });
+        match committed {
+            Ok(()) => CacheStatus::Stored { ttl },
+            Err(_) => CacheStatus::NotStored { reason: CACHE_FAILED },
+        }
     }
 
     /// Waits for another's computation, and goes on from how it ended.

@@ -232,3 +232,46 @@ fn tags(headers: &HeaderMap) -> Vec<String> {
     tags.dedup();
     tags
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn variants_never_run_into_each_other() {
+        let names = ["a", "ab", "b"].map(HeaderName::from_static);
+        let values = ["", "1", "1:1 1", ":", "1 b", "b:1 ", "2"];
+        let fields = [(&names[0], &names[0]), (&names[0], &names[2]), (&names[1], &names[2])];
+        let mut seen = HashMap::new();
+        for (first, second) in fields {
+            for (one, other) in values.iter().flat_map(|one| values.iter().map(move |other| (one, other))) {
+                let mut request = HeaderMap::new();
+                request.append(first, HeaderValue::from_static(one));
+                request.append(second, HeaderValue::from_static(other));
+                for listed in 0..8 {
+                    let vary = || names.iter().enumerate().filter(|(n, _)| listed >> n & 1 == 1).map(|(_, name)| name);
+                    let values =
+                        |name| request.get_all(name).iter().map(|v| v.as_bytes().trim_ascii().to_vec()).collect();
+                    let told_apart_by: Vec<Vec<Vec<u8>>> = vary().map(values).collect();
+                    let before = seen.entry(variant(vary(), &request)).or_insert((listed, told_apart_by.clone()));
+                    assert_eq!(*before, (listed, told_apart_by));
+                }
+            }
+        }
+        assert!(seen.len() > 100);
+    }
+
+    #[test]
+    fn tags_are_listed_once_each() {
+        let of = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            lines.iter().for_each(|line| {
+                headers.append("cache-tag", line.parse().unwrap());
+            });
+            tags(&headers)
+        };
+        assert_eq!(of(&[]), [""; 0]);
+        assert_eq!(of(&[" b,a , ,b", "user 7"]), ["a", "b", "user 7"]);
+    }
+}
