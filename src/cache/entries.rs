@@ -123,18 +123,6 @@ impl Entries {
         self.lane.delegate(run, |run, result| result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked))))
     }
 
-    /// As `edit`, but nobody waits for it.
-    pub(crate) fn edit_later(
-        self: &Arc<Self>,
-        key: Key,
-        name: &[u8],
-        now: impl Fn() -> u64 + Send + 'static,
-        edit: impl FnMut(Option<&Entry>, Moment) -> (Result<(), Error>, Edit) + Send + 'static,
-    ) {
-        let run = Editing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, edit, outcome: None };
-        self.lane.delegate_unawaited(run);
-    }
-
     /// Whether an entry would be alive if it were stored.
     pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
         self.lane.env.read(|reader| Ok(is_alive(entry, now) && !is_too_old(reader, &key.hash, entry)?))

@@ -12,6 +12,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+/// How long a flight gathers followers, in ns: behind one that never lands a name would be lost.
+const FOLLOWED: u64 = 60_000_000_000;
 /// Names remembered as not to be stored, at most.
 const PASSES: usize = 8192;
 
@@ -39,6 +41,8 @@ pub(crate) struct Flights {
 pub(crate) struct Flight {
     /// The purge sequence when it began.
     sequence: u64,
+    /// When it began, in ns.
+    began: u64,
     state: Mutex<State>,
 }
 
@@ -62,17 +66,23 @@ impl Flights {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the flight of a key, or leads it. One that began before the purge `sequence` is not followed.
-    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64) -> Place {
+    /// Follows the flight of a key, or leads it. One that began before the purge `sequence`, or a minute ago, is not
+    /// followed.
+    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64) -> Place {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&key).filter(|flight| flight.sequence >= sequence) {
+        let follows =
+            |flight: &&Arc<Flight>| flight.sequence >= sequence && now < flight.began.saturating_add(FOLLOWED);
+        if let Some(flight) = flights.get(&key).filter(follows) {
             return match &*flight.lock() {
                 State::Flying { .. } => Place::Follow(flight.clone()),
                 State::Landed(landing) => Place::Landed(landing.clone()),
             };
         }
-        let flight =
-            Arc::new(Flight { sequence, state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }) });
+        let flight = Arc::new(Flight {
+            sequence,
+            began: now,
+            state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }),
+        });
         flights.insert(key, flight.clone());
         Place::Lead(Lead { flights: self.clone(), key, flight })
     }
@@ -88,6 +98,15 @@ impl Flights {
         }
         passes.insert(key, until);
         self.passing.store(passes.len(), Relaxed);
+    }
+
+    /// Forgets what [`pass_until`](Flights::pass_until) remembers of a key.
+    pub(crate) fn pass_no_more(&self, key: &[u8; 16]) {
+        if self.passing.load(Relaxed) > 0 {
+            let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+            passes.remove(key);
+            self.passing.store(passes.len(), Relaxed);
+        }
     }
 
     pub(crate) fn passes(&self, key: &[u8; 16], now: u64) -> bool {
@@ -186,6 +205,99 @@ impl Drop for Following {
         if let (Some(at), State::Flying { wakers, free }) = (self.at, &mut *self.flight.lock()) {
             wakers[at] = None;
             free.push(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    const KEY: [u8; 16] = [7; 16];
+
+    fn lead(flights: &Arc<Flights>, sequence: u64, now: u64) -> Lead {
+        match flights.board(KEY, sequence, now) {
+            Place::Lead(lead) => lead,
+            other => panic!("{other:?} is under way"),
+        }
+    }
+
+    fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Following {
+        match flights.board(KEY, sequence, now) {
+            Place::Follow(flight) => flight.landing(),
+            other => panic!("{other:?} is no flight under way"),
+        }
+    }
+
+    fn poll(following: &mut Following) -> Poll<Landing> {
+        Pin::new(following).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn only_what_began_after_the_purge_and_lately_is_followed() {
+        let flights = Arc::<Flights>::default();
+        let old = lead(&flights, 5, 0);
+        drop(follow(&flights, 5, 0));
+        drop(follow(&flights, 4, FOLLOWED - 1));
+        let purged = lead(&flights, 6, 0);
+        drop(old);
+        drop(follow(&flights, 6, 0));
+        let late = lead(&flights, 6, FOLLOWED);
+        drop(purged);
+        drop(follow(&flights, 6, FOLLOWED));
+        drop(late);
+        drop(lead(&flights, 0, 0));
+        assert!(flights.lock().is_empty());
+    }
+
+    #[test]
+    fn a_dropped_lead_has_failed_and_a_landed_one_stays_landed() {
+        let flights = Arc::<Flights>::default();
+        let dropped = lead(&flights, 0, 0);
+        let mut follower = follow(&flights, 0, 0);
+        assert!(poll(&mut follower).is_pending());
+        drop(dropped);
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::Failed)));
+
+        let landed = lead(&flights, 0, 0);
+        let mut follower = follow(&flights, 0, 0);
+        landed.land(Landing::NotKept);
+        assert!(matches!(flights.board(KEY, 0, 0), Place::Landed(Landing::NotKept)), "visible until it is on disk");
+        drop(landed);
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::NotKept)));
+    }
+
+    #[test]
+    fn followers_that_come_and_go_leave_no_trace() {
+        let flights = Arc::<Flights>::default();
+        let lead = lead(&flights, 0, 0);
+        for _ in 0..1000 {
+            let mut pair = [follow(&flights, 0, 0), follow(&flights, 0, 0)];
+            pair.iter_mut().for_each(|one| assert!(poll(one).is_pending()));
+        }
+        let State::Flying { wakers, free } = &*lead.flight.lock() else { panic!("it flies") };
+        assert_eq!((wakers.len(), free.len()), (2, 2));
+    }
+
+    #[test]
+    fn what_passes_is_forgotten_in_time_and_bounded() {
+        let flights = Flights::default();
+        let key = |n: u64| {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            key
+        };
+        flights.pass_until(key(0), 10, 0);
+        assert!(flights.passes(&key(0), 9) && !flights.passes(&key(1), 9));
+        assert!(!flights.passes(&key(0), 10) && !flights.passes(&key(0), 9), "forgotten when it is over");
+        flights.pass_until(key(0), 10, 0);
+        flights.pass_no_more(&key(0));
+        assert!(!flights.passes(&key(0), 9));
+        for n in 0..3 * PASSES as u64 {
+            flights.pass_until(key(n), n + 10, n);
+            assert!(flights.passes(&key(n), n));
+            assert!(flights.passing.load(Relaxed) <= PASSES);
         }
     }
 }

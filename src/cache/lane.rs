@@ -183,17 +183,6 @@ impl Lane {
         Pending::ready(settle(run, Err(error)))
     }
 
-    /// As `delegate`, for what nobody awaits; it may be lost.
-    pub(crate) fn delegate_unawaited(&self, run: impl Run + Send + 'static) {
-        if self.env.forked() {
-            return;
-        }
-        if !self.is_stuck() {
-            self.enqueue(Box::new(Posted { run, settle: |_, _| () }), true);
-        }
-        self.bell.ring();
-    }
-
     /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.
     pub(crate) fn leave_to_keeper<R: Run + Send + 'static>(
         &self,

@@ -43,7 +43,7 @@ mod shared;
 pub(crate) mod state;
 mod sys;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod values;
 mod waiting;
 
@@ -54,7 +54,7 @@ pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use pending::{Pending, Slot, block_on};
-pub(crate) use record::{Entry, Found, Key, Kind};
+pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};
 pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS, PAYLOAD_MAX};
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};
@@ -551,17 +551,6 @@ impl Scope {
     /// Stores an entry; resolves after the commit.
     pub(crate) fn commit(&self, key: Key, name: &[u8], entry: Entry) -> Pending<Result<(), Error>> {
         self.edit(key, name, move |_, _| (Ok(()), Edit::Store(entry.clone())))
-    }
-
-    /// As `commit`, but nobody waits for it.
-    pub(crate) fn commit_later(&self, key: Key, name: &[u8], entry: Entry) {
-        let handle = self.handle().clone();
-        self.handle().shared.shard(&key).edit_later(
-            key,
-            name,
-            move || handle.now(),
-            move |_, _| (Ok(()), Edit::Store(entry.clone())),
-        );
     }
 
     /// Whether no purge has hit an entry that is in memory only.

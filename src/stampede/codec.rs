@@ -19,6 +19,7 @@ impl<Req, Res, C: sealed::Codec<Req, Res>> Codec<Req, Res> for C {}
 /// What a computed response turned out to be.
 #[derive(Debug)]
 pub struct Recorded<Out> {
+    /// [`tell`](sealed::Codec::tell) it what became of it.
     pub(super) response: Out,
     pub(super) kept: Result<Kept, &'static str>,
 }
@@ -48,7 +49,29 @@ pub enum Replay<Out> {
 #[derive(Debug)]
 pub struct Asked<'a, H> {
     pub(super) access: Access,
+    /// It asks for everything but the body.
+    pub(super) bodiless: bool,
     pub(super) head: &'a H,
+}
+
+/// What a request asked for that has been given to the service.
+#[derive(Debug)]
+pub(super) struct Gone<H> {
+    access: Access,
+    bodiless: bool,
+    head: H,
+}
+
+impl<H: Clone> Asked<'_, H> {
+    pub(super) fn kept(&self) -> Gone<H> {
+        Gone { access: self.access, bodiless: self.bodiless, head: self.head.clone() }
+    }
+}
+
+impl<H> Gone<H> {
+    pub(super) fn asked(&self) -> Asked<'_, H> {
+        Asked { access: self.access, bodiless: self.bodiless, head: &self.head }
+    }
 }
 
 /// What is known when a response is recorded.
@@ -58,6 +81,10 @@ pub struct Terms {
     pub(super) wall: SystemTime,
     /// Bytes that fit into the cache.
     pub(super) largest: usize,
+    /// Tags that may be added.
+    pub(super) tags: usize,
+    /// There is a place for a variant.
+    pub(super) variants: bool,
 }
 
 pub(super) mod sealed {
@@ -90,6 +117,9 @@ pub(super) mod sealed {
             terms: Terms,
         ) -> impl Future<Output = Recorded<Self::Response>> + Send;
 
+        /// Says in a response what the cache did.
+        fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
+
         /// A response that is not to be kept.
         fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
     }
@@ -108,7 +138,7 @@ where
     type Head = ();
 
     fn asked<'a>(&self, _: &'a Req) -> Asked<'a, ()> {
-        Asked { access: Access::Shared, head: &() }
+        Asked { access: Access::Shared, bodiless: false, head: &() }
     }
 
     fn for_everyone(&self, _: &mut Req) {}
@@ -130,6 +160,10 @@ where
             }
         };
         std::future::ready(Recorded { response, kept })
+    }
+
+    fn tell(&self, response: Res, _: CacheStatus) -> Res {
+        response
     }
 
     fn pass(&self, response: Res, _: CacheStatus) -> Res {

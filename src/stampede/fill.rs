@@ -1,13 +1,13 @@
 //! What becomes of a request: hit, lead, follow, refresh, or alone.
 
 use super::{
-    codec::{Access, Asked, Kept, Recorded, Replay, Terms, sealed::Codec},
+    codec::{Access, Asked, Gone, Kept, Recorded, Replay, Terms, sealed::Codec},
     layer::Core,
     status::CacheStatus,
     xfetch,
 };
 use crate::{
-    cache::{Entry, Event, Flight, Key, Landing, Lead, Pending, Place, Slot, after},
+    cache::{Entry, Event, Flight, Key, Landing, Lead, Pending, Place, Slot, TAGS_MAX, after},
     rejection::Error,
 };
 use std::{
@@ -22,6 +22,8 @@ use tower_service::Service;
 
 /// How long it is remembered that the answers of a name may not be stored, so that nobody waits for one in vain.
 const PASS: Duration = Duration::from_secs(5);
+/// Failed computations that a request waits for before it no longer waits for others.
+const FAILURES: u32 = 3;
 
 /// What is to be done about a request.
 pub(super) enum Plan<Out> {
@@ -40,6 +42,16 @@ pub(super) struct Claim {
     lead: Lead,
     place: Located,
 }
+
+/// When a computation began, by the clock and by the purges.
+pub(super) struct Beginning {
+    key: Key,
+    at: u64,
+    sequence: Result<u64, Error>,
+}
+
+/// Why nothing is stored where something could be.
+const CACHE_FAILED: &str = "cache-failed";
 
 /// Where an answer is kept.
 #[derive(Clone)]
@@ -100,7 +112,9 @@ impl<C> Core<C> {
     {
         let sequence = match self.scope.entry(key, name)? {
             Ok((entry, now)) => match self.replay(&entry, asked, now, |ttl| CacheStatus::Hit { ttl }) {
-                Replay::Answer(answer) => return Ok(Ok(self.hit(key, name, &entry, now, answer, located)?)),
+                Replay::Answer(answer) => {
+                    return Ok(Ok(self.hit(key, name, (&entry, now), asked.access, answer, located)?));
+                }
                 Replay::Other(suffix) => return Ok(Err(suffix)),
                 Replay::Unusable => self.scope.sequence(key)?,
             },
@@ -110,7 +124,7 @@ impl<C> Core<C> {
         if asked.access == Access::Personal || flights.passes(&key.hash, self.now()) {
             return Ok(Ok(Plan::Alone));
         }
-        Ok(Ok(match flights.board(key.hash, sequence) {
+        Ok(Ok(match flights.board(key.hash, sequence, self.now()) {
             Place::Follow(flight) => Plan::Follow(flight),
             Place::Lead(lead) => {
                 // Whoever wins a claim looks once more: the one before may have stored just now.
@@ -147,17 +161,22 @@ impl<C> Core<C> {
         &self,
         key: &Key,
         name: &[u8],
-        entry: &Entry,
-        now: u64,
+        (entry, now): (&Entry, u64),
+        access: Access,
         answer: Out,
         located: impl Fn() -> Located,
     ) -> Result<Plan<Out>, Error> {
         self.scope.note(Event::Hit);
         let (remaining, cost) = (remaining(entry, now), Duration::from_nanos(entry.cost));
-        if !xfetch::refresh_early(remaining, cost, self.beta, rand::random()) {
+        let flights = &self.scope.handle().shared.flights;
+        // What a request gets that says who is asking may be for it alone.
+        if access == Access::Personal
+            || !xfetch::refresh_early(remaining, cost, self.beta, rand::random())
+            || flights.passes(&key.hash, now)
+        {
             return Ok(Plan::Hit(answer, None));
         }
-        let claim = match self.scope.handle().shared.flights.board(key.hash, self.scope.sequence(key)?) {
+        let claim = match flights.board(key.hash, self.scope.sequence(key)?, now) {
             Place::Lead(lead) => {
                 let again = self.scope.entry(key, name)?;
                 let unchanged = again.is_ok_and(|(again, _)| again.stored == entry.stored);
@@ -189,8 +208,11 @@ impl<C> Core<C> {
         self.codec.replay(&entry.payload, asked, since, status(remaining(entry, now)))
     }
 
-    fn terms(&self) -> Terms {
-        Terms { default_life: self.life, wall: self.scope.handle().wall(), largest: self.scope.largest() }
+    fn terms(&self, variants: bool) -> Terms {
+        // One more is that of a variant.
+        let tags = TAGS_MAX - 1 - self.tags.len();
+        let wall = self.scope.handle().wall();
+        Terms { default_life: self.life, wall, largest: self.scope.largest(), tags, variants }
     }
 
     fn entry(&self, kept: Kept, sequence: u64, began: u64, of: Option<&Key>) -> Entry {
@@ -207,36 +229,49 @@ impl<C> Core<C> {
         }
     }
 
+    /// To be called before the service is: a service may compute before its future is polled, and a purge come between.
+    pub(super) fn begin(&self, name: &[u8]) -> Beginning {
+        let key = self.key(name);
+        Beginning { key, at: self.now(), sequence: self.scope.sequence(&key) }
+    }
+
     /// Serves one request by its own computation; what may be kept is.
     pub(super) async fn alone<Req, Res, Err>(
         &self,
         name: &[u8],
-        asked: Asked<'_, C::Head>,
+        asked: Gone<C::Head>,
+        beginning: Beginning,
         computing: impl Future<Output = Result<Res, Err>>,
     ) -> Result<C::Response, Err>
     where
         C: Codec<Req, Res>,
     {
-        let key = self.key(name);
-        let (began, sequence) = (self.now(), self.scope.sequence(&key));
-        let Recorded { response, kept } = self.codec.record(computing.await?, &asked, self.terms()).await;
-        match (kept, sequence) {
-            // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
-            (Ok(kept), Ok(sequence)) if kept.variant.is_none() => {
-                self.scope.note(Event::Stored);
-                self.scope.commit_later(key, name, self.entry(kept, sequence, began, None));
+        let response = computing.await?;
+        let Beginning { key, at, sequence: Ok(sequence) } = beginning else {
+            return Ok(self.codec.pass(response, CacheStatus::NotStored { reason: CACHE_FAILED }));
+        };
+        // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
+        let terms = self.terms(false);
+        let Recorded { response, kept } = self.codec.record(response, &asked.asked(), terms).await;
+        let status = match kept {
+            Ok(kept) => {
+                self.scope.handle().shared.flights.pass_no_more(&key.hash);
+                let ttl = kept.life;
+                self.store(key, name, self.entry(kept, sequence, at, None), ttl).await
             }
-            _ => self.scope.note(Event::NotStored),
-        }
-        Ok(response)
+            Err(reason) => {
+                self.scope.note(Event::NotStored);
+                CacheStatus::NotStored { reason }
+            }
+        };
+        Ok(self.codec.tell(response, status))
     }
 
     /// Runs a computation to its end, whoever waits for it: as a task of its own, or within the future returned.
     pub(super) fn fly<Req, Res, Err, F>(
         &self,
         claim: Claim,
-        access: Access,
-        head: C::Head,
+        asked: Gone<C::Head>,
         computing: F,
     ) -> Flying<C::Response, Err>
     where
@@ -248,8 +283,8 @@ impl<C> Core<C> {
     {
         let seat = Seat(Slot::new());
         let pending = Pending::Queued(seat.0.clone());
-        let (core, handle) = (self.clone(), self.scope.handle().clone());
-        let flight = async move { core.compute(claim, access, head, computing, seat).await };
+        let (core, handle, began) = (self.clone(), self.scope.handle().clone(), self.now());
+        let flight = async move { core.compute(claim, began, asked, computing, seat).await };
         match handle.spawn(Box::pin(flight)) {
             Ok(()) => Flying { task: None, pending },
             Err(task) => Flying { task: Some(task), pending },
@@ -259,17 +294,15 @@ impl<C> Core<C> {
     async fn compute<Req, Res, Err>(
         self,
         claim: Claim,
-        access: Access,
-        head: C::Head,
+        began: u64,
+        asked: Gone<C::Head>,
         computing: impl Future<Output = Result<Res, Err>> + Send,
         seat: Seat<C::Response, Err>,
     ) where
         C: Codec<Req, Res>,
     {
         let Claim { lead, place } = claim;
-        let began = self.now();
-        let asked = Asked { access, head: &head };
-        let recording = async { Ok(self.codec.record(computing.await?, &asked, self.terms()).await) };
+        let recording = async { Ok(self.codec.record(computing.await?, &asked.asked(), self.terms(true)).await) };
         let Recorded { response, kept } = match caught(recording).await {
             Ok(Ok(recorded)) => recorded,
             Ok(Err(error)) => {
@@ -285,23 +318,31 @@ impl<C> Core<C> {
             Ok(kept) => kept,
             Err(reason) => {
                 self.scope.note(Event::NotStored);
-                if !matches!(reason, "status" | "body-failed") {
+                if !matches!(reason, "status" | "grpc-status" | "body-failed") {
                     let now = self.now();
                     self.scope.handle().shared.flights.pass_until(place.key.hash, after(now, PASS), now);
                 }
                 lead.land(Landing::NotKept);
+                let response = self.codec.tell(response, CacheStatus::NotStored { reason });
                 return seat.0.fill(Ok(Ok(response)));
             }
         };
+        let ttl = kept.life;
         let (key, name, of) = place.for_variant(kept.variant.as_deref());
         let entry = self.entry(kept, lead.sequence(), began, of.as_ref());
         lead.land(Landing::Kept(entry.clone()));
-        match self.scope.commit(key, &name, entry).await {
-            Ok(()) => self.scope.note(Event::Stored),
-            Err(_) => self.scope.note(Event::CacheFailed),
+        let status = self.store(key, &name, entry, ttl).await;
+        seat.0.fill(Ok(Ok(self.codec.tell(response, status))));
+    }
+
+    /// Resolves after the commit: what a response says is stored must be there for all processes, and survive this one.
+    async fn store(&self, key: Key, name: &[u8], entry: Entry, ttl: Duration) -> CacheStatus {
+        let committed = self.scope.commit(key, name, entry).await;
+        self.scope.note(if committed.is_ok() { Event::Stored } else { Event::CacheFailed });
+        match committed {
+            Ok(()) => CacheStatus::Stored { ttl },
+            Err(_) => CacheStatus::NotStored { reason: CACHE_FAILED },
         }
-        // Not before: what a response says is stored must be there for all processes, and survive this one.
-        seat.0.fill(Ok(Ok(response)));
     }
 
     /// Waits for another's computation, and goes on from how it ended.
@@ -321,6 +362,7 @@ impl<C> Core<C> {
         C::Response: Send + 'static,
     {
         let mut flight = flight;
+        let mut failures = 0;
         loop {
             let plan = match flight.landing().await {
                 Landing::Kept(entry) => {
@@ -336,7 +378,11 @@ impl<C> Core<C> {
                     }
                 }
                 Landing::NotKept => Plan::Alone,
-                Landing::Failed => self.plan(&name, &self.codec.asked(&request)),
+                Landing::Failed => {
+                    failures += 1;
+                    // A service that fails slowly must not be asked by one after the other.
+                    if failures < FAILURES { self.plan(&name, &self.codec.asked(&request)) } else { Plan::Alone }
+                }
             };
             match plan {
                 Plan::Hit(answer, claim) => {
@@ -345,17 +391,15 @@ impl<C> Core<C> {
                 }
                 Plan::Follow(next) => flight = next,
                 Plan::Lead(claim) => {
-                    let Asked { access, head } = self.codec.asked(&request);
-                    let head = head.clone();
                     poll_fn(|cx| inner.poll_ready(cx)).await?;
+                    let asked = self.codec.asked(&request).kept();
                     self.codec.for_everyone(&mut request);
-                    return self.fly(claim, access, head, inner.call(request)).await;
+                    return self.fly(claim, asked, inner.call(request)).await;
                 }
                 Plan::Alone => {
                     poll_fn(|cx| inner.poll_ready(cx)).await?;
-                    let Asked { access, head } = self.codec.asked(&request);
-                    let head = head.clone();
-                    return self.alone(&name, Asked { access, head: &head }, inner.call(request)).await;
+                    let (asked, beginning) = (self.codec.asked(&request).kept(), self.begin(&name));
+                    return self.alone(&name, asked, beginning, inner.call(request)).await;
                 }
             }
         }
@@ -402,6 +446,14 @@ impl<Out, Err> Flying<Out, Err> {
     /// Whether the computation goes on without this.
     pub(super) fn is_on_its_own(&self) -> bool {
         self.task.is_none()
+    }
+
+    /// Does what nothing else does, and forgets the answer.
+    pub(super) async fn forgotten(self) {
+        drop(self.pending);
+        if let Some(task) = self.task {
+            task.await;
+        }
     }
 }
 

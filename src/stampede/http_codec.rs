@@ -7,7 +7,7 @@ use super::{
     wire,
 };
 use crate::body::{Body, Resumed};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as HttpBody, Bytes};
 use std::{collections::VecDeque, future::poll_fn, time::Duration};
 use tower::BoxError;
@@ -42,13 +42,19 @@ where
     type Head = HeaderMap;
 
     fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
-        // The answer may depend on a body, and the name does not. HTTP/2 need not announce one.
-        let unnamed = || fresh::announces_body(request.headers()) || !request.body().is_end_stream();
+        let bodiless = *request.method() == Method::HEAD;
+        // The answer may depend on a body, and the name does not. HTTP/2 need not announce one. A name of the user's may
+        // tell no methods apart; and what is to be done is not done by a stored answer.
+        let unnamed = || {
+            fresh::announces_body(request.headers())
+                || !request.body().is_end_stream()
+                || !matches!(*request.method(), Method::GET | Method::HEAD)
+        };
         let access = match fresh::access(request.headers()) {
             Access::Shared | Access::Personal if !self.bodies_named && unnamed() => Access::Bypass,
             access => access,
         };
-        Asked { access, head: request.headers() }
+        Asked { access, bodiless, head: request.headers() }
     }
 
     fn for_everyone(&self, request: &mut Request<A>) {
@@ -66,11 +72,12 @@ where
         if !wire::selects(&stored.vary, asked.head) {
             return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
         }
-        if asked.access == Access::Personal && !stored.public {
+        if (asked.access == Access::Personal && !stored.public) || (stored.bodiless && !asked.bodiless) {
             return Replay::Unusable;
         }
         let age = since.as_secs().saturating_add(stored.age.into());
-        let mut response = Response::new(Body::stored(stored.body, stored.trailers));
+        let body = if asked.bodiless { Body::default() } else { Body::stored(stored.body, stored.trailers) };
+        let mut response = Response::new(body);
         *response.status_mut() = stored.status;
         *response.headers_mut() = stored.headers;
         response.headers_mut().insert(header::AGE, age.into());
@@ -84,16 +91,19 @@ where
         terms: Terms,
     ) -> Recorded<Self::Response> {
         let (parts, body) = response.into_parts();
-        let pass = |parts, body, reason| Recorded {
-            response: tell(Response::from_parts(parts, body), CacheStatus::NotStored { reason }),
-            kept: Err(reason),
-        };
+        let pass = |parts, body, reason| Recorded { response: Response::from_parts(parts, body), kept: Err(reason) };
         let limit = self.limit.min(terms.largest);
+        let tags = tags(&parts.headers);
         let allowed = match fresh::storable(parts.status, &parts.headers, asked.access, terms.default_life, terms.wall)
         {
             Storable::No(reason) => Err(reason),
             Storable::Yes(_) if body.size_hint().lower() > limit as u64 => Err("too-large"),
-            Storable::Yes(allowed) => fresh::vary(&parts.headers).map(|vary| (allowed, vary)).ok_or("vary"),
+            // An eviction by one that is left out would miss it.
+            Storable::Yes(_) if tags.len() > terms.tags => Err("too-many-tags"),
+            Storable::Yes(allowed) => {
+                let vary = fresh::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
+                vary.map(|vary| (allowed, vary)).ok_or("vary")
+            }
         };
         let (allowed, vary) = match allowed {
             Ok(allowed) => allowed,
@@ -106,6 +116,9 @@ where
         if !fresh::grpc_ok(&parts.headers, trailers.as_ref()) {
             return pass(parts, Body::stored(data, trailers), "grpc-status");
         }
+        if trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
+            return pass(parts, Body::stored(data, trailers), "set-cookie");
+        }
         let mut payload = Vec::with_capacity(data.len() + 512);
         wire::encode(
             &mut payload,
@@ -115,6 +128,7 @@ where
                 body: &data,
                 trailers: trailers.as_ref(),
                 public: allowed.public,
+                bodiless: asked.bodiless,
                 age: allowed.age,
                 vary: &vary,
                 request: asked.head,
@@ -126,11 +140,14 @@ where
         let kept = Kept {
             payload: payload.into(),
             life: allowed.life,
-            tags: tags(&parts.headers),
+            tags,
             variant: (!vary.is_empty()).then(|| variant(vary.iter(), asked.head)),
         };
-        let response = Response::from_parts(parts, Body::stored(data, trailers));
-        Recorded { response: tell(response, CacheStatus::Stored { ttl: kept.life }), kept: Ok(kept) }
+        Recorded { response: Response::from_parts(parts, Body::stored(data, trailers)), kept: Ok(kept) }
+    }
+
+    fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response {
+        tell(response, status)
     }
 
     fn pass(&self, response: Response<B>, status: CacheStatus) -> Self::Response {
@@ -163,8 +180,8 @@ where
                 length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
                 trailers = frame.trailers_ref().cloned().or(trailers);
                 read.push_back(frame);
-                // Frames of next to nothing must not pile up without a bound either.
-                if length > limit || read.len() > limit.max(1024) {
+                // Frames of next to nothing must not pile up either: each takes a hundred bytes.
+                if length > limit || read.len() > (limit / 16).max(1024) {
                     break (None, Some("too-large"));
                 }
             }
@@ -205,5 +222,56 @@ fn variant<'a>(vary: impl Iterator<Item = &'a HeaderName>, request: &HeaderMap) 
 
 fn tags(headers: &HeaderMap) -> Vec<String> {
     let lines = headers.get_all(CACHE_TAG).into_iter().filter_map(|line: &HeaderValue| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
+    let mut tags: Vec<String> = lines
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+        .filter(|tag| !tag.is_empty())
+        .map(str::to_owned)
+        .collect();
+    tags.sort_unstable();
+    tags.dedup();
+    tags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn variants_never_run_into_each_other() {
+        let names = ["a", "ab", "b"].map(HeaderName::from_static);
+        let values = ["", "1", "1:1 1", ":", "1 b", "b:1 ", "2"];
+        let fields = [(&names[0], &names[0]), (&names[0], &names[2]), (&names[1], &names[2])];
+        let mut seen = HashMap::new();
+        for (first, second) in fields {
+            for (one, other) in values.iter().flat_map(|one| values.iter().map(move |other| (one, other))) {
+                let mut request = HeaderMap::new();
+                request.append(first, HeaderValue::from_static(one));
+                request.append(second, HeaderValue::from_static(other));
+                for listed in 0..8 {
+                    let vary = || names.iter().enumerate().filter(|(n, _)| listed >> n & 1 == 1).map(|(_, name)| name);
+                    let values =
+                        |name| request.get_all(name).iter().map(|v| v.as_bytes().trim_ascii().to_vec()).collect();
+                    let told_apart_by: Vec<Vec<Vec<u8>>> = vary().map(values).collect();
+                    let before = seen.entry(variant(vary(), &request)).or_insert((listed, told_apart_by.clone()));
+                    assert_eq!(*before, (listed, told_apart_by));
+                }
+            }
+        }
+        assert!(seen.len() > 100);
+    }
+
+    #[test]
+    fn tags_are_listed_once_each() {
+        let of = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            lines.iter().for_each(|line| {
+                headers.append("cache-tag", line.parse().unwrap());
+            });
+            tags(&headers)
+        };
+        assert_eq!(of(&[]), [""; 0]);
+        assert_eq!(of(&[" b,a , ,b", "user 7"]), ["a", "b", "user 7"]);
+    }
 }

@@ -80,7 +80,13 @@ impl<N, C> StampedeCacheLayer<N, C> {
     }
 
     /// A tag, by which [`Cache::evict`](crate::Cache::evict) drops what is kept. May be given several times.
+    ///
+    /// # Panics
+    ///
+    /// Beyond 16 tags: responses bring theirs, and 64 fit.
+    #[track_caller]
     pub fn tag(mut self, tag: &str) -> Self {
+        assert!(self.core.tags.len() < 16, "a layer has 16 tags at most, so that {tag:?} is one too many");
         self.core.tags = self.core.tags.iter().copied().chain([self.core.scope.tag(tag)]).collect();
         self
     }

@@ -79,6 +79,8 @@ mod http_codec;
 mod layer;
 mod service;
 mod status;
+#[cfg(test)]
+mod tests;
 mod wire;
 mod xfetch;
 

@@ -1,7 +1,7 @@
 //! The stampede cache's service and its future.
 
 use super::{
-    codec::{Access, Asked, Codec, sealed},
+    codec::{Access, Codec, sealed},
     fill::Plan,
     http_codec::Buffered,
     layer::StampedeCacheLayer,
@@ -71,22 +71,26 @@ where
             let future = self.inner.call(request);
             return ResponseFuture { state: State::Passing { future, codec: core.codec.clone() } };
         }
-        let (access, name) = (asked.access, name.as_bytes());
+        let name = name.as_bytes();
         let boxed: Boxed<_, _> = match core.plan(name, &asked) {
             Plan::Hit(answer, None) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
             Plan::Hit(answer, Some(claim)) => {
-                let head = asked.head.clone();
+                let asked = asked.kept();
                 core.codec.for_everyone(&mut request);
-                let refreshing = core.fly(claim, access, head, self.inner.call(request));
+                let refreshing = core.fly(claim, asked, self.inner.call(request));
                 if refreshing.is_on_its_own() {
                     return ResponseFuture { state: State::Hit { answer: Some(answer) } };
                 }
-                Box::pin(refreshing)
+                // However that ends, this answer is good.
+                Box::pin(async move {
+                    refreshing.forgotten().await;
+                    Ok(answer)
+                })
             }
             Plan::Lead(claim) => {
-                let head = asked.head.clone();
+                let asked = asked.kept();
                 core.codec.for_everyone(&mut request);
-                Box::pin(core.fly(claim, access, head, self.inner.call(request)))
+                Box::pin(core.fly(claim, asked, self.inner.call(request)))
             }
             Plan::Follow(flight) => {
                 // Who waits must not sit on the readiness: a clone asks for its own if it has to call.
@@ -94,9 +98,10 @@ where
                 Box::pin(following)
             }
             Plan::Alone => {
-                let (core, name, head) = (core.clone(), Box::<[u8]>::from(name), asked.head.clone());
+                let (core, name, asked) = (core.clone(), Box::<[u8]>::from(name), asked.kept());
+                let beginning = core.begin(&name);
                 let computing = self.inner.call(request);
-                Box::pin(async move { core.alone(&name, Asked { access, head: &head }, computing).await })
+                Box::pin(async move { core.alone(&name, asked, beginning, computing).await })
             }
         };
         ResponseFuture { state: State::Waiting { boxed } }

@@ -50,3 +50,22 @@ impl CacheStatus {
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("floodgate"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said() {
+        let ttl = Duration::from_millis(59_999);
+        for (status, said) in [
+            (CacheStatus::Hit { ttl }, "floodgate; hit; ttl=59"),
+            (CacheStatus::Stored { ttl }, "floodgate; fwd=miss; stored; ttl=59"),
+            (CacheStatus::Collapsed { ttl: Duration::ZERO }, "floodgate; fwd=miss; collapsed; ttl=0"),
+            (CacheStatus::NotStored { reason: "no-store" }, "floodgate; fwd=miss; detail=no-store"),
+            (CacheStatus::Bypassed, "floodgate; fwd=bypass"),
+        ] {
+            assert_eq!(status.to_header(), said);
+        }
+    }
+}

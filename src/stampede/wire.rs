@@ -19,6 +19,7 @@ use hyper::body::Bytes;
 const VERSION: u8 = 1;
 const PUBLIC: u8 = 1;
 const TRAILERS: u8 = 2;
+const BODILESS: u8 = 4;
 
 /// The selecting fields of a stored response: each name that its `Vary` lists, with the value in the request it was
 /// stored for (see [`selects`]), `None` if that request had no such field.
@@ -37,6 +38,8 @@ pub(crate) struct Stored {
     pub(crate) trailers: Option<HeaderMap>,
     /// It may serve requests that say who is asking.
     pub(crate) public: bool,
+    /// It answered a `HEAD`.
+    pub(crate) bodiless: bool,
     /// Its age in seconds when it was stored.
     pub(crate) age: u32,
     /// Which requests it answers; ask [`selects`].
@@ -51,6 +54,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) body: &'a [u8],
     pub(crate) trailers: Option<&'a HeaderMap>,
     pub(crate) public: bool,
+    pub(crate) bodiless: bool,
     pub(crate) age: u32,
     /// The field names of its `Vary`.
     pub(crate) vary: &'a [HeaderName],
@@ -67,7 +71,8 @@ pub(crate) fn encode(out: &mut Vec<u8>, parts: &Parts<'_>) {
     let trailers = if parts.trailers.is_some() { TRAILERS } else { 0 };
     // A guess that makes one growth do for most responses.
     out.reserve(64 + 48 * parts.headers.len() + parts.body.len());
-    out.extend_from_slice(&[VERSION, public | trailers]);
+    let bodiless = if parts.bodiless { BODILESS } else { 0 };
+    out.extend_from_slice(&[VERSION, public | trailers | bodiless]);
     out.extend_from_slice(&parts.status.as_u16().to_le_bytes());
     out.extend_from_slice(&parts.age.to_le_bytes());
     put_vary(out, parts.vary, parts.request);
@@ -87,7 +92,7 @@ pub(crate) fn decode(bytes: &Bytes) -> Option<Stored> {
         return None;
     }
     let flags = reader.byte()?;
-    if flags & !(PUBLIC | TRAILERS) != 0 {
+    if flags & !(PUBLIC | TRAILERS | BODILESS) != 0 {
         return None;
     }
     let status = StatusCode::from_u16(u16::from_le_bytes(reader.array()?)).ok()?;
@@ -106,6 +111,7 @@ pub(crate) fn decode(bytes: &Bytes) -> Option<Stored> {
         body,
         trailers,
         public: flags & PUBLIC != 0,
+        bodiless: flags & BODILESS != 0,
         age,
         vary,
     })

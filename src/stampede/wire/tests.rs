@@ -17,7 +17,17 @@ fn encoded(parts: &Parts<'_>) -> Bytes {
 }
 
 fn parts<'a>(headers: &'a HeaderMap, request: &'a HeaderMap, vary: &'a [HeaderName]) -> Parts<'a> {
-    Parts { status: StatusCode::OK, headers, body: b"hello", trailers: None, public: false, age: 0, vary, request }
+    Parts {
+        status: StatusCode::OK,
+        headers,
+        body: b"hello",
+        trailers: None,
+        public: false,
+        bodiless: false,
+        age: 0,
+        vary,
+        request,
+    }
 }
 
 fn lines(map: &HeaderMap) -> Vec<(&str, &[u8])> {
@@ -183,6 +193,7 @@ struct Whole {
     body: Vec<u8>,
     trailers: Option<HeaderMap>,
     public: bool,
+    bodiless: bool,
     age: u32,
     request: HeaderMap,
 }
@@ -197,6 +208,7 @@ impl Whole {
             body: &self.body,
             trailers: self.trailers.as_ref(),
             public: self.public,
+            bodiless: self.bodiless,
             age: self.age,
             vary: &vary,
             request: &self.request,
@@ -207,13 +219,14 @@ impl Whole {
 fn whole() -> impl Strategy<Value = Whole> {
     let body = prop::collection::vec(any::<u8>(), 0..1000);
     let trailers = prop::option::of(fields());
-    (100u16..1000, fields(), body, trailers, any::<bool>(), any::<u32>(), fields()).prop_map(
-        |(status, headers, body, trailers, public, age, request)| Whole {
+    (100u16..1000, fields(), body, trailers, any::<[bool; 2]>(), any::<u32>(), fields()).prop_map(
+        |(status, headers, body, trailers, [public, bodiless], age, request)| Whole {
             status,
             headers,
             body,
             trailers,
             public,
+            bodiless,
             age,
             request,
         },
@@ -234,7 +247,10 @@ proptest! {
         prop_assert_eq!(lines(&stored.headers), lines(&whole.headers));
         prop_assert_eq!(&stored.body[..], &whole.body[..]);
         prop_assert_eq!(stored.trailers.as_ref().map(lines), whole.trailers.as_ref().map(lines));
-        prop_assert_eq!((stored.public, stored.age), (whole.public, whole.age));
+        prop_assert_eq!(
+            (stored.public, stored.bodiless, stored.age),
+            (whole.public, whole.bodiless, whole.age)
+        );
         prop_assert!(selects(&stored.vary, &whole.request));
         let other = headers(&[("never-sent", "")]);
         prop_assert!(!selects(&stored.vary, &other));
@@ -263,7 +279,7 @@ proptest! {
     fn noise_never_panics(mut noise in prop::collection::vec(any::<u8>(), 0..300)) {
         decode(&noise.clone().into());
         if let [version, flags, ..] = &mut noise[..] {
-            (*version, *flags) = (VERSION, *flags & 3);
+            (*version, *flags) = (VERSION, *flags & 7);
         }
         decode(&noise.into());
     }

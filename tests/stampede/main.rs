@@ -1,0 +1,12 @@
+//! The stampede cache, by what clients and the service behind it see.
+
+mod answers;
+mod composed;
+mod flights;
+mod memoize;
+mod origin;
+mod personal;
+mod purges;
+mod refresh;
+mod uncacheable;
+mod variants;
