@@ -164,7 +164,8 @@ impl<N> StampedeCacheLayer<N, Buffered> {
     }
 
     /// Says that the name accounts for the request's body: by what it reads of a body that was buffered before, or since
-    /// no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them.
+    /// no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them, and
+    /// so do methods other than `GET` and `HEAD`, which the name must then tell apart too.
     pub fn bodies_named(mut self) -> Self {
         self.core.codec.bodies_named = true;
         self

@@ -44,7 +44,9 @@
 //! A miss is led by one request and followed by the others of this process that want the same name. Where there is an
 //! executor (tokio's, unless [`Builder::executor`](crate::Builder::executor) names one) the computation is a task of its
 //! own: a client that hangs up does not stop it. Without one it runs within the leading request and, if that is dropped,
-//! a follower leads. A leader's error or panic is its own; a follower then leads.
+//! a follower leads. A leader's error or panic is its own; a follower then leads, and who has waited for three that failed
+//! calls the service itself, so that nobody queues behind slow failures. A computation that has not ended after a minute
+//! gathers no more followers: the next request begins another.
 //!
 //! Shortly before an answer ends, a request chosen by XFetch (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic
 //! Cache Stampede Prevention, PVLDB 8(8), 2015) refreshes it in the background while everyone is still served the stored
@@ -55,15 +57,16 @@
 //! For HTTP: answers to `GET` and `HEAD`, as RFC 9111 allows a shared cache, read strictly. The life is that of
 //! `Cache-Control` or `Expires`, else the layer's. Never stored: answers with `private`, `no-store`, `no-cache`,
 //! `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream`, a gRPC status other than 0; bodies above the
-//! [limit](StampedeCacheLayer::body_limit), which stream through; answers to requests with `Authorization`, `Cookie` or
-//! `Proxy-Authorization`, unless they say `public` or `s-maxage`. Such requests are served only what says so.
+//! [limit](StampedeCacheLayer::body_limit), which stream through; more tags than fit (some 50); answers to requests with
+//! `Authorization`, `Cookie` or `Proxy-Authorization`, unless they say `public` or `s-maxage`. Such requests are served
+//! only what says so.
 //!
 //! **Whoever is known only from extensions (a session that a layer outside has looked up) must be part of the
 //! [name](StampedeCacheLayer::name)**, or one user is served another's page.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
-//! `Range`, `Upgrade`, `no-store` or body makes it pass by the cache, the body unless the name
-//! [accounts for it](StampedeCacheLayer::bodies_named); its `no-cache` and `max-age=0` do not, since any client could
+//! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name
+//! [accounts for them](StampedeCacheLayer::bodies_named); its `no-cache` and `max-age=0` do not, since any client could
 //! then flood the service.
 //!
 //! A response says what happened in `Cache-Status` (RFC 9211) and in the extension [`CacheStatus`], and its age in `Age`.

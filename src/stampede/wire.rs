@@ -64,8 +64,8 @@ pub(crate) struct Parts<'a> {
 
 /// Appends the stored form of a response to `out`.
 ///
-/// Left out are the fields that belong to one connection (`Connection`, those it names, and those known to), and `Age` and `Cache-Status`, which
-/// every reader says anew.
+/// Left out are the fields that belong to one connection (`Connection`, those it names, and those known to), and `Age`
+/// and `Cache-Status`, which every reader says anew.
 pub(crate) fn encode(out: &mut Vec<u8>, parts: &Parts<'_>) {
     let public = if parts.public { PUBLIC } else { 0 };
     let trailers = if parts.trailers.is_some() { TRAILERS } else { 0 };
