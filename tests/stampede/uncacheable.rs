@@ -18,9 +18,9 @@ fn uncacheable(kind: &str, call: usize) -> Outcome {
         "no-store" => ok(&[("cache-control", "no-store")], text),
         "set-cookie" => ok(&[("set-cookie", "a=b")], text),
         "vary-any" => ok(&[("vary", "*")], text),
-        "status" => respond(500, &[], full(text)),
+        "failure" => respond(500, &[], full(text)),
         "too-large" => ok(&[], " ".repeat(LARGE) + &text),
-        "event-stream" => ok(&[("content-type", "text/event-stream")], text),
+        "stream" => ok(&[("content-type", "text/event-stream")], text),
         "grpc-status" => {
             let trailers = headers(&[("grpc-status", "5")]);
             let body = vec![Ok(Frame::data(Bytes::from(text))), Ok(Frame::trailers(trailers))];
@@ -36,9 +36,9 @@ const KINDS: [&str; 9] = [
     "no-store",
     "set-cookie",
     "vary-any",
-    "status",
+    "failure",
     "too-large",
-    "event-stream",
+    "stream",
     "grpc-status",
     "body-failed",
 ];
@@ -69,7 +69,7 @@ async fn followers_of_what_may_not_be_kept_go_on_together() {
 
         // Remembered, except for failures: the next stampede does not even begin to queue.
         let next = [0; 3].map(|_| waiting(&app, get("/")));
-        let failure = matches!(kind, "status" | "grpc-status" | "body-failed");
+        let failure = matches!(kind, "failure" | "grpc-status" | "body-failed");
         assert_eq!(origin.running(), if failure { 1 } else { 3 }, "{kind}");
         origin.release(3);
         for request in next {
