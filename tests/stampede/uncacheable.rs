@@ -91,7 +91,8 @@ async fn what_may_not_be_kept_is_remembered_for_some_seconds() {
     let [one, two] = [0; 2].map(|_| waiting(&app, get("/")));
     assert_eq!(origin.running(), 2);
     origin.release(2);
-    (one.await.unwrap(), two.await.unwrap());
+    one.await.unwrap();
+    two.await.unwrap();
     tokio::time::advance(Duration::from_millis(1)).await;
     until(|| cache.stats().entries == 1).await;
     assert!(ask(&app, get("/")).await.is_hit(), "kept as soon as it may be");
