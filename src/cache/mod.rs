@@ -413,21 +413,6 @@ impl Cache {
         }
     }
 
-    /// For this crate's own tests: adds 1 to a number that stands among the locks and resolves to it. `inside` is called
-    /// within the transaction.
-    #[doc(hidden)]
-    pub fn count_for_tests(&self, name: &str, inside: impl Fn() + Send + 'static) -> Write<u64> {
-        let transition = move |found: Found<'_>, _: u64| {
-            let sum = 1 + match found {
-                Found::Row(row) => record::u64_at(row.payload, 0).unwrap_or(0),
-                Found::Absent | Found::Damaged => 0,
-            };
-            inside();
-            (sum, Change::Put { expires: u64::MAX, tag: 0, payload: sum.to_le_bytes().to_vec() })
-        };
-        self.root.update(LOCKS, self.root.key(Kind::Lock, name.as_bytes()), transition, |result| result).into()
-    }
-
     /// What has happened in this process, and how full the cache is.
     pub fn stats(&self) -> Stats {
         self.handle.shared.stats()

@@ -21,6 +21,7 @@ pub(crate) enum Kind {
     Response = 4,
     Value = 5,
     Memo = 6,
+    Variant = 7,
 }
 
 /// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.

@@ -7,7 +7,7 @@ use super::{
     xfetch,
 };
 use crate::{
-    cache::{Entry, Event, Flight, Key, Landing, Lead, Pending, Place, Slot, TAGS_MAX, after},
+    cache::{Entry, Event, Flight, Key, Kind, Landing, Lead, Pending, Place, Slot, TAGS_MAX, after},
     rejection::Error,
 };
 use std::{
@@ -87,9 +87,10 @@ impl<C> Core<C> {
             Ok(plan) => return Ok(plan),
             Err(suffix) => suffix,
         };
-        // What is kept under the plain name answers another variant; ours has a name of its own.
+        // What is kept under the plain name answers another variant; ours has a name of its own, and of its own kind:
+        // no request's name may spell it.
         let full = [name, &suffix].concat();
-        let variant = self.key(&full);
+        let variant = self.scope.key(Kind::Variant, &full);
         let located = || Located {
             key: variant,
             name: full.as_slice().into(),
@@ -318,7 +319,7 @@ impl<C> Core<C> {
             Ok(kept) => kept,
             Err(reason) => {
                 self.scope.note(Event::NotStored);
-                if !matches!(reason, "status" | "grpc-status" | "body-failed") {
+                if !matches!(reason, "failure" | "grpc-status" | "body-failed") {
                     let now = self.now();
                     self.scope.handle().shared.flights.pass_until(place.key.hash, after(now, PASS), now);
                 }

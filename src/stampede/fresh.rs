@@ -92,6 +92,12 @@ pub(crate) fn storable(
     judge(status, headers, access, default_life, wall).map_or_else(Storable::No, Storable::Yes)
 }
 
+/// A failure that the next request may not meet.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
+}
+
 fn judge(
     status: StatusCode,
     headers: &HeaderMap,
@@ -100,7 +106,7 @@ fn judge(
     wall: SystemTime,
 ) -> Result<Terms, &'static str> {
     let refuse = |when: bool, reason| if when { Err(reason) } else { Ok(()) };
-    let kept = Kept::of(status).ok_or("status")?;
+    let kept = Kept::of(status).ok_or(if is_passing(status) { "failure" } else { "status" })?;
     let control = Directives::of(headers);
     let public = control.public || control.s_maxage.is_some();
 
@@ -114,12 +120,15 @@ fn judge(
     refuse(headers.contains_key(SET_COOKIE), "set-cookie")?;
     refuse(headers.contains_key(CONTENT_RANGE), "content-range")?;
     refuse(vary(headers).is_none(), "vary-any")?;
-    refuse(has_media_type(headers, "text/event-stream"), "event-stream")?;
+    // They are read whole before the first byte goes on, and these may never end.
+    let endless = ["text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson"];
+    refuse(endless.iter().any(|kind| has_media_type(headers, kind)), "stream")?;
 
     let explicit = control.life().or_else(|| expires(headers, wall));
     let life = match (explicit, kept) {
         (Some(life), _) => life,
         (None, Kept::ByDefault) => default_life,
+        (None, Kept::WhenExplicit) if is_passing(status) => return Err("failure"),
         (None, Kept::WhenExplicit) => return Err("status"),
     };
     refuse(life.is_zero(), "no-freshness")?;

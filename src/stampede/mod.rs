@@ -56,13 +56,15 @@
 //!
 //! For HTTP: answers to `GET` and `HEAD`, as RFC 9111 allows a shared cache, read strictly. The life is that of
 //! `Cache-Control` or `Expires`, else the layer's. Never stored: answers with `private`, `no-store`, `no-cache`,
-//! `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream`, a gRPC status other than 0; bodies above the
-//! [limit](StampedeCacheLayer::body_limit), which stream through; more tags than fit (some 50); answers to requests with
-//! `Authorization`, `Cookie` or `Proxy-Authorization`, unless they say `public` or `s-maxage`. Such requests are served
-//! only what says so.
+//! `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream` and other types that may never end, a gRPC status
+//! other than 0; bodies above the [limit](StampedeCacheLayer::body_limit), which stream through; more tags than fit (some
+//! 50); answers to requests with `Authorization`, `Cookie` or `Proxy-Authorization`, unless they say `public` or
+//! `s-maxage`. Such requests are served only what says so.
 //!
-//! **Whoever is known only from extensions (a session that a layer outside has looked up) must be part of the
-//! [name](StampedeCacheLayer::name)**, or one user is served another's page.
+//! **Whoever is known by anything but these three headers (an API key of another header, a session in the extensions, the
+//! peer's address) must be part of the [name](StampedeCacheLayer::name)**, or one user is served another's page.
+//!
+//! An answer that may be kept is read whole, up to the limit, before its first byte goes on.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
 //! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name
