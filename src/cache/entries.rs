@@ -7,7 +7,7 @@ use super::{
     purges::{Look, Purge, SEQUENCE, Subject, Walk, is_too_old},
     record::{self, Entry, Key, Stored},
 };
-use crate::rejection::Error;
+use crate::error::Error;
 use hyper::body::Bytes;
 use std::{
     ops::Bound,

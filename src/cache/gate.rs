@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::sys;
-use crate::rejection::Error;
+use crate::error::Error;
 use std::{
     cell::UnsafeCell, fs::File, io, io::Write, marker::PhantomData, mem::size_of, os::fd::AsRawFd, path::Path,
     ptr::NonNull, time::Duration,

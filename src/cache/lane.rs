@@ -9,7 +9,7 @@ use super::{
     keeper::Bell,
     pending::{Pending, Slot},
 };
-use crate::rejection::Error;
+use crate::error::Error;
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},

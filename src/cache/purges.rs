@@ -10,7 +10,7 @@ use super::{
     lane::Run,
     record::{self, Entry, ScopeId},
 };
-use crate::rejection::Error;
+use crate::error::Error;
 use std::{
     ops::Bound,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering::Relaxed},

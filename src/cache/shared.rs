@@ -14,7 +14,7 @@ use super::{
     sys::FileSystem,
     waiting::Queues,
 };
-use crate::rejection::Error;
+use crate::error::Error;
 use std::{
     collections::HashMap,
     fs,

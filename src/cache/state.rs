@@ -6,7 +6,7 @@ use super::{
     pending::Pending,
     record::{self, Found, Key, Row},
 };
-use crate::rejection::Error;
+use crate::error::Error;
 use std::{
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},

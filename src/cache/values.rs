@@ -1,7 +1,7 @@
 //! The cache as people use it directly: serde values under names, as in diskcache.
 
 use super::{Cache, Edit, Entry, Kind, Pending, Scope};
-use crate::rejection::Error;
+use crate::error::Error;
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cache::{Change, Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
-    rejection::Error,
+    error::Error,
 };
 use hyper::rt::Sleep;
 use std::{

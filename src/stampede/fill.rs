@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cache::{Entry, Event, Flight, Key, Kind, Landing, Lead, Pending, Place, Slot, TAGS_MAX, after},
-    rejection::Error,
+    error::Error,
 };
 use std::{
     any::Any,

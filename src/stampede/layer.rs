@@ -3,8 +3,8 @@
 use super::{codec::Serde, http_codec::Buffered, service::StampedeCache};
 use crate::{
     cache::{Key, Kind, Scope},
+    error::Error,
     name::{Args, Name, NameBuf, Named, Target},
-    rejection::Error,
 };
 use std::{sync::Arc, time::Duration};
 use tower::Layer;

@@ -3,7 +3,7 @@
 use super::rate::{Decision, Quota, Rate};
 use crate::{
     cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on, record::u64_at},
-    rejection::Error,
+    error::Error,
 };
 use hyper::rt::Sleep;
 use std::{

@@ -7,8 +7,9 @@ use super::{
 use crate::{
     answer::{Admission, Answer, Http},
     cache::{Event, Kind, Pending},
+    error::Error,
     name::{All, Name, NameBuf, Named},
-    rejection::{Error, Reason, Rejection},
+    rejection::{Reason, Rejection},
     throttle::Quota,
 };
 use pin_project::pin_project;

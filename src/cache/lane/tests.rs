@@ -5,7 +5,7 @@ use crate::{
         state::{Change, PAYLOAD_MAX},
         testing::{Holder, LONG, builder, cache, state},
     },
-    rejection::Error,
+    error::Error,
 };
 use std::{
     future::{Future, IntoFuture},

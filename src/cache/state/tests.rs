@@ -5,7 +5,7 @@ use crate::{
         record::{self, Row},
         testing::{Hand, builder, cache, state, tamper},
     },
-    rejection::Error,
+    error::Error,
 };
 use std::{sync::Arc, time::Duration};
 

@@ -1,6 +1,6 @@
 use crate::{
     cache::testing::{Hand, builder, cache},
-    rejection::Error,
+    error::Error,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};

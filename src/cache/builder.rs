@@ -1,0 +1,169 @@
+//! Settings of a cache that is about to be opened.
+
+use super::{
+    Cache, Scope,
+    handle::{Handle, SharedExecutor, default_clock},
+    layout::{self, Wanted},
+    shared::{self, Shared},
+};
+use crate::{error::Error, time::Clock};
+use hyper::rt::Executor;
+use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+
+/// How much a commit survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Every crash of a process. A crash of the machine starts with empty files.
+    #[default]
+    Process,
+    /// Crashes of the machine too, as long as every process that uses the directory asks for it: each commit is synced,
+    /// which costs a disk flush (0.1 to 10 ms) every time.
+    Full,
+}
+
+/// Settings of a cache that is about to be opened.
+#[must_use = "a builder does nothing until `open`"]
+pub struct Builder {
+    path: Option<PathBuf>,
+    size: u64,
+    state_size: u64,
+    shards: u32,
+    durability: Durability,
+    patience: Duration,
+    mixed: bool,
+    clock: Option<Box<dyn Clock>>,
+    executor: Option<SharedExecutor>,
+}
+
+impl Builder {
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        Builder {
+            path,
+            size: 1 << 30,
+            state_size: 64 << 20,
+            shards: 1,
+            durability: Durability::default(),
+            patience: Duration::from_millis(250),
+            mixed: false,
+            clock: None,
+            executor: None,
+        }
+    }
+
+    /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, what ends first goes first.
+    ///
+    /// # Panics
+    ///
+    /// Below 1 MiB or above 32 GiB.
+    pub fn size(mut self, bytes: u64) -> Self {
+        assert!((1 << 20..=32 << 30).contains(&bytes), "a cache's size is 1 MiB to 32 GiB, not {bytes} bytes");
+        self.size = bytes;
+        self
+    }
+
+    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of it,
+    /// some 600,000, locks up to three eighths. The disk space is taken at once. Who makes the directory decides; later
+    /// openings keep what it has.
+    ///
+    /// # Panics
+    ///
+    /// Below 1 MiB, above 1 TiB, or if it is not a multiple of 64 KiB.
+    pub fn state_size(mut self, bytes: u64) -> Self {
+        assert!(
+            layout::is_state_size(bytes),
+            "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes"
+        );
+        self.state_size = bytes;
+        self
+    }
+
+    /// Environments that stored answers are spread over: 1 unless said otherwise. More let several processes write at
+    /// once. Who makes the directory decides; later openings keep what it has.
+    ///
+    /// # Panics
+    ///
+    /// If it is 0 or above 256.
+    pub fn shards(mut self, shards: u32) -> Self {
+        assert!((1..=256).contains(&shards), "a cache has 1 to 256 shards, not {shards}");
+        self.shards = shards;
+        self
+    }
+
+    /// How much a commit survives: [`Durability::Process`] unless said otherwise.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// How long a write may take before it counts as failed: 250 ms of real time unless said otherwise. It does so when
+    /// another process is stopped in the middle of a write; layers then answer as if there were no cache.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        assert!(!patience.is_zero(), "a cache needs some patience, not {patience:?}");
+        self.patience = patience;
+        self
+    }
+
+    /// The clock of this handle. Without one, machine time and tokio's timer; without the feature `tokio` there is no
+    /// other, and opening fails.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Box::new(clock));
+        self
+    }
+
+    /// What runs background refreshes, such as `hyper_util::rt::TokioExecutor`. Without one, the tokio runtime that the
+    /// request runs on; where there is none, the request does the work itself.
+    pub fn executor<E>(mut self, executor: E) -> Self
+    where
+        E: Executor<Pin<Box<dyn Future<Output = ()> + Send>>> + Send + Sync + 'static,
+    {
+        self.executor = Some(Arc::new(executor));
+        self
+    }
+
+    /// Opens the directory even while processes of another version, architecture or libc of this crate use it. The two
+    /// groups share nothing, no lock above all.
+    pub fn allow_mixed_builds(mut self) -> Self {
+        self.mixed = true;
+        self
+    }
+
+    /// Opens the cache, making the directory if need be. Blocks for some milliseconds; for up to ten seconds behind
+    /// another process that is opening or closing it.
+    ///
+    /// A directory that this process has open already is shared; then only the clock and the executor are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`] with the reason: no permission, not a directory, a network file system, writable by others.
+    pub fn open(self) -> Result<Cache, Error> {
+        let clock = self.clock.or_else(default_clock).ok_or_else(|| Error::Open {
+            path: self.path.clone().unwrap_or_default(),
+            reason: "it has no timer: give it one with `Builder::clock`, or enable the feature `tokio`".into(),
+        })?;
+        let shared = Shared::open(&shared::Settings {
+            path: self.path,
+            size: self.size,
+            patience: self.patience,
+            wanted: Wanted {
+                state_size: self.state_size,
+                shards: self.shards,
+                mixed: self.mixed,
+                sync: self.durability == Durability::Full,
+            },
+        })?;
+        let handle = Arc::new(Handle::new(shared, clock, self.executor));
+        let root = Scope::new(&handle, "");
+        Ok(Cache { handle, root })
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("path", &self.path).field("size", &self.size).finish_non_exhaustive()
+    }
+}

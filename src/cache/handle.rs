@@ -1,0 +1,80 @@
+//! What the handles of one opening share: the files, a clock, an executor.
+
+use super::{keeper, shared::Shared};
+use crate::time::Clock;
+use hyper::rt::{Executor, Sleep};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// A future that an executor can run on its own.
+pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type SharedExecutor = Arc<dyn Executor<Task> + Send + Sync>;
+
+/// What the handles of one opening share: the files, and this opening's clock and executor.
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    clock: Box<dyn Clock>,
+    executor: Option<SharedExecutor>,
+    // The last field: it ends when `shared` has been dropped.
+    farewell: keeper::Farewell,
+}
+
+#[cfg(feature = "tokio")]
+pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
+    Some(Box::new(crate::time::System(crate::time::TokioTimer)))
+}
+
+#[cfg(not(feature = "tokio"))]
+pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
+    None
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.say_farewell(&mut self.farewell);
+    }
+}
+
+impl Handle {
+    pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
+        let farewell = shared.farewell();
+        Handle { shared, clock, executor, farewell }
+    }
+
+    /// Machine time in ns, the same in every process that shares the directory.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX).saturating_add(self.shared.offset)
+    }
+
+    pub(crate) fn wall(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
+    pub(crate) fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
+        self.clock.sleep(delay)
+    }
+
+    /// Runs a future on its own, or gives it back where nothing can run it.
+    pub(crate) fn spawn(&self, task: Task) -> Result<(), Task> {
+        match &self.executor {
+            Some(executor) => {
+                executor.execute(task);
+                Ok(())
+            }
+            #[cfg(feature = "tokio")]
+            None => match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => {
+                    runtime.spawn(task);
+                    Ok(())
+                }
+                Err(_) => Err(task),
+            },
+            #[cfg(not(feature = "tokio"))]
+            None => Err(task),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+use super::*;
+use proptest::prelude::*;
+
+fn secret() -> Secret {
+    Secret::new(std::array::from_fn(|i| i as u8))
+}
+
+#[test]
+fn kind_and_scope_are_part_of_the_key() {
+    let secret = secret();
+    let (a, b) = (secret.scope("a"), secret.scope("b"));
+    let key = secret.key(Kind::Throttle, &a, b"x");
+    assert_ne!(key, secret.key(Kind::Lock, &a, b"x"));
+    assert_ne!(key, secret.key(Kind::Throttle, &b, b"x"));
+    assert_eq!(key, secret.key(Kind::Throttle, &a, b"x"));
+}
+
+#[test]
+fn a_throttle_cell_stays_below_48_bytes() {
+    let mut out = Vec::new();
+    encode_row(&mut out, &secret().key(Kind::Throttle, &[0; 16], b"x"), &Row { expires: 1, tag: 0, payload: &[0; 8] });
+    assert!(out.len() < 48, "{}", out.len());
+}
+
+#[test]
+fn a_row_of_another_name_is_absent_and_a_flipped_bit_is_damage() {
+    let (key, other) = (secret().key(Kind::Lock, &[0; 16], b"x"), secret().key(Kind::Lock, &[0; 16], b"y"));
+    let mut out = Vec::new();
+    encode_row(&mut out, &key, &Row { expires: 1, tag: 2, payload: b"abc" });
+    assert_eq!(decode_row(Some(&out), &key), Found::Row(Row { expires: 1, tag: 2, payload: b"abc" }));
+    assert_eq!(decode_row(Some(&out), &other), Found::Absent);
+    for bit in 0..out.len() * 8 {
+        let mut flipped = out.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(decode_row(Some(&flipped), &key), Found::Damaged, "bit {bit}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let key = secret().key(Kind::Value, &[0; 16], b"x");
+        decode_row(Some(&bytes), &key);
+        prop_assert_eq!(decode_entry(&Bytes::from(bytes), &key, b"x"), Stored::Damaged);
+    }
+
+    #[test]
+    fn mutated_heads_with_a_true_checksum_never_panic(mut body in prop::collection::vec(any::<u8>(), 64..400)) {
+        body[0] = ENTRY_VERSION;
+        let check = xxh3_64(&body);
+        body.extend_from_slice(&check.to_le_bytes());
+        let key = secret().key(Kind::Value, &[0; 16], b"x");
+        decode_entry(&Bytes::from(body), &key, b"x");
+    }
+
+    #[test]
+    fn entries_round_trip(
+        name in prop::collection::vec(any::<u8>(), 0..400),
+        payload in prop::collection::vec(any::<u8>(), 0..400),
+        tags in prop::collection::vec(any::<u64>(), 0..TAGS_MAX),
+        [stored, expires, cost, sequence] in any::<[u64; 4]>(),
+        scope in any::<ScopeId>(),
+    ) {
+        let key = secret().key(Kind::Value, &[0; 16], &name);
+        let entry = Entry { stored, expires, cost, sequence, scope, tags, payload: payload.into() };
+        let bytes = Bytes::from(encode_entry(&key, &name, &entry));
+        prop_assert_eq!(claimed_expiry(&bytes), expires);
+        prop_assert_eq!(decode_entry(&bytes, &key, &name), Stored::Entry(entry));
+        let other = [&name[..], b"!"].concat();
+        prop_assert_eq!(decode_entry(&bytes, &key, &other), Stored::Other);
+    }
+}

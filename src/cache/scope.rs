@@ -1,0 +1,152 @@
+//! Name spaces of a cache, and the verbs in which everything above speaks to it.
+
+use super::{
+    Edit, Event, entries, env,
+    handle::Handle,
+    pending::Pending,
+    purges::Subject,
+    record::{Entry, Key, Kind, ScopeId},
+    state,
+};
+use crate::error::Error;
+use std::{fmt, future::Future, sync::Arc};
+
+/// A name space of a [`Cache`], and what layers are made of: a layer takes a scope, so that no two share by accident.
+///
+/// Kinds never meet either: a throttle and a barrier of one scope and name are two things.
+#[derive(Clone)]
+pub struct Scope {
+    inner: Arc<ScopeInner>,
+}
+
+struct ScopeInner {
+    handle: Arc<Handle>,
+    name: Arc<str>,
+    id: ScopeId,
+}
+
+impl Scope {
+    pub(super) fn new(handle: &Arc<Handle>, name: &str) -> Scope {
+        let id = handle.shared.secret.scope(name);
+        Scope { inner: Arc::new(ScopeInner { handle: handle.clone(), name: name.into(), id }) }
+    }
+
+    /// The scope's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Drops every stored answer of this scope, in every process, from the moment this resolves. Throttle cells and
+    /// locks stay.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cache::evict`].
+    pub async fn clear(&self) -> Result<(), Error> {
+        let handle = self.handle();
+        let (subject, now) = (Subject::Scope(self.inner.id), handle.now());
+        let shards: Vec<_> = handle.shared.entries.iter().map(|shard| shard.purge(subject, now)).collect();
+        for purged in shards {
+            purged.await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.inner.name
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.inner.handle
+    }
+
+    pub(crate) fn key(&self, kind: Kind, name: &[u8]) -> Key {
+        self.handle().shared.secret.key(kind, &self.inner.id, name)
+    }
+
+    pub(crate) fn tag(&self, tag: &str) -> u64 {
+        self.handle().shared.secret.tag(tag)
+    }
+
+    pub(crate) fn note(&self, event: Event) {
+        self.handle().shared.events.note(event, &self.inner.name);
+    }
+
+    /// See [`state::State::update`].
+    pub(crate) fn update<R: Send + 'static, G: Send + 'static>(
+        &self,
+        table: env::Table,
+        key: Key,
+        transition: impl state::Transition<R>,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
+    ) -> Pending<G> {
+        let handle = self.handle().clone();
+        self.handle().shared.state.update(table, key, move || handle.now(), transition, settle)
+    }
+
+    /// See [`state::State::post`].
+    pub(crate) fn post(&self, table: env::Table, key: Key, transition: impl state::Transition<()>) {
+        let handle = self.handle().clone();
+        self.handle().shared.state.post(table, key, move || handle.now(), transition);
+    }
+
+    /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
+    /// carry.
+    pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<(Entry, u64), u64>, Error> {
+        self.handle().shared.shard(key).get(key, name, || self.handle().now())
+    }
+
+    /// The purge sequence that a computation starting now must carry.
+    pub(crate) fn sequence(&self, key: &Key) -> Result<u64, Error> {
+        self.handle().shared.shard(key).sequence()
+    }
+
+    /// Bytes that a stored payload may have at most.
+    pub(crate) fn largest(&self) -> usize {
+        self.handle().shared.entries[0].largest()
+    }
+
+    /// Stores an entry; resolves after the commit.
+    pub(crate) fn commit(&self, key: Key, name: &[u8], entry: Entry) -> Pending<Result<(), Error>> {
+        self.edit(key, name, move |_, _| (Ok(()), Edit::Store(entry.clone())))
+    }
+
+    /// Whether no purge has hit an entry that is in memory only.
+    pub(crate) fn is_current(&self, key: &Key, entry: &Entry) -> Result<bool, Error> {
+        self.handle().shared.shard(key).is_current(key, entry, self.handle().now())
+    }
+
+    pub(crate) fn edit<R: Send + 'static>(
+        &self,
+        key: Key,
+        name: &[u8],
+        edit: impl FnMut(Option<&Entry>, entries::Moment) -> (Result<R, Error>, Edit) + Send + 'static,
+    ) -> Pending<Result<R, Error>> {
+        let handle = self.handle().clone();
+        self.handle().shared.shard(&key).edit(key, name, move || handle.now(), edit)
+    }
+
+    /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
+    /// and what is being computed for it will not be stored.
+    pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (shared, now) = (&self.handle().shared, self.handle().now());
+        let mut purges = vec![shared.shard(key).purge(Subject::Name(key.hash), now)];
+        purges.extend(shared.entries.iter().map(|shard| shard.purge(Subject::Tag(key.own_tag()), now)));
+        async {
+            for purged in purges {
+                purged.await?;
+            }
+            Ok(())
+        }
+    }
+
+    pub(crate) fn id(&self) -> ScopeId {
+        self.inner.id
+    }
+}
+
+impl fmt::Debug for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scope").field(&self.inner.name).finish()
+    }
+}

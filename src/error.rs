@@ -1,0 +1,77 @@
+//! What can go wrong with the cache itself.
+
+use std::{fmt, io, path::PathBuf};
+
+/// What went wrong with the cache.
+///
+/// Layers never return it: they answer as their module says (a throttle lets the request pass, a barrier refuses it, a
+/// stampede cache calls the service).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The directory cannot be opened; the text says why and what to do.
+    #[non_exhaustive]
+    Open {
+        /// The cache's directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The cache could not be written in time: another process is stopped while it writes, or the disk is stuck.
+    Busy,
+    /// There is no room left, on disk or in the environment's fixed size.
+    Full,
+    /// The files are damaged; what they held is lost, a later opening starts with fresh ones.
+    Damaged,
+    /// The value could not be turned into bytes, or the stored bytes not into the value asked for.
+    Codec(String),
+    /// The value is larger than the cache takes.
+    #[non_exhaustive]
+    TooLarge {
+        /// Bytes that were to be stored.
+        size: usize,
+        /// Bytes that would fit.
+        limit: usize,
+    },
+    /// This process was forked from the one that opened the cache; open it again after the fork.
+    Forked,
+    /// The operation was given up because code of the user's panicked.
+    Panicked,
+    /// The operating system refused.
+    Io(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Open { path, reason } => {
+                write!(f, "cannot open the cache {}: {reason}", path.display())
+            }
+            Error::Busy => f.write_str("the cache could not be written in time"),
+            Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
+            Error::Damaged => f.write_str("the cache's files are damaged"),
+            Error::Codec(why) => write!(f, "the value does not fit its stored form: {why}"),
+            Error::TooLarge { size, limit } => {
+                write!(f, "the value has {size} bytes, the cache takes at most {limit}")
+            }
+            Error::Forked => f.write_str("the cache was opened before a fork: open it again in the child"),
+            Error::Panicked => f.write_str("the operation was given up because a callback panicked"),
+            Error::Io(error) => write!(f, "the operating system refused: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Error::Io(error)
+    }
+}
