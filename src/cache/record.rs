@@ -3,7 +3,7 @@
 use hyper::body::Bytes;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::{hash::Hasher, ops::Range};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The longest part of a name that is kept beside a value, to be read by people and compared on a hit.
 const ECHO_MAX: usize = 256;
@@ -45,7 +45,7 @@ pub(crate) type ScopeId = [u8; 16];
 #[derive(Clone, Copy)]
 pub(crate) struct Secret {
     row: [u8; 16],
-    echo: [u8; 16],
+    echo: u64,
 }
 
 impl std::fmt::Debug for Secret {
@@ -59,7 +59,9 @@ impl Secret {
 
     pub(crate) fn new(bytes: [u8; Self::LEN]) -> Self {
         let (row, echo) = bytes.split_at(16);
-        Secret { row: row.try_into().expect("16 bytes"), echo: echo.try_into().expect("16 bytes") }
+        let echo: [u8; 16] = echo.try_into().expect("16 bytes");
+        let [low, high] = halves(&echo);
+        Secret { row: row.try_into().expect("16 bytes"), echo: low ^ high }
     }
 
     pub(crate) fn scope(&self, name: &str) -> ScopeId {
@@ -68,15 +70,20 @@ impl Secret {
 
     pub(crate) fn tag(&self, tag: &str) -> u64 {
         // Zero says "no tag".
-        self.key(Kind::Tag, &[0; 16], tag.as_bytes()).echo.max(1)
+        (digest(&self.row, Kind::Tag, &[0; 16], tag.as_bytes()) as u64).max(1)
     }
 
     pub(crate) fn key(&self, kind: Kind, scope: &ScopeId, name: &[u8]) -> Key {
-        Key {
-            hash: digest(&self.row, kind, scope, name).to_le_bytes(),
-            echo: digest(&self.echo, kind, scope, name) as u64,
-        }
+        // A different function altogether: names that meet in one do not in the other.
+        let [scope_half, _] = halves(scope);
+        let echo = xxh3_64_with_seed(name, self.echo ^ scope_half ^ kind as u64);
+        Key { hash: digest(&self.row, kind, scope, name).to_le_bytes(), echo }
     }
+}
+
+fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+    let whole = u128::from_le_bytes(*bytes);
+    [whole as u64, (whole >> 64) as u64]
 }
 
 fn digest(key: &[u8; 16], kind: Kind, scope: &ScopeId, name: &[u8]) -> u128 {
