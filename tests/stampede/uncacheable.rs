@@ -31,17 +31,8 @@ fn uncacheable(kind: &str, call: usize) -> Outcome {
     }
 }
 
-const KINDS: [&str; 9] = [
-    "private",
-    "no-store",
-    "set-cookie",
-    "vary-any",
-    "failure",
-    "too-large",
-    "stream",
-    "grpc-status",
-    "body-failed",
-];
+const KINDS: [&str; 9] =
+    ["private", "no-store", "set-cookie", "vary-any", "failure", "too-large", "stream", "grpc-status", "body-failed"];
 
 #[tokio::test(start_paused = true)]
 async fn followers_of_what_may_not_be_kept_go_on_together() {
