@@ -15,7 +15,7 @@ use std::{
     process::Command,
 };
 use support::{Child, builder, count, files, role, say, told};
-use tower_floodgate::{Cache, Error};
+use tower_floodgate::{Cache, Durability, Error};
 
 #[test]
 #[ignore = "a part of the other tests"]
@@ -42,6 +42,13 @@ fn child() {
         "insert" => {
             let cache = builder(&path).open().unwrap();
             cache.insert("kept", "text").wait().unwrap();
+            say("stored");
+            told();
+        }
+        "insert, synced" => {
+            let cache = synced(&path);
+            cache.insert("kept", "text").wait().unwrap();
+            count(&cache, "n").unwrap();
             say("stored");
             told();
         }
@@ -95,6 +102,42 @@ fn what_a_process_stored_is_there_after_it_was_killed() {
         child.kill();
         let cache = before.unwrap_or_else(|| builder(dir.path()).open().unwrap());
         assert_eq!(cache.get::<String>("kept").unwrap().as_deref(), Some("text"));
+    }
+}
+
+fn synced(path: &Path) -> Cache {
+    builder(path).durability(Durability::Full).open().unwrap()
+}
+
+/// The directory, closed by nobody, looks as after a crash of the machine.
+fn crash(dir: &Path) {
+    let path = &files(dir, "layout")[0];
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains("\nclean=0\n"), "{text}");
+    let (before, boot) = text.split_once("\nboot=").unwrap();
+    let (_, after) = boot.split_once('\n').unwrap();
+    fs::write(path, format!("{before}\nboot=another\n{after}")).unwrap();
+}
+
+#[test]
+fn a_crash_of_the_machine_takes_what_was_not_synced_and_nothing_else() {
+    // What the processes were that used the directory before the crash, and whether all of them synced.
+    for (roles, kept) in [
+        (vec!["insert, synced"], true),
+        (vec!["insert, synced", "insert, synced"], true),
+        (vec!["insert"], false),
+        (vec!["insert, synced", "insert"], false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut children: Vec<_> = roles.iter().map(|role| Child::spawn(role, dir.path())).collect();
+        children.iter_mut().for_each(|child| child.expect("stored"));
+        children.into_iter().for_each(Child::kill);
+        crash(dir.path());
+        let cache = synced(dir.path());
+        assert_eq!(cache.get::<String>("kept").unwrap().as_deref(), kept.then_some("text"), "{roles:?}");
+        let counted = if kept { roles.len() as u64 } else { 0 };
+        assert_eq!(count(&cache, "n").unwrap(), counted + 1, "{roles:?}");
+        assert_eq!(cache.stats().damaged, 0);
     }
 }
 
