@@ -370,6 +370,42 @@ impl Rule for Panicking {
     }
 }
 
+/// Asks for a lease of so many nanoseconds, which requests may bring with them.
+#[derive(Clone)]
+struct Leased;
+
+impl LockFactory<u64> for Leased {
+    type Rule = Lock;
+
+    fn rule(&self, _: &u64) -> Lock {
+        Lock
+    }
+
+    fn lease(&self, nanos: &u64) -> Option<Duration> {
+        Some(if *nanos == u64::MAX { Duration::MAX } else { Duration::from_nanos(*nanos) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_out_of_range_that_comes_with_a_request_is_brought_into_it() {
+    let cache = cache();
+    let layer = BarrierLayer::new(cache.scope("db"), Leased).answer(Fail);
+    let service = layer.clone().layer(service_fn(async |nanos: u64| Ok::<_, Rejection>(nanos)));
+    let held =
+        || tokio::spawn(layer.layer(service_fn(|_| std::future::pending::<Result<u64, Rejection>>())).oneshot(1));
+    for nanos in [1_000_000, 0, 1, u64::MAX - 1, u64::MAX] {
+        assert_eq!(service.clone().oneshot(nanos).await, Ok(nanos));
+    }
+    // However short, it is a lock.
+    let held = held();
+    yield_now().await;
+    let lock = cache.scope("db").lock("").wait_at_most(secs(0));
+    assert!(matches!(lock.clone().await, Err(AcquireError::Busy)));
+    held.abort();
+    assert!(held.await.unwrap_err().is_cancelled());
+    assert!(lock.await.is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rule_that_panics_is_a_failed_cache() {
     let cache = cache();

@@ -15,7 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{Child, LONG, builder, role, say, told};
-use tower_floodgate::{Cache, Error, time::clock_fn};
+use tower_floodgate::{
+    Cache, Error,
+    lock::{AcquireError, Holder, Owner},
+    time::clock_fn,
+};
 
 #[test]
 #[ignore = "a part of the other tests"]
@@ -23,11 +27,17 @@ fn child() {
     let Some((role, path)) = role() else { return };
     match role.as_str() {
         "state" => {
-            let cache = builder(&path).open().unwrap();
+            let cache = open(&path, LONG);
             say("open");
+            let mut held = Vec::new();
             while told().is_some() {
-                let sum = cache.count_for_tests("n", || raise(Signal::SIGSTOP).unwrap()).wait().unwrap();
-                say(sum);
+                // A rule runs inside the transaction.
+                let stopping = |_: &[Holder], _: &Owner| {
+                    raise(Signal::SIGSTOP).unwrap();
+                    true
+                };
+                held.push(cache.lock("l").rule(stopping).acquire_blocking().unwrap());
+                say(support::count(&cache, "n").unwrap());
             }
         }
         "entries" => {
@@ -68,7 +78,16 @@ fn open(path: &Path, patience: Duration) -> Cache {
 }
 
 async fn count(cache: &Cache) -> Result<u64, Error> {
-    cache.count_for_tests("n", || ()).await
+    support::count_async(cache, "n").await
+}
+
+/// Whether nobody holds the lock that the child `state` is about to take when it stops.
+async fn is_free(cache: &Cache) -> bool {
+    match cache.lock("l").wait_at_most(Duration::ZERO).await {
+        Ok(_) => true,
+        Err(AcquireError::Busy) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// The result, if it is there at the first poll.
@@ -145,6 +164,7 @@ async fn beside_one_stopped_in_state() {
     child.go_on();
     child.expect("2");
     assert_eq!(at_once(count(&cache)).await.unwrap().unwrap(), 3);
+    assert!(!is_free(&cache).await, "the child went on with its change");
     cache.evict("t").await.unwrap();
     child.end();
 }
@@ -185,12 +205,14 @@ async fn after_kill_9_within_a_transaction_the_next_writer_goes_on_without_the_c
     let cache = open(dir.path(), LONG);
     for sum in 1..=3 {
         assert_eq!(count(&cache).await.unwrap(), sum);
+        assert!(is_free(&cache).await);
         cache.insert("x", &sum).await.unwrap();
         stopped("state", dir.path()).kill();
         stopped("entries", dir.path()).kill();
         assert_eq!(cache.get::<i64>("n").unwrap(), None);
     }
     assert_eq!(at_once(count(&cache)).await.unwrap().unwrap(), 4);
+    assert!(is_free(&cache).await);
     assert_eq!(cache.incr("n", 1).await.unwrap(), 1);
 }
 
@@ -207,6 +229,7 @@ async fn who_waits_behind_a_killed_process_is_served() {
     entries.kill();
     assert_eq!(counted.await.unwrap(), 1);
     assert_eq!(added.await.unwrap(), 1);
+    assert!(is_free(&cache).await);
 }
 
 #[test]
@@ -216,7 +239,7 @@ fn a_cache_can_be_opened_beside_a_stopped_writer() {
     let cache = open(dir.path(), PATIENCE);
     assert_eq!(cache.get::<i64>("n").unwrap(), None);
     assert!(matches!(cache.incr("n", 1).wait(), Err(Error::Busy)));
-    assert!(matches!(cache.count_for_tests("n", || ()).wait(), Err(Error::Busy)));
+    assert!(matches!(support::count(&cache, "n"), Err(Error::Busy)));
     // Closing it does not wait for them either.
     let began = Instant::now();
     drop(cache);

@@ -103,6 +103,18 @@ fn plain_threads_wait_too() {
     assert_eq!(cache.stats().locked, threads + 1);
 }
 
+#[test]
+fn who_tries_once_needs_no_runtime() {
+    let cache = Cache::builder_temporary().state_size(1 << 20).open().unwrap();
+    let once = || cache.lock("l").wait_at_most(Duration::ZERO).acquire_blocking();
+    let held = once().unwrap();
+    // The default clock would panic here if it were asked to sleep.
+    assert!(matches!(once(), Err(AcquireError::Busy)));
+    assert!(matches!(once(), Err(AcquireError::Busy)));
+    drop(held);
+    assert!(cache.lock("l").acquire_blocking().is_ok());
+}
+
 #[tokio::test]
 async fn a_lock_whose_process_was_killed_is_free_when_its_lease_ends() {
     let dir = tempfile::tempdir().unwrap();

@@ -216,6 +216,27 @@ async fn evicting_a_tag_makes_its_budgets_full_again() {
     assert_eq!(status(&other).await, 200);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_the_same_cell_keeps_the_layers_tag() {
+    let cache = cache();
+    let rate = Rate::new(4, secs(4 * 3_600));
+    let layer = ThrottleLayer::new(cache.scope("api"), 4, secs(4 * 3_600)).name("ada").tag("team");
+    let limit = cache.scope("api").throttle("ada", rate);
+    assert_eq!(status(&layer).await, 200);
+    limit.check().await.unwrap();
+    assert_eq!(limit.peek().await.unwrap().remaining, 2, "one cell");
+    cache.evict("team").await.unwrap();
+    assert_eq!(limit.peek().await.unwrap().remaining, 4, "after a check");
+
+    // A waiter that leaves writes the cell too.
+    assert_eq!(status(&layer).await, 200);
+    limit.acquire_at_most(3, secs(0)).await.unwrap();
+    assert!(tokio::time::timeout(secs(1), limit.acquire()).await.is_err());
+    assert_eq!(limit.peek().await.unwrap().reset, secs(4 * 3_600 - 1), "given back");
+    cache.evict("team").await.unwrap();
+    assert_eq!(limit.peek().await.unwrap().remaining, 4, "after a slot was given back");
+}
+
 type Notes = Arc<Mutex<Vec<(u32, Duration)>>>;
 
 /// A service that notes who came when.
@@ -478,9 +499,13 @@ async fn while_the_cache_fails_requests_pass_unless_told_otherwise() {
     assert_eq!((status(&open).await, status(&open).await), (200, 200));
     let refused = ask(&closed, Request::new(())).await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(refused.extensions().get::<Rejection>().unwrap().reason, Reason::CacheFailed);
+    assert_eq!(text(refused.headers(), "retry-after"), Some("1"));
+    let why = refused.extensions().get::<Rejection>().unwrap();
+    assert_eq!((why.reason, why.retry_after), (Reason::CacheFailed, Some(secs(1))));
     let call = Request::builder().header("content-type", "application/grpc").body(()).unwrap();
-    assert_eq!(text(ask(&closed, call).await.headers(), "grpc-status"), Some("14"), "UNAVAILABLE");
+    let refused = ask(&closed, call).await;
+    assert_eq!(text(refused.headers(), "grpc-status"), Some("14"), "UNAVAILABLE");
+    assert_eq!(text(refused.headers(), "grpc-retry-pushback-ms"), Some("1000"));
     waiting.oneshot(()).await.unwrap();
     assert!(matches!(cache.throttle("l", Rate::new(1, secs(1))).check().await, Err(LimitError::Cache(_))));
     assert_eq!(cache.stats().failures, 5);

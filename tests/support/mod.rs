@@ -15,7 +15,10 @@ use std::{
     process::{ChildStdout, Command, Stdio},
     time::Duration,
 };
-use tower_floodgate::{Builder, Cache};
+use tower_floodgate::{
+    Builder, Cache, Error,
+    throttle::{Limit, LimitError, Quota, Rate},
+};
 
 /// What a child says begins with this: the test harness talks on the same stream.
 const MARK: &str = "child: ";
@@ -25,6 +28,29 @@ pub(crate) const LONG: Duration = Duration::from_secs(30);
 /// Small, and patient: nothing but the tests of patience may fail on a slow machine.
 pub(crate) fn builder(path: &Path) -> Builder {
     Cache::builder(path).size(4 << 20).state_size(1 << 20).patience(LONG)
+}
+
+/// A budget that counts: it is far larger than any test spends, and regains nothing within an hour.
+fn counter(cache: &Cache, name: &str) -> Limit {
+    cache.throttle(name, Rate::new(1, Duration::from_secs(3_600)).burst(500_000))
+}
+
+fn spent(checked: Result<Quota, LimitError>) -> Result<u64, Error> {
+    match checked {
+        Ok(quota) => Ok(u64::from(quota.limit - quota.remaining)),
+        Err(LimitError::Cache(error)) => Err(error),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Adds 1 to a number that stands among the throttle cells, and answers it.
+pub(crate) fn count(cache: &Cache, name: &str) -> Result<u64, Error> {
+    spent(counter(cache, name).check_blocking())
+}
+
+/// As [`count`], for tasks.
+pub(crate) async fn count_async(cache: &Cache, name: &str) -> Result<u64, Error> {
+    spent(counter(cache, name).check().await)
 }
 
 pub(crate) struct Child {
