@@ -11,7 +11,7 @@ use super::{
 use crate::error::Error;
 use std::{fmt, future::Future, sync::Arc};
 
-/// A name space of a [`Cache`], and what layers are made of: a layer takes a scope, so that no two share by accident.
+/// A name space of a [`Cache`](super::Cache), and what layers are made of: a layer takes a scope, so that no two share by accident.
 ///
 /// Kinds never meet either: a throttle and a barrier of one scope and name are two things.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl Scope {
     ///
     /// # Errors
     ///
-    /// As [`Cache::evict`].
+    /// As [`Cache::evict`](super::Cache::evict).
     pub async fn clear(&self) -> Result<(), Error> {
         let handle = self.handle();
         let (subject, now) = (Subject::Scope(self.inner.id), handle.now());
