@@ -60,6 +60,8 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tower-floodgate needs Linux: robust process-shared mutexes, CLOCK_BOOTTIME and flock");
 
+#[macro_use]
+mod accessors;
 pub mod answer;
 pub mod barrier;
 pub mod body;

@@ -23,24 +23,14 @@ use tower_floodgate::{
     BarrierLayer, Cache, Fail, Lock, LockFactory, RLock, Reason, Rejection, Semaphore,
     lock::{AcquireError, Holder, Owner, Rule},
     name::Header,
-    time::Steady,
 };
 
+#[path = "support/paused.rs"]
+mod paused;
 #[path = "support/processes.rs"]
 mod processes;
+use paused::{cache, ms, secs};
 use processes::Child;
-
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-fn cache() -> Cache {
-    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
-}
 
 /// A service that takes a second, notes who came when, and how many were in at once.
 #[derive(Clone)]

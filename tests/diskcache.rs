@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
     },
-    time::Duration,
 };
 use tokio::{
     task::yield_now,
@@ -22,21 +21,11 @@ use tower_floodgate::{
     lock::{Owner, Rule},
     name::Args,
     stampede::Serde,
-    time::Steady,
 };
 
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-/// A cache of its own for each test, on the test's virtual time.
-fn cache() -> Cache {
-    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
-}
+#[path = "support/paused.rs"]
+mod paused;
+use paused::{cache, ms, secs};
 
 /// Waits until so many answers are on disk, while virtual time stands still.
 async fn stored(cache: &Cache, answers: u64) {

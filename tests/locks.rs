@@ -13,24 +13,14 @@ use tower::{Layer, Service, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Fail, Lock, LockFactory, Rejection, Semaphore,
     lock::{AcquireError, Guard},
-    time::Steady,
 };
 
+#[path = "support/paused.rs"]
+mod paused;
 #[path = "support/processes.rs"]
 mod processes;
+use paused::{cache, ms, secs};
 use processes::Child;
-
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-fn cache() -> Cache {
-    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
-}
 
 #[tokio::test(start_paused = true)]
 async fn locks_work_without_tower() {

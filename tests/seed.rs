@@ -21,21 +21,12 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Error, Fail, Lock, LockFactory, Name, RLock, Rejection, StampedeCacheLayer, ThrottleLayer,
     lock::{Minted, OneOwner, Owner},
-    time::{Steady, clock_fn},
+    time::clock_fn,
 };
 
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-/// A cache of its own for each test, on the test's virtual time.
-fn cache() -> Cache {
-    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
-}
+#[path = "support/paused.rs"]
+mod paused;
+use paused::{cache, ms, secs};
 
 /// Waits until so many answers are on disk, while virtual time stands still.
 async fn stored(cache: &Cache, answers: u64) {

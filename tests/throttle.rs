@@ -23,20 +23,11 @@ use tower_floodgate::{
     time::{Clock, Steady},
 };
 
+#[path = "support/paused.rs"]
+mod paused;
+use paused::{cache, ms, secs};
 #[path = "support/processes.rs"]
 mod processes;
-
-const fn ms(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-fn cache() -> Cache {
-    Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap()
-}
 
 type Answered = Response<Body<Full<Bytes>>>;
 

@@ -5,7 +5,7 @@ use crate::{
     answer::Http,
     cache::Scope,
     lock::{self, Lock},
-    name::{All, Name, NameBuf, Named},
+    name::{self, All, Name},
 };
 use std::time::Duration;
 use tower::Layer;
@@ -93,8 +93,7 @@ impl<L, N, A> BarrierLayer<L, N, A> {
     where
         N: Name<Req>,
     {
-        let mut name = NameBuf::new();
-        (self.name.name(request, &mut name) == Named::Yes).then(|| name.to_string())
+        name::written(&self.name, request).map(|name| name.to_string())
     }
 }
 

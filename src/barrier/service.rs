@@ -27,20 +27,7 @@ pub struct Barrier<S, L = Lock, N = All, A = Http> {
 }
 
 impl<S, L, N, A> Barrier<S, L, N, A> {
-    /// The inner service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service. Calling it takes no lock.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// The inner service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!("Calling it takes no lock.");
 }
 
 impl<S, L, N, A, Req> Service<Req> for Barrier<S, L, N, A>

@@ -67,6 +67,12 @@ pub use self::{
     target::Target,
 };
 
+/// The name of a request, written out; `None`: it passes.
+pub(crate) fn written<Req>(name: &impl Name<Req>, request: &Req) -> Option<NameBuf> {
+    let mut buffer = NameBuf::new();
+    (name.name(request, &mut buffer) == Named::Yes).then_some(buffer)
+}
+
 /// Derives the name a request is counted, locked or cached under.
 ///
 /// Implemented by closures from `&Req` to an [`IntoName`], by text, by tuples of names, by `Arc<impl Name>` and by the

@@ -4,7 +4,7 @@ use super::{codec::Serde, http_codec::Buffered, service::StampedeCache};
 use crate::{
     cache::{Key, Kind, Scope},
     error::Error,
-    name::{Args, Name, NameBuf, Named, Target},
+    name::{self, Args, Name, Target},
 };
 use std::{sync::Arc, time::Duration};
 use tower::Layer;
@@ -96,7 +96,7 @@ impl<N, C> StampedeCacheLayer<N, C> {
     where
         N: Name<Req>,
     {
-        self.written_name(request).map(|name| name.to_string())
+        name::written(&self.name, request).map(|name| name.to_string())
     }
 
     /// Drops what is kept for the request's name, with all its variants, in every process, from the moment this
@@ -109,16 +109,10 @@ impl<N, C> StampedeCacheLayer<N, C> {
     where
         N: Name<Req>,
     {
-        let Some(key) = self.written_name(request).map(|name| self.core.key(name.as_bytes())) else { return Ok(()) };
+        let Some(key) = name::written(&self.name, request).map(|name| self.core.key(name.as_bytes())) else {
+            return Ok(());
+        };
         self.core.scope.purge_name(&key).await
-    }
-
-    fn written_name<Req>(&self, request: &Req) -> Option<NameBuf>
-    where
-        N: Name<Req>,
-    {
-        let mut name = NameBuf::new();
-        (self.name.name(request, &mut name) == Named::Yes).then_some(name)
     }
 }
 

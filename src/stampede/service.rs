@@ -25,20 +25,7 @@ pub struct StampedeCache<S, N = Target, C = Buffered> {
 }
 
 impl<S, N, C> StampedeCache<S, N, C> {
-    /// The inner service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service. Calling it passes by the cache.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// The inner service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!("Calling it passes by the cache.");
 }
 
 /// What comes out of a codec.

@@ -4,7 +4,7 @@ use super::{limit::Ask, rate::Rate, service::Throttle};
 use crate::{
     answer::{Http, Patient},
     cache::Scope,
-    name::{All, Name, NameBuf, Named},
+    name::{self, All, Name},
 };
 use std::time::Duration;
 use tower::Layer;
@@ -107,8 +107,7 @@ impl<N, A, C> ThrottleLayer<N, A, C> {
     where
         N: Name<Req>,
     {
-        let mut name = NameBuf::new();
-        (self.name.name(request, &mut name) == Named::Yes).then(|| name.to_string())
+        name::written(&self.name, request).map(|name| name.to_string())
     }
 }
 

@@ -31,20 +31,7 @@ pub struct Throttle<S, N = All, A = Http, C = One> {
 }
 
 impl<S, N, A, C> Throttle<S, N, A, C> {
-    /// The inner service.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The inner service. Calling it is not counted.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// The inner service.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
+    inner_service_accessors!("Calling it is not counted.");
 }
 
 impl<S, N, A, C, Req> Service<Req> for Throttle<S, N, A, C>
