@@ -225,8 +225,7 @@ fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
     let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
     shard(&cache).purge(Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
     shard(&cache).purge(Subject::Tag(cache.root().tag("t")), cache.handle.now()).wait().unwrap();
-    assert!(shard(&cache).is_untidy());
-    assert_eq!(rows(&cache, ENTRIES).len(), 1000);
+    // The housekeeping thread may have begun already.
     tidy(&cache);
     assert_eq!(rows(&cache, ENTRIES).len(), 500);
     check(&cache);
