@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use support::{Child, builder, count, files, role, say, told};
+use support::{Child, builder, count, files, nobody_starts, role, say, starting, told};
 use tower_floodgate::{Cache, Durability, Error};
 
 #[test]
@@ -321,6 +321,7 @@ fn works(dir: &Path, what: &str) {
 
 #[test]
 fn files_that_are_short_garbage_empty_or_gone_begin_anew() {
+    let _alone = nobody_starts();
     for environment in ["state-", "entries-"] {
         for name in ["data.mdb", "lock.mdb", "gate"] {
             let garbage: Vec<u8> = (0..100_000_u32).map(|i| (i * 31 % 251) as u8).collect();
@@ -348,6 +349,7 @@ fn files_that_are_short_garbage_empty_or_gone_begin_anew() {
 
 #[test]
 fn a_layout_that_is_gone_or_nonsense_begins_anew_unless_somebody_uses_it() {
+    let alone = nobody_starts();
     let nonsense = ["", "\0\0\0", "secret=1\n", "state_size=0", "state_size=4097", "state_size=18446744073709551615"];
     for text in nonsense {
         let dir = filled();
@@ -362,6 +364,7 @@ fn a_layout_that_is_gone_or_nonsense_begins_anew_unless_somebody_uses_it() {
     let dir = filled();
     fs::remove_file(&files(dir.path(), "layout")[0]).unwrap();
     works(dir.path(), "no layout");
+    drop(alone);
 
     let cache = builder(dir.path()).open().unwrap();
     fs::remove_file(&files(dir.path(), "layout")[0]).unwrap();
@@ -384,6 +387,7 @@ impl Tmpfs {
     fn mount(size: u64) -> Option<Tmpfs> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=0700");
+        let _starting = starting();
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path()).output();
         mount.is_ok_and(|mount| mount.status.success()).then_some(Tmpfs(dir))
     }
@@ -401,6 +405,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
+        let _starting = starting();
         let _ = Command::new("umount").args(["-l"]).arg(self.0.path()).status();
     }
 }

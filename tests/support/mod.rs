@@ -13,6 +13,7 @@ use std::{
     io::{BufRead, BufReader, Lines, Write},
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 use tower_floodgate::{
@@ -53,6 +54,19 @@ pub(crate) async fn count_async(cache: &Cache, name: &str) -> Result<u64, Error>
     spent(counter(cache, name).check().await)
 }
 
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// To be kept while a child is started. Until it runs its own program it shares the file locks of this process, even
+/// those of a cache that is closed meanwhile.
+pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kept by who relies on it that what it closes is in nobody's use.
+pub(crate) fn nobody_starts() -> RwLockWriteGuard<'static, ()> {
+    STARTING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) struct Child {
     child: std::process::Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -61,6 +75,7 @@ pub(crate) struct Child {
 impl Child {
     /// Runs the ignored test `child` of this binary, which asks for its [`role`].
     pub(crate) fn spawn(role: &str, path: &Path) -> Child {
+        let _starting = starting();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .env("FLOODGATE_ROLE", role)
