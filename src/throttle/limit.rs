@@ -307,7 +307,7 @@ impl Limit {
 
 impl Scope {
     /// A throttle of this scope, by name. It shares its budget with the [`ThrottleLayer`](super::ThrottleLayer) of the
-    /// same scope, for requests of that name.
+    /// same scope, for requests of that name, as [`name_of`](super::ThrottleLayer::name_of) writes it.
     pub fn throttle(&self, name: &str, rate: Rate) -> Limit {
         Limit { key: self.key(Kind::Throttle, name.as_bytes()), scope: self.clone(), rate }
     }
