@@ -160,6 +160,8 @@ fn add_quota(headers: &mut HeaderMap, scope: &str, quota: &Quota) {
 }
 
 /// An error of the service's own kind, made from the [`Rejection`]: for services that are not HTTP.
+///
+/// The error must be `From<Rejection>`, as [`tower::BoxError`] is: `.map_err(BoxError::from)` below the layer makes it one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fail;
 

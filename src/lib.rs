@@ -8,18 +8,19 @@
 //! | [`StampedeCacheLayer`] | do we know the answer? | keeps responses; one request computes what many want; XFetch refreshes early |
 //!
 //! ```no_run
-//! # use axum::{Router, routing::get};
-//! # use std::time::Duration;
+//! # use axum::{Router, extract::ConnectInfo, routing::get};
+//! # use std::{net::SocketAddr, time::Duration};
 //! # use tower::ServiceBuilder;
-//! use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::Header};
+//! use tower_floodgate::{BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer, name::extension};
 //!
 //! # async fn report() -> &'static str { "" }
 //! # fn main() -> Result<(), tower_floodgate::Error> {
-//! let cache = Cache::open("cache")?; // an LMDB directory
+//! let cache = Cache::open("cache")?; // a directory: 64 MiB at once, private to this user
+//! let client = extension(|peer: &ConnectInfo<SocketAddr>| peer.0.ip());
 //!
 //! let app: Router = Router::new().route("/report/{id}", get(report)).layer(
 //!     ServiceBuilder::new()
-//!         .layer(ThrottleLayer::new(cache.scope("api"), 100, Duration::from_secs(60)).name(Header::new("x-api-key")))
+//!         .layer(ThrottleLayer::new(cache.scope("api"), 100, Duration::from_secs(60)).name(client))
 //!         .layer(StampedeCacheLayer::new(cache.scope("report"), Duration::from_secs(300)).tag("report"))
 //!         .layer(BarrierLayer::new(cache.scope("db"), Semaphore(4)).wait_at_most(Duration::from_secs(5))),
 //! );
@@ -44,6 +45,16 @@
 //! | reqwest | as its requests are; HTTP layers by two adapters (see the example) |
 //! | any `Service` | throttle and barrier with [`Fail`] or `.wait()`, [`StampedeCacheLayer::memoize`] |
 //! | no service at all | [`Cache::throttle`], [`Cache::lock`], [`Cache::insert`] |
+//!
+//! # When it does not compile
+//!
+//! A stack that is no `Service` says only "trait bounds not satisfied". Mostly it is one of these:
+//!
+//! - the service is not HTTP: give its throttle and barrier [`Fail`] or a closure as `.answer(..)`, or `.wait()`;
+//! - [`Fail`] needs an error that is `From<Rejection>`;
+//! - [`StampedeCacheLayer::memoize`] needs a request that is `Serialize` and a response that is `Serialize` and
+//!   `DeserializeOwned`; [`StampedeCacheLayer::new`] needs `http` types, whose bodies are bodies;
+//! - a closure given to `.name(..)` must say what it takes: `|request: &Request<_>| ..`.
 //!
 //! # When the cache fails
 //!

@@ -1,4 +1,4 @@
-//! What time it is, and how to wait: the seed's `time_func` and `sleep_func`.
+//! What time it is, and how to wait: what `time_func` and `sleep_func` are in python-diskcache.
 //!
 //! A [`Clock`] belongs to a handle of the cache ([`Builder::clock`](crate::Builder::clock)), never to the shared files.
 //! [`System`] is the one for production; [`Steady`] follows `tokio::time::pause` in tests; [`clock_fn`] is made of two
@@ -29,6 +29,12 @@ pub trait Clock: Send + Sync + 'static {
 
     /// A future that ends after `delay`.
     fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>>;
+
+    /// Whether this may be the time of a paused runtime. Writes are then made by the calling thread: a runtime that only
+    /// waits for the housekeeping one counts as idle and advances to its next timer.
+    fn may_be_paused(&self) -> bool {
+        false
+    }
 }
 
 /// Machine time (`CLOCK_BOOTTIME`: the same in every process, deaf to clock steps, counting through suspend) with the
@@ -78,7 +84,21 @@ mod with_tokio {
         }
     }
 
-    /// A clock that follows the time of one tokio runtime, so that a test can `tokio::time::pause` and `advance` it.
+    /// A clock that follows the time of one tokio runtime, so that a test can `tokio::time::pause` and `advance` it
+    /// (tokio's feature `test-util`).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_floodgate::{Cache, throttle::Rate, time::Steady};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// let cache = Cache::builder_temporary().state_size(1 << 20).clock(Steady::new()).open().unwrap();
+    /// let limit = cache.throttle("mails", Rate::new(1, Duration::from_secs(60)));
+    /// limit.check().await.unwrap();
+    /// assert!(limit.check().await.is_err());
+    /// tokio::time::advance(Duration::from_secs(60)).await;
+    /// limit.check().await.unwrap();
+    /// # }
+    /// ```
     ///
     /// Never use it beside another process: paused time is known to this one only.
     #[derive(Clone, Debug)]
@@ -123,6 +143,10 @@ mod with_tokio {
 
         fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
             TokioTimer.sleep(delay)
+        }
+
+        fn may_be_paused(&self) -> bool {
+            true
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "F", default_value = "1", value_parser = beta, allow_hyphen_values = true)]
     pub(crate) beta: f64,
 
-    /// How long past its life an answer may bridge a slow or failing upstream
+    /// How long past its life an answer may bridge a slow or failing upstream (not in effect yet)
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_hyphen_values = true)]
     pub(crate) stale: Duration,
 
@@ -111,18 +111,18 @@ impl Flags {
             // A target of its own: what an earlier gateway stored would be no stampede.
             let url = format!("http://{gateway}/slow/2000?{}", std::process::id());
             line(
-                &format!("seq 64 | xargs -P 64 -I_ curl -s -o /dev/null '{url}'; curl http://{gateway}/count"),
+                &format!("seq 64 | xargs -P 64 -I@ curl -s -o /dev/null '{url}'; curl http://{gateway}/count"),
                 "64 at once, and the count of /slow is up by one",
             );
         }
         if self.no_cache && self.barrier.is_some() && self.throttle.is_none() {
             let url = format!("http://{gateway}/slow/500");
-            line(&format!("time (seq 8 | xargs -P 8 -I_ curl -s {url})"), "8 at once, in turns");
+            line(&format!("time (seq 8 | xargs -P 8 -I@ curl -s {url})"), "8 at once, in turns");
         }
         if let (Some((count, _)), true) = (self.throttle, throttled) {
             let url = format!("http://{gateway}/hello");
             line(
-                &format!("seq {} | xargs -I_ curl -s -o /dev/null -w '%{{http_code}}\\n' {url}", u64::from(count) + 3),
+                &format!("seq {} | xargs -I@ curl -s -o /dev/null -w '%{{http_code}}\\n' {url}", u64::from(count) + 3),
                 "200 until the budget is spent, then 429",
             );
         }

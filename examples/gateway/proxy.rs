@@ -12,7 +12,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use std::{convert::Infallible, net::SocketAddr, str::FromStr};
+use std::{convert::Infallible, fmt, net::SocketAddr, str::FromStr};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_floodgate::{
     BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer,
@@ -40,7 +40,10 @@ pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream, port: u16)
         proxy = boxed(barrier.layer(proxy));
     }
     if !flags.no_cache {
-        let cache = StampedeCacheLayer::new(scope.clone(), flags.expire).beta(flags.beta).name(target(port));
+        // Answers of different upstreams must not meet. The demo origin is on another port each time.
+        let origin = flags.upstream.as_ref().map_or("demo".to_owned(), |upstream| upstream.to_string());
+        let answers = cache.scope(&format!("gateway {origin}"));
+        let cache = StampedeCacheLayer::new(answers, flags.expire).beta(flags.beta).name(target(port));
         let tagged = service_fn(move |request: Request<Incoming>| {
             let tag = paths::tag(request.uri().path());
             let answering = proxy.clone().oneshot(request);
@@ -108,6 +111,12 @@ impl Upstream {
             prefix => format!("{prefix}{path}").parse()?,
         };
         Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path).build()
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.prefix)
     }
 }
 
@@ -183,6 +192,8 @@ async fn forward(
         Ok(mut response) => {
             strip_hop_by_hop(response.headers_mut());
             response.headers_mut().remove(TRANSFER_ENCODING);
+            // The version is the connection's, not the answer's.
+            *response.version_mut() = Version::default();
             Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
         }
         Err(error) if error.is_connect() => Ok(problem(StatusCode::BAD_GATEWAY, "the upstream cannot be reached")),

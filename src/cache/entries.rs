@@ -2,7 +2,7 @@
 
 use super::{
     env::{Table, Txn},
-    lane::{Lane, Run},
+    lane::{By, Lane, Run},
     pending::Pending,
     purges::{Look, Purge, SEQUENCE, Subject, Walk, is_too_old},
     record::{self, Entry, Key, Stored},
@@ -114,13 +114,17 @@ impl Entries {
     /// `edit` gets the living entry and says what becomes of it; it may run more than once.
     pub(crate) fn edit<R: Send + 'static>(
         self: &Arc<Self>,
+        by: By,
         key: Key,
         name: &[u8],
         now: impl Fn() -> u64 + Send + 'static,
         edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
         let run = Editing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, edit, outcome: None };
-        self.lane.delegate(run, |run, result| result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked))))
+        let settle = |run: Editing<_, _, _>, result: Result<(), Error>| {
+            result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked)))
+        };
+        self.lane.submit_by(by, run, settle)
     }
 
     /// Whether an entry would be alive if it were stored.
@@ -129,10 +133,10 @@ impl Entries {
     }
 
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
-    pub(crate) fn purge(&self, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
+    pub(crate) fn purge(&self, by: By, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().done;
-        self.lane.delegate(Purge { subject, now, walked }, |_, result| result)
+        self.lane.submit_by(by, Purge { subject, now, walked }, |_, result| result)
     }
 
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {

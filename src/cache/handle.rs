@@ -1,6 +1,6 @@
 //! What the handles of one opening share: the files, a clock, an executor.
 
-use super::{keeper, shared::Shared};
+use super::{keeper, lane::By, shared::Shared};
 use crate::time::Clock;
 use hyper::rt::{Executor, Sleep};
 use std::{
@@ -56,6 +56,11 @@ impl Handle {
 
     pub(crate) fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
         self.clock.sleep(delay)
+    }
+
+    /// Who makes the writes of stored answers.
+    pub(crate) fn by(&self) -> By {
+        if self.clock.may_be_paused() { By::Caller } else { By::Keeper }
     }
 
     /// Runs a future on its own, or gives it back where nothing can run it.

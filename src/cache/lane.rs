@@ -49,6 +49,15 @@ struct Queued {
     deadline: Option<Instant>,
 }
 
+/// Who makes a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// Whoever asks for it, unless somebody is at the gate.
+    Caller,
+    /// The housekeeping thread, many in one transaction.
+    Keeper,
+}
+
 /// The way into one environment.
 pub(crate) struct Lane {
     pub(crate) env: Env,
@@ -156,12 +165,25 @@ impl Lane {
         }
     }
 
-    /// As `submit`, but always left to the housekeeping thread, which puts many into one transaction.
-    pub(crate) fn delegate<R, G>(
+    /// As `submit`, or as `delegate`.
+    pub(crate) fn submit_by<R, G>(
         &self,
+        by: By,
         run: R,
         settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
     ) -> Pending<G>
+    where
+        R: Run + Send + 'static,
+        G: Send + 'static,
+    {
+        match by {
+            By::Caller => self.submit(run, settle),
+            By::Keeper => self.delegate(run, settle),
+        }
+    }
+
+    /// As `submit`, but always left to the housekeeping thread, which puts many into one transaction.
+    fn delegate<R, G>(&self, run: R, settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static) -> Pending<G>
     where
         R: Run + Send + 'static,
         G: Send + 'static,

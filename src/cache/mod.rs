@@ -160,7 +160,8 @@ impl Cache {
 
     async fn purge(&self, subject: Subject) -> Result<(), Error> {
         let now = self.handle.now();
-        let shards: Vec<_> = self.handle.shared.entries.iter().map(|shard| shard.purge(subject, now)).collect();
+        let shards: Vec<_> =
+            self.handle.shared.entries.iter().map(|shard| shard.purge(self.handle.by(), subject, now)).collect();
         for purged in shards {
             purged.await?;
         }

@@ -45,7 +45,7 @@ impl Scope {
     pub async fn clear(&self) -> Result<(), Error> {
         let handle = self.handle();
         let (subject, now) = (Subject::Scope(self.inner.id), handle.now());
-        let shards: Vec<_> = handle.shared.entries.iter().map(|shard| shard.purge(subject, now)).collect();
+        let shards: Vec<_> = handle.shared.entries.iter().map(|shard| shard.purge(handle.by(), subject, now)).collect();
         for purged in shards {
             purged.await?;
         }
@@ -123,15 +123,16 @@ impl Scope {
         edit: impl FnMut(Option<&Entry>, entries::Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
         let handle = self.handle().clone();
-        self.handle().shared.shard(&key).edit(key, name, move || handle.now(), edit)
+        self.handle().shared.shard(&key).edit(handle.by(), key, name, move || handle.now(), edit)
     }
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored.
     pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (shared, now) = (&self.handle().shared, self.handle().now());
-        let mut purges = vec![shared.shard(key).purge(Subject::Name(key.hash), now)];
-        purges.extend(shared.entries.iter().map(|shard| shard.purge(Subject::Tag(key.own_tag()), now)));
+        let by = self.handle().by();
+        let mut purges = vec![shared.shard(key).purge(by, Subject::Name(key.hash), now)];
+        purges.extend(shared.entries.iter().map(|shard| shard.purge(by, Subject::Tag(key.own_tag()), now)));
         async {
             for purged in purges {
                 purged.await?;

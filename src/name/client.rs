@@ -52,7 +52,8 @@ pub struct ClientIp {
 }
 
 impl ClientIp {
-    /// By the [`PeerAddr`] among the request's extensions.
+    /// By the [`PeerAddr`] among the request's extensions, which no server inserts by itself. With axum's `ConnectInfo` use
+    /// [`from_fn`](Self::from_fn) as shown above; without either, all clients share one name.
     pub fn new() -> Self {
         Self::from_fn(|extensions| extensions.get::<PeerAddr>().map(|peer| peer.0.ip()))
     }

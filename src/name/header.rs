@@ -137,6 +137,19 @@ impl<B> Name<Request<B>> for GrpcMethod {
     }
 }
 
+/// Names an HTTP request by the path of its URI, as it is: without method, host and query, so for throttles and barriers.
+///
+/// Within axum's `Router::nest` the path has lost its prefix.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Path;
+
+impl<B> Name<Request<B>> for Path {
+    fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
+        name.push_str(req.uri().path());
+        Named::Yes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::tests::name_of, *};

@@ -4,9 +4,10 @@
 //! lock or an answer. Anything of these is a name:
 //!
 //! - [`All`], a `&str` or a [`String`]: one name for all requests;
-//! - a closure or function from `&Req` to something that is [`IntoName`]: text, bytes, a number, an address;
+//! - a closure or function from `&Req` to something of its own that is [`IntoName`]: text, bytes, a number, an address
+//!   (`|r: &Request<_>| r.uri().path().to_owned()`; text borrowed from the request does not compile, see `from_fn`);
 //! - [`from_fn`], for a closure that writes into the buffer itself and so need not allocate;
-//! - the ready-made names: [`Target`], [`ClientIp`], [`Header`], [`extension`] and [`GrpcMethod`] for HTTP,
+//! - the ready-made names: [`Target`], [`Path`], [`ClientIp`], [`Header`], [`extension`] and [`GrpcMethod`] for HTTP,
 //!   [`Args`] for requests that are `serde::Serialize`;
 //! - a tuple of two to four names, whose parts can never run into each other.
 //!
@@ -63,7 +64,7 @@ pub use self::{
     args::Args,
     buf::NameBuf,
     client::{ClientIp, PeerAddr},
-    header::{Ext, GrpcMethod, Header, extension},
+    header::{Ext, GrpcMethod, Header, Path, extension},
     target::Target,
 };
 

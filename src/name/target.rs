@@ -22,7 +22,8 @@ const INLINE_PARAMETERS: usize = 32;
 /// - the scheme, if the URI has one;
 /// - the host in lower case, without the default port of the scheme: the authority of the URI, else the `Host` header.
 ///   Where a request names several hosts that differ, all of them count;
-/// - the path as it is;
+/// - the path as it is. Within axum's `Router::nest` it has lost its prefix: put the layer around the nest, or give each
+///   nested router a scope of its own;
 /// - the query, with its parameters sorted by name. Parameters of one name keep their order, and frameworks differ in
 ///   what they take for one name: so percent-encoding, letter case, punctuation and whatever follows a `[` make no
 ///   difference to the order. A query with a `;` in it, which some take for a separator, is left as it is;

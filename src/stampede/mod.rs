@@ -64,7 +64,8 @@
 //! **Whoever is known by anything but these three headers (an API key of another header, a session in the extensions, the
 //! peer's address) must be part of the [name](StampedeCacheLayer::name)**, or one user is served another's page.
 //!
-//! An answer that may be kept is read whole, up to the limit, before its first byte goes on.
+//! An answer that may be kept is read whole, up to the limit, before its first byte goes on. Conditional requests are
+//! answered in full.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
 //! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name

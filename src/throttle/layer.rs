@@ -25,6 +25,9 @@ impl ThrottleLayer {
     /// `count` requests per `per`, all at once if need be, for all requests together unless there is a
     /// [`name`](ThrottleLayer::name). Further ones are refused: 429 over HTTP.
     ///
+    /// After a rest nearly twice `count` may pass within one `per`: the burst, and what is regained meanwhile.
+    /// [`burst(1)`](ThrottleLayer::burst) spaces requests evenly.
+    ///
     /// # Panics
     ///
     /// If `count` or `per` is zero, or the rate is above one a nanosecond.
@@ -89,7 +92,7 @@ impl<N, A, C> ThrottleLayer<N, A, C> {
         self
     }
 
-    /// Lets requests wait for their turn, however long, as the seed does. It cannot refuse, so response and error types
+    /// Lets requests wait for their turn, however long, as python-diskcache's `throttle` does. It cannot refuse, so response and error types
     /// stay those of the inner service. What can never be admitted (a cost above the burst), and what comes while the
     /// cache fails, passes at once.
     pub fn wait(self) -> WaitingThrottleLayer<N, C> {

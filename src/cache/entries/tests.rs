@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::lane::By;
 use crate::cache::{
     Cache, Kind, Scope,
     purges::{PURGES, PURGES_MAX},
@@ -110,7 +111,7 @@ async fn a_purge_that_is_queued_before_a_store_comes_first() {
     let scope = cache.scope("a");
     let old = sequence(&scope, "x");
     let holder = Holder::of(&shard(&cache).lane);
-    let purge = shard(&cache).purge(Subject::Name(key(&scope, "x").hash), cache.handle.now());
+    let purge = shard(&cache).purge(By::Keeper, Subject::Name(key(&scope, "x").hash), cache.handle.now());
     let stored = scope.commit(key(&scope, "x"), b"x", answer(&scope, old, &[]));
     holder.release();
     purge.await.unwrap();
@@ -223,8 +224,8 @@ fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
         cache.insert(&i.to_string(), &1).wait().unwrap();
     }
     let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
-    shard(&cache).purge(Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
-    shard(&cache).purge(Subject::Tag(cache.root().tag("t")), cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Tag(cache.root().tag("t")), cache.handle.now()).wait().unwrap();
     // The housekeeping thread may have begun already.
     tidy(&cache);
     assert_eq!(rows(&cache, ENTRIES).len(), 500);
@@ -246,7 +247,7 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
     for i in 0..500 {
         doomed.insert(&i.to_string(), &1).wait().unwrap();
     }
-    shard(&cache).purge(Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
     for _ in 0..8 {
         let holder = Holder::of(&shard(&cache).lane);
         shard(&cache).tidy();
@@ -270,7 +271,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
         let purges: Vec<_> = (0..1000)
             .map(|i| round * 1000 + i)
             .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
-            .map(|subject| shard(&cache).purge(subject, cache.handle.now()))
+            .map(|subject| shard(&cache).purge(By::Keeper, subject, cache.handle.now()))
             .collect();
         purges.into_iter().for_each(|purge| purge.wait().unwrap());
         tidy(&cache);
@@ -359,7 +360,7 @@ fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {
     let now = cache.handle.now();
     model.retain(|_, entry| now < entry.1);
     let end = |life: u8| now + u64::from(life) * 1_000_000_000;
-    let subject = |subject| shard(cache).purge(subject, now).wait().unwrap();
+    let subject = |subject| shard(cache).purge(By::Keeper, subject, now).wait().unwrap();
     match *step {
         Step::Insert { name, size, life, tag } => {
             let insert = scope.insert(&name.to_string(), &"x".repeat(size)).expire(Duration::from_secs(life.into()));
