@@ -48,6 +48,18 @@ async fn an_answer_is_served_by_other_processes_and_after_kill_9() {
 }
 
 #[tokio::test]
+async fn answers_of_different_upstreams_do_not_meet() {
+    let (one, two) = (numbering(&[]).await, numbering(&[]).await);
+    let cache = directory();
+    let browser = Browser::http1();
+    for (upstream, origin) in [&one, &two] {
+        let gateway = Gateway::start(cache.path(), &["--upstream", upstream, "--expire", "600"]);
+        browser.get(&gateway.url("/page")).await;
+        assert_eq!(origin.calls(), 1);
+    }
+}
+
+#[tokio::test]
 async fn both_versions_of_http_share_answers_and_hosts_do_not() {
     let (upstream, origin) = numbering(&[]).await;
     let cache = directory();
