@@ -2,7 +2,10 @@
 
 use nix::sys::signal::Signal;
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::{
+        atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     time::Duration,
 };
 use tokio::{
@@ -13,6 +16,7 @@ use tower::{Layer, Service, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Fail, Lock, LockFactory, Rejection, Semaphore,
     lock::{AcquireError, Guard},
+    time::clock_fn,
 };
 
 #[path = "support/paused.rs"]
@@ -196,4 +200,25 @@ fn child() {
         }
         role => panic!("{role}"),
     }
+}
+
+#[test]
+fn a_clock_that_panics_once_does_not_end_the_renewals() {
+    let (asked, tell) = mpsc::channel();
+    let renewals = AtomicU32::new(0);
+    let now = move || {
+        if std::thread::current().name() == Some("floodgate-keeper") {
+            let renewal = renewals.fetch_add(1, SeqCst);
+            let _ = asked.send(renewal);
+            assert_ne!(renewal, 0, "the clock panics once");
+        }
+        secs(1)
+    };
+    let clock = clock_fn(now, |_| std::future::pending());
+    let cache = Cache::builder_temporary().state_size(1 << 20).clock(clock).open().unwrap();
+    let guard = cache.lock("l").expire(ms(30)).acquire_blocking().unwrap();
+    for renewal in 0..3 {
+        assert_eq!(tell.recv_timeout(secs(30)).unwrap(), renewal);
+    }
+    assert!(!guard.is_lost());
 }

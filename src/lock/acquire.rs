@@ -84,17 +84,33 @@ impl Renew for HeldLock {
             return;
         }
         let (scope, key) = (self.scope.clone(), self.key);
+        let renewing = Renewing(self);
         scope.post(LOCKS, key, move |found, now| {
-            self.renewing.store(false, Relaxed);
-            if self.released.load(Relaxed) {
+            let held = renewing.held();
+            if held.released.load(Relaxed) {
                 return ((), Change::Keep);
             }
-            let (ours, change) = row::renew(found, now, &self.owner, self.lease);
-            if !ours && !self.lost.swap(true, Relaxed) {
-                self.scope.note(Event::LeaseLost);
+            let (ours, change) = row::renew(found, now, &held.owner, held.lease);
+            if !ours && !held.lost.swap(true, Relaxed) {
+                held.scope.note(Event::LeaseLost);
             }
             ((), change)
         });
+    }
+}
+
+/// A renewal under way; however it ends, also by a panic, the next one can begin.
+struct Renewing(Arc<HeldLock>);
+
+impl Renewing {
+    fn held(&self) -> &HeldLock {
+        &self.0
+    }
+}
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        self.0.renewing.store(false, Relaxed);
     }
 }
 
