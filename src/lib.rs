@@ -78,6 +78,7 @@ pub mod barrier;
 pub mod body;
 pub mod cache;
 mod error;
+mod hush;
 pub mod lock;
 pub mod name;
 mod rejection;

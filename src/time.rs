@@ -52,7 +52,8 @@ impl<T: Timer + Send + Sync + 'static> Clock for System<T> {
     }
 }
 
-fn boot_time() -> Duration {
+/// Time since the machine started, counting through suspend.
+pub(crate) fn boot_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

@@ -1,12 +1,7 @@
 //! What happened, counted; what went wrong, logged as well, once a second at most a kind.
 
-use std::{
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Instant,
-};
+use crate::hush::Hush;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Something worth counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +28,7 @@ const KINDS: usize = Event::LeaseLost as usize + 1;
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     counts: [AtomicU64; KINDS],
-    /// Seconds since the first log at which each kind was logged last, plus one.
-    logged: [AtomicU64; KINDS],
-    began: OnceLock<Instant>,
+    logged: [Hush; KINDS],
 }
 
 impl Events {
@@ -48,8 +41,7 @@ impl Events {
             Event::LeaseLost => "a lock was lost: its lease ended while it was held",
             _ => return,
         };
-        let second = self.began.get_or_init(Instant::now).elapsed().as_secs() + 1;
-        if self.logged[event as usize].swap(second, Relaxed) != second {
+        if self.logged[event as usize].due() {
             tracing::warn!(scope, count = self.count(event), what);
         }
     }

@@ -1,7 +1,7 @@
 //! What the handles of one opening share: the files, a clock, an executor.
 
-use super::{keeper, lane::By, shared::Shared};
-use crate::time::Clock;
+use super::{keeper, lane::By, purges::Subject, shared::Shared};
+use crate::{error::Error, time::Clock};
 use hyper::rt::{Executor, Sleep};
 use std::{
     future::Future,
@@ -61,6 +61,18 @@ impl Handle {
     /// Who makes the writes of stored answers.
     pub(crate) fn by(&self) -> By {
         if self.clock.may_be_paused() { By::Caller } else { By::Keeper }
+    }
+
+    /// Queues a purge in every shard at once; the answer resolves when all are committed.
+    pub(crate) fn purge(&self, subject: Subject) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (by, now) = (self.by(), self.now());
+        let purges: Vec<_> = self.shared.entries.iter().map(|shard| shard.purge(by, subject, now)).collect();
+        async {
+            for purged in purges {
+                purged.await?;
+            }
+            Ok(())
+        }
     }
 
     /// Runs a future on its own, or gives it back where nothing can run it.

@@ -267,10 +267,7 @@ impl Lane {
             Ok(Some(held)) => {
                 turn.held = Some(held);
                 self.stuck.store(false, SeqCst);
-                let jobs = self.take_queued();
-                let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
-                drop(turn);
-                finish_all(done);
+                self.drain(turn);
             }
             Ok(None) => {
                 drop(turn);
@@ -310,15 +307,20 @@ impl Lane {
             return;
         }
         if let Ok(Attempt::In(turn)) = self.attempt() {
-            let jobs = self.take_queued();
-            let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
-            drop(turn);
-            finish_all(done);
+            self.drain(turn);
         }
         // Enough of this thread's time; or another process is in.
         if self.has_queued() {
             self.bell.ring();
         }
+    }
+
+    /// Applies a batch of what is queued and gives the gate back.
+    fn drain(&self, turn: Turn<'_>) {
+        let jobs = self.take_queued();
+        let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+        drop(turn);
+        finish_all(done);
     }
 
     fn locked_queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {

@@ -368,8 +368,7 @@ fn boot_id() -> io::Result<String> {
 }
 
 fn since_boot() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    u64::try_from(crate::time::boot_time().as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
 fn since_epoch() -> u64 {

@@ -144,7 +144,7 @@ impl Cache {
     /// [`Error::Busy`] if the cache could not be written in time; the purge may then have happened in part.
     pub async fn evict(&self, tag: &str) -> Result<(), Error> {
         let tag = self.handle.shared.secret.tag(tag);
-        self.purge(Subject::Tag(tag)).await?;
+        self.handle.purge(Subject::Tag(tag)).await?;
         self.reset_cells(move |cell| cell == tag).await
     }
 
@@ -154,18 +154,8 @@ impl Cache {
     ///
     /// As [`evict`](Cache::evict).
     pub async fn clear(&self) -> Result<(), Error> {
-        self.purge(Subject::All).await?;
+        self.handle.purge(Subject::All).await?;
         self.reset_cells(|_| true).await
-    }
-
-    async fn purge(&self, subject: Subject) -> Result<(), Error> {
-        let now = self.handle.now();
-        let shards: Vec<_> =
-            self.handle.shared.entries.iter().map(|shard| shard.purge(self.handle.by(), subject, now)).collect();
-        for purged in shards {
-            purged.await?;
-        }
-        Ok(())
     }
 
     async fn reset_cells(&self, wanted: impl Fn(u64) -> bool + Clone + Send + 'static) -> Result<(), Error> {

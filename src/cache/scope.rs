@@ -43,13 +43,7 @@ impl Scope {
     ///
     /// As [`Cache::evict`](super::Cache::evict).
     pub async fn clear(&self) -> Result<(), Error> {
-        let handle = self.handle();
-        let (subject, now) = (Subject::Scope(self.inner.id), handle.now());
-        let shards: Vec<_> = handle.shared.entries.iter().map(|shard| shard.purge(handle.by(), subject, now)).collect();
-        for purged in shards {
-            purged.await?;
-        }
-        Ok(())
+        self.handle().purge(Subject::Scope(self.inner.id)).await
     }
 
     pub(crate) fn shared_name(&self) -> &Arc<str> {
@@ -129,15 +123,12 @@ impl Scope {
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored.
     pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (shared, now) = (&self.handle().shared, self.handle().now());
-        let by = self.handle().by();
-        let mut purges = vec![shared.shard(key).purge(by, Subject::Name(key.hash), now)];
-        purges.extend(shared.entries.iter().map(|shard| shard.purge(by, Subject::Tag(key.own_tag()), now)));
+        let handle = self.handle();
+        let name = handle.shared.shard(key).purge(handle.by(), Subject::Name(key.hash), handle.now());
+        let variants = handle.purge(Subject::Tag(key.own_tag()));
         async {
-            for purged in purges {
-                purged.await?;
-            }
-            Ok(())
+            name.await?;
+            variants.await
         }
     }
 

@@ -2,7 +2,9 @@ use std::{any::type_name, fmt, sync::Arc};
 
 use serde::ser::{self, Serialize};
 
-use super::{Hush, Name, NameBuf, Named};
+use crate::hush::Hush;
+
+use super::{Name, NameBuf, Named};
 
 mod encode;
 

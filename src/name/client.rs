@@ -6,7 +6,9 @@ use std::{
 
 use http::{Extensions, HeaderMap, HeaderName, Request};
 
-use super::{Hush, Name, NameBuf, Named};
+use crate::hush::Hush;
+
+use super::{Name, NameBuf, Named};
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 

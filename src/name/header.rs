@@ -2,7 +2,9 @@ use std::{any::type_name, fmt, marker::PhantomData};
 
 use http::{HeaderMap, HeaderName, Request};
 
-use super::{Hush, IntoName, Name, NameBuf, Named};
+use crate::hush::Hush;
+
+use super::{IntoName, Name, NameBuf, Named};
 
 /// Appends `name=` and every value of that header as a part: nothing for an absent header, `0:,` for an empty one.
 pub(super) fn push_header(headers: &HeaderMap, header: &HeaderName, name: &mut NameBuf) {

@@ -53,11 +53,7 @@ use std::{
     borrow::Cow,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+    sync::Arc,
 };
 
 pub use self::{
@@ -67,6 +63,7 @@ pub use self::{
     header::{Ext, GrpcMethod, Header, Path, extension},
     target::Target,
 };
+pub(crate) use target::announces_body;
 
 /// The name of a request, written out; `None`: it passes.
 pub(crate) fn written<Req>(name: &impl Name<Req>, request: &Req) -> Option<NameBuf> {
@@ -277,28 +274,6 @@ as_display! { u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize, bo
 impl<T: IntoName> IntoName for Option<T> {
     fn into_name(self, name: &mut NameBuf) -> Named {
         self.map_or(Named::Pass, |some| some.into_name(name))
-    }
-}
-
-/// Lets one log line through a second.
-#[derive(Debug)]
-struct Hush(AtomicU64);
-
-impl Hush {
-    const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// Whether the line is due, which at most one caller a second is told.
-    fn due(&self) -> bool {
-        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        self.due_at(u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn due_at(&self, millis: u64) -> bool {
-        let next = self.0.load(Ordering::Relaxed);
-        millis >= next
-            && self.0.compare_exchange(next, millis.saturating_add(1000), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

@@ -113,7 +113,7 @@ impl Target {
 impl<B> Name<Request<B>> for Target {
     fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
         let (method, uri, headers) = (req.method(), req.uri(), req.headers());
-        if !matches!(*method, Method::GET | Method::HEAD) || has_content(headers) {
+        if !matches!(*method, Method::GET | Method::HEAD) || announces_body(headers) {
             return Named::Pass;
         }
         name.push_str(method.as_str());
@@ -138,7 +138,8 @@ impl<B> Name<Request<B>> for Target {
     }
 }
 
-fn has_content(headers: &HeaderMap) -> bool {
+/// Whether a request says that it has a body.
+pub(crate) fn announces_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0")
 }
 

@@ -2,6 +2,7 @@ use http::Request;
 use proptest::prelude::*;
 
 use super::*;
+use crate::hush::Hush;
 
 /// The name of `req`, `None` where it passes.
 pub(super) fn name_of<Req>(name: &impl Name<Req>, req: &Req) -> Option<String> {

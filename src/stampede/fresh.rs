@@ -6,9 +6,9 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE, EXPIRES, HeaderMap,
-    HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA,
-    PROXY_AUTHORIZATION, RANGE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE, EXPIRES, HeaderMap, HeaderName,
+    HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, PRAGMA,
+    PROXY_AUTHORIZATION, RANGE, SET_COOKIE, UPGRADE, VARY,
 };
 use http::status::StatusCode;
 
@@ -29,7 +29,7 @@ static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 /// Fields of requests whose answer is no plain representation, or depends on more than the headers.
 static BYPASS: [HeaderName; 5] = [RANGE, IF_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE, UPGRADE];
 
-/// Reads a request's headers; methods are the name's business, and bodies are [`announces_body`]'s.
+/// Reads a request's headers; methods are the name's business, and bodies are `name::announces_body`'s.
 ///
 /// `If-None-Match` and `If-Modified-Since` stay [`Access::Shared`]: see [`make_unconditional`].
 pub(crate) fn access(headers: &HeaderMap) -> Access {
@@ -42,12 +42,6 @@ pub(crate) fn access(headers: &HeaderMap) -> Access {
     } else {
         Access::Shared
     }
-}
-
-/// Whether a request says that it has a body. It is bypassed unless the name accounts for that, because the answer may
-/// depend on it.
-pub(crate) fn announces_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().any(|length| length != "0")
 }
 
 /// Removes the conditions that would make the origin answer 304, which serves nobody but this client.

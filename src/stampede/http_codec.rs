@@ -6,7 +6,10 @@ use super::{
     status::CacheStatus,
     wire,
 };
-use crate::body::{Body, Resumed};
+use crate::{
+    body::{Body, Resumed},
+    name,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use hyper::body::{Body as HttpBody, Bytes};
 use std::{collections::VecDeque, future::poll_fn, time::Duration};
@@ -46,7 +49,7 @@ where
         // The answer may depend on a body, and the name does not. HTTP/2 need not announce one. A name of the user's may
         // tell no methods apart; and what is to be done is not done by a stored answer.
         let unnamed = || {
-            fresh::announces_body(request.headers())
+            name::announces_body(request.headers())
                 || !request.body().is_end_stream()
                 || !matches!(*request.method(), Method::GET | Method::HEAD)
         };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::name::announces_body;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
