@@ -17,19 +17,23 @@
 //! # Ok::<(), tower_floodgate::Error>(())
 //! ```
 
-use crate::{body::Body, lock::Guard, rejection::Rejection, throttle::Quota};
+use crate::{
+    body::Body,
+    lock::Guard,
+    rejection::Rejection,
+    throttle::{Decision, Quota},
+};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Bytes;
-use std::{fmt::Write as _, ops::ControlFlow, sync::Arc};
+use std::{fmt::Write as _, ops::ControlFlow};
 
 /// What a layer knows of a request that it let through.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Admission {
-    /// The scope of the layer, where it took part in the decision.
-    pub scope: Option<Arc<str>>,
-    /// What is left of a throttle's budget.
-    pub quota: Option<Quota>,
+    /// What a throttle decided. `None` from a barrier, and where nothing was counted: the request has no name, or the
+    /// cache failed.
+    pub decision: Option<Decision>,
     /// The lock that is held for the request; it is released when this is dropped.
     pub guard: Option<Guard>,
 }
@@ -38,6 +42,12 @@ pub struct Admission {
 pub trait Answer<Req, Res, Err> {
     /// What comes out of the layer.
     type Response;
+
+    /// Called before the inner service is, with what a throttle decided: the place to put it into the request. Does
+    /// nothing unless it is written.
+    fn mark(&self, request: &mut Req, decision: &Decision) {
+        let _ = (request, decision);
+    }
 
     /// The inner service's response, made into the layer's own.
     fn admit(&self, response: Res, admission: Admission) -> Self::Response;
@@ -75,14 +85,18 @@ impl Http {
 impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
     type Response = Response<Body<B>>;
 
+    fn mark(&self, request: &mut Request<A>, decision: &Decision) {
+        request.extensions_mut().insert(decision.clone());
+    }
+
     fn admit(&self, response: Response<B>, admission: Admission) -> Self::Response {
-        let Admission { scope, quota, guard } = admission;
+        let Admission { decision, guard } = admission;
         let mut response = response.map(|body| Body::inner(body, guard));
-        if let Some(quota) = quota {
+        if let Some(decision) = decision {
             if self.quota_always {
-                add_quota(response.headers_mut(), scope.as_deref().unwrap_or_default(), &quota);
+                add_quota(response.headers_mut(), &decision.scope, &decision.quota);
             }
-            response.extensions_mut().insert(quota);
+            response.extensions_mut().insert(decision);
         }
         response
     }

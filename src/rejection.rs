@@ -1,7 +1,8 @@
 //! Why a request was not let through.
 
+use crate::throttle::Quota;
 use http::StatusCode;
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Why a layer did not let a request through.
 ///
@@ -13,11 +14,13 @@ pub struct Rejection {
     /// What kind of refusal this is.
     pub reason: Reason,
     /// The scope of the layer that refused.
-    pub scope: std::sync::Arc<str>,
+    pub scope: Arc<str>,
     /// How long to wait before asking again, where that is known.
     pub retry_after: Option<Duration>,
-    /// The state of the budget, where a throttle refused.
-    pub quota: Option<crate::throttle::Quota>,
+    /// The limit that refused, where a throttle did.
+    pub quota: Option<Quota>,
+    /// The other limits of the throttle that refused, in any order; mostly none.
+    pub others: Vec<Quota>,
 }
 
 /// The kinds of refusal.
@@ -28,6 +31,12 @@ pub enum Reason {
     Throttled,
     /// The request costs more than the throttle's burst: it can never be admitted.
     TooCostly,
+    /// The name is not allowed to pass at all.
+    Denied,
+    /// The name was refused too often, and is refused for a while whatever its budget is.
+    Blocked,
+    /// As many wait already as may.
+    QueueFull,
     /// A barrier's lock was not free in time.
     Busy,
     /// The cache could not be used, and the layer fails closed.
@@ -35,23 +44,36 @@ pub enum Reason {
 }
 
 impl Rejection {
-    pub(crate) fn new(reason: Reason, scope: &std::sync::Arc<str>) -> Self {
-        Rejection { reason, scope: scope.clone(), retry_after: None, quota: None }
+    pub(crate) fn new(reason: Reason, scope: &Arc<str>) -> Self {
+        Rejection { reason, scope: scope.clone(), retry_after: None, quota: None, others: Vec::new() }
     }
 
-    /// The HTTP status that says so: 429 for a throttle, 503 for the rest.
-    pub fn status(&self) -> StatusCode {
+    /// Whether the caller asked for too much, rather than the server being short of something. Of a full queue that is
+    /// only said by a throttle, which always tells its quota.
+    fn is_callers_doing(&self) -> bool {
         match self.reason {
-            Reason::Throttled | Reason::TooCostly => StatusCode::TOO_MANY_REQUESTS,
-            Reason::Busy | Reason::CacheFailed => StatusCode::SERVICE_UNAVAILABLE,
+            Reason::Throttled | Reason::TooCostly | Reason::Blocked => true,
+            Reason::QueueFull => self.quota.is_some(),
+            Reason::Denied | Reason::Busy | Reason::CacheFailed => false,
         }
     }
 
-    /// The gRPC status code that says so: 8 (`RESOURCE_EXHAUSTED`) for a throttle, 14 (`UNAVAILABLE`) for the rest.
+    /// The HTTP status that says so: 429 for a throttle, 403 for who is [denied](Reason::Denied), 503 for the rest.
+    pub fn status(&self) -> StatusCode {
+        match self.reason {
+            Reason::Denied => StatusCode::FORBIDDEN,
+            _ if self.is_callers_doing() => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The gRPC status code that says so: 8 (`RESOURCE_EXHAUSTED`) for a throttle, 7 (`PERMISSION_DENIED`) for who is
+    /// [denied](Reason::Denied), 14 (`UNAVAILABLE`) for the rest.
     pub fn grpc_code(&self) -> u8 {
         match self.reason {
-            Reason::Throttled | Reason::TooCostly => 8,
-            Reason::Busy | Reason::CacheFailed => 14,
+            Reason::Denied => 7,
+            _ if self.is_callers_doing() => 8,
+            _ => 14,
         }
     }
 
@@ -66,6 +88,9 @@ impl fmt::Display for Rejection {
         f.write_str(match self.reason {
             Reason::Throttled => "too many requests",
             Reason::TooCostly => "the request costs more than the limit ever allows",
+            Reason::Denied => "not allowed",
+            Reason::Blocked => "blocked after too many refusals",
+            Reason::QueueFull => "too many are waiting already",
             Reason::Busy => "busy: the lock was not free in time",
             Reason::CacheFailed => "the cache is not available",
         })

@@ -34,6 +34,7 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Lock, Reason, Rejection, Semaphore, StampedeCacheLayer, ThrottleLayer,
     name::{ClientIp, extension},
+    throttle::Decision,
 };
 
 async fn ask(app: &Router, path: &str) -> Response {
@@ -172,7 +173,7 @@ async fn an_outer_layer_sees_why() {
     async fn explain(request: Request, next: Next) -> Response {
         let mut response = next.run(request).await;
         let why = response.extensions().get::<Rejection>().map(|why| format!("{}: {:?}", why.scope, why.reason));
-        let quota = response.extensions().get::<tower_floodgate::throttle::Quota>().map(|quota| quota.remaining);
+        let quota = response.extensions().get::<Decision>().map(|decision| decision.quota.remaining);
         let said = why.unwrap_or_else(|| format!("{} left", quota.unwrap()));
         response.headers_mut().insert("x-why", HeaderValue::try_from(said).unwrap());
         response

@@ -126,7 +126,7 @@ impl<Res, Err> Answer<Ask, Res, Err> for DryRun {
     type Response = (Res, Option<Quota>);
 
     fn admit(&self, response: Res, admission: Admission) -> Self::Response {
-        (response, admission.quota)
+        (response, admission.decision.map(|decision| decision.quota))
     }
 
     fn refuse(&self, _: &Ask, _: Rejection) -> ControlFlow<Result<Self::Response, Err>> {

@@ -19,7 +19,7 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
     BarrierLayer, Body, Cache, Fail, Http, Lock, Reason, Rejection, ThrottleLayer,
     name::Header,
-    throttle::{LimitError, Quota, Rate},
+    throttle::{Decision, LimitError, Rate},
     time::{Clock, Steady},
 };
 
@@ -101,7 +101,7 @@ async fn a_refusal_says_why() {
     for _ in 0..2 {
         let admitted = ask(&layer, Request::new(())).await;
         assert_eq!(text(admitted.headers(), "ratelimit"), None);
-        assert!(admitted.extensions().get::<Quota>().is_some());
+        assert!(admitted.extensions().get::<Decision>().is_some());
     }
     advance(ms(500)).await;
     let refused = ask(&layer, Request::new(())).await;
@@ -111,7 +111,7 @@ async fn a_refusal_says_why() {
     assert_eq!(text(refused.headers(), "ratelimit"), Some(r#""a \"b\"";r=0;t=10"#));
     let why = refused.extensions().get::<Rejection>().unwrap().clone();
     assert_eq!((why.reason, &*why.scope, why.retry_after), (Reason::Throttled, "a \"b\"", Some(ms(4_500))));
-    assert_eq!(why.quota.map(|quota| (quota.limit, quota.remaining, quota.reset)), Some((2, 0, ms(9_500))));
+    assert_eq!(why.quota.as_ref().map(|quota| (quota.limit, quota.remaining, quota.reset)), Some((2, 0, ms(9_500))));
     let body = refused.into_body().collect().await.unwrap().to_bytes();
     let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(problem["status"], 429);
@@ -361,7 +361,7 @@ async fn names_have_budgets_of_their_own_and_no_name_is_not_counted() {
     }
     for _ in 0..5 {
         let passed = ask(&layer, Request::new(())).await;
-        assert_eq!((passed.status().as_u16(), passed.extensions().get::<Quota>()), (200, None));
+        assert_eq!((passed.status().as_u16(), passed.extensions().get::<Decision>()), (200, None));
     }
     let elsewhere = ThrottleLayer::new(cache.scope("other"), 1, secs(60)).name(Header::new("x-client"));
     assert_eq!(ask(&elsewhere, from("ada")).await.status(), 200, "scopes never meet");

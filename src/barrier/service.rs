@@ -193,8 +193,7 @@ where
                     let result = ready!(future.poll(cx));
                     let guard = guard.take();
                     let response = result?;
-                    let scope = guard.is_some().then(|| this.outcome.scope.shared_name().clone());
-                    let admission = Admission { scope, quota: None, guard };
+                    let admission = Admission { decision: None, guard };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
                 }
                 StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),

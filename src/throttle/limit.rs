@@ -1,6 +1,9 @@
 //! The decision of a throttle, without tower: one row, one pure function, one turn.
 
-use super::rate::{Decision, Quota, Rate};
+use super::{
+    quota::Quota,
+    rate::{Decision, Rate},
+};
 use crate::{
     cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on, record::u64_at},
     error::Error,

@@ -37,10 +37,12 @@
 
 mod layer;
 mod limit;
+mod quota;
 mod rate;
 mod service;
 
 pub use layer::{Cost, One, ThrottleLayer, WaitingThrottleLayer};
 pub use limit::{Limit, LimitError};
-pub use rate::{Quota, Rate};
+pub use quota::{Decision, Quota};
+pub use rate::Rate;
 pub use service::{ResponseFuture, Throttle};

@@ -4,8 +4,8 @@
 //! again. Absent means full. Each admission of `cost` moves it forward by `cost` steps; what would move it further
 //! than the burst span past the present has to wait or is refused.
 
-use std::fmt;
-use std::time::Duration;
+use super::Quota;
+use std::{fmt, time::Duration};
 
 /// 100 years in nanoseconds. No span is longer, so that a time of today plus a span stays far below `u64::MAX`.
 const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
@@ -130,6 +130,7 @@ impl Rate {
         let debt = tat.unwrap_or(0).saturating_sub(now);
         let room = self.span().saturating_sub(debt);
         Quota {
+            name: None,
             limit: self.burst,
             // At most span / step, which is the burst.
             remaining: (room / self.step) as u32,
@@ -160,7 +161,7 @@ impl fmt::Display for Rate {
 }
 
 /// What [`Rate::decide`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Let it pass after `wait`, and store `tat` now.
     Admit {
@@ -179,21 +180,6 @@ pub(crate) enum Decision {
         /// What is left.
         quota: Quota,
     },
-}
-
-/// What a name has left of its [`Rate`], as of one decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Quota {
-    /// The most that can be spent at once: the burst of the rate.
-    pub limit: u32,
-    /// How much can be spent now without waiting, from 0 to `limit`.
-    pub remaining: u32,
-    /// How long until `remaining` is `limit` again, if nobody else comes. Those who wait for their turn count too, so
-    /// this may be longer than `window`.
-    pub reset: Duration,
-    /// How long it takes for nothing left to become `limit`: `per`, where the burst is the count.
-    pub window: Duration,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
-    throttle::Quota,
+    throttle::Decision,
 };
 use pin_project::pin_project;
 use std::{
@@ -49,9 +49,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Req) -> Self::Future {
+    fn call(&mut self, mut request: Req) -> Self::Future {
         let layer = &self.layer;
-        let told = |state| ResponseFuture { state, quota: None, outcome: Outcome::new(layer) };
+        let told = |state| ResponseFuture { state, decision: None, outcome: Outcome::new(layer) };
         let mut name = NameBuf::new();
         if layer.name.name(&request, &mut name) == Named::Pass {
             return told(State::Calling { future: self.inner.call(request) });
@@ -62,7 +62,7 @@ where
         let mut future = told(State::Empty);
         match verdict.now() {
             // The instance that was made ready serves the request.
-            Some(verdict) => match future.outcome.judge(verdict, &request, &mut future.quota) {
+            Some(verdict) => match future.outcome.judge(verdict, &mut request, &mut future.decision) {
                 Step::Call => future.state = State::Calling { future: self.inner.call(request) },
                 Step::Wait(waiting) => {
                     future.state = State::Waiting { waiting, next: Some((self.inner.clone(), request)) };
@@ -101,8 +101,8 @@ impl<A> Outcome<A> {
     fn judge<Req, Res, Err>(
         &self,
         verdict: Result<Verdict, Error>,
-        request: &Req,
-        left: &mut Option<Quota>,
+        request: &mut Req,
+        told: &mut Option<Decision>,
     ) -> Step<Result<A::Response, Err>>
     where
         A: Answer<Req, Res, Err>,
@@ -111,7 +111,9 @@ impl<A> Outcome<A> {
         let why = match verdict {
             Ok(Verdict::Admitted { wait, quota, turn }) => {
                 self.scope.note(Event::Admitted);
-                *left = Some(quota);
+                let decision = Decision { waited: wait, ..Decision::new(name, quota) };
+                self.answer.mark(request, &decision);
+                *told = Some(decision);
                 if wait.is_zero() {
                     turn.spend();
                     return Step::Call;
@@ -120,8 +122,8 @@ impl<A> Outcome<A> {
             }
             Ok(Verdict::Refused { retry_after, quota }) => {
                 self.scope.note(Event::Throttled);
-                *left = Some(quota);
                 let reason = if retry_after.is_some() { Reason::Throttled } else { Reason::TooCostly };
+                *told = Some(Decision { shadow: true, ..Decision::new(name, quota.clone()) });
                 Rejection { retry_after, quota: Some(quota), ..Rejection::new(reason, name) }
             }
             Err(_) => {
@@ -134,7 +136,12 @@ impl<A> Outcome<A> {
         };
         match self.answer.refuse(request, why) {
             ControlFlow::Break(output) => Step::Say(output),
-            ControlFlow::Continue(()) => Step::Call,
+            ControlFlow::Continue(()) => {
+                if let Some(decision) = told {
+                    self.answer.mark(request, decision);
+                }
+                Step::Call
+            }
         }
     }
 }
@@ -148,7 +155,7 @@ where
 {
     #[pin]
     state: State<S, S::Future, Req, Result<A::Response, S::Error>>,
-    quota: Option<Quota>,
+    decision: Option<Decision>,
     outcome: Outcome<A>,
 }
 
@@ -190,9 +197,9 @@ where
             let state = match this.state.as_mut().project() {
                 StateProj::Deciding { verdict, next } => {
                     let verdict = ready!(Pin::new(verdict).poll(cx));
-                    let next = next.take();
-                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(verdict, request, this.quota) {
+                    let mut next = next.take();
+                    let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
+                    match this.outcome.judge(verdict, request, this.decision) {
                         Step::Call => State::Readying { next },
                         Step::Wait(waiting) => State::Waiting { waiting, next },
                         Step::Say(output) => State::Said { output: Some(output) },
@@ -209,8 +216,7 @@ where
                 }
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
-                    let scope = this.quota.is_some().then(|| this.outcome.scope.shared_name().clone());
-                    let admission = Admission { scope, quota: this.quota.take(), guard: None };
+                    let admission = Admission { decision: this.decision.take(), guard: None };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
                 }
                 StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
