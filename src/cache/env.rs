@@ -199,8 +199,20 @@ impl Txn<'_> {
         most: usize,
         mut f: impl FnMut(&[u8], &[u8]) -> T,
     ) -> Result<Vec<T>, Error> {
-        let rows = self.env.tables[table.0].range(&self.rw, &(from, Bound::Unbounded)).map_err(from_heed)?;
-        rows.take(most).map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed)).collect()
+        self.rows_within(table, (from, Bound::Unbounded), most, |key, value| Some(f(key, value)))
+    }
+
+    /// The first `most` rows of a range that `f` keeps.
+    pub(crate) fn rows_within<T>(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        most: usize,
+        mut f: impl FnMut(&[u8], &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let rows = self.env.tables[table.0].range(&self.rw, &range).map_err(from_heed)?;
+        let kept = rows.filter_map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed).transpose());
+        kept.take(most).collect()
     }
 
     pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {

@@ -63,6 +63,9 @@ pub struct Stats {
     pub entries_evicted: u64,
     /// Throttle cells that were dropped before they were full again, for room.
     pub cells_evicted: u64,
+    /// Waiters for whom there was no room among those whom other processes see. They wait all the same; should their
+    /// process die, what was reserved for them stays unused.
+    pub waiters_left_out: u64,
     /// Records that did not decode and were treated as absent.
     pub damaged: u64,
     /// Requests answered from the stampede cache.

@@ -6,9 +6,10 @@
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
 //! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
 //! <cache>/<fingerprint>/entries-K-N/
+//! <cache>/<fingerprint>/run/           a file for each opening that others may wait for, held by an exclusive flock
 //! ```
 
-use super::{record::Secret, sys};
+use super::{presence, record::Secret, sys};
 use crate::error::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -223,6 +224,7 @@ impl Directory {
         directory.layout = layout;
         if alone {
             directory.remove_old_generations();
+            presence::clear(&directory.run_path());
             lock_for(&directory.users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
         }
         Ok((directory, opened))
@@ -242,6 +244,11 @@ impl Directory {
 
     pub(crate) fn entries_path(&self, shard: usize, generation: u64) -> PathBuf {
         self.home.join(format!("entries-{shard}-{generation}"))
+    }
+
+    /// Where the instances are.
+    pub(crate) fn run_path(&self) -> PathBuf {
+        self.home.join("run")
     }
 
     /// A number that no generation has had.

@@ -3,6 +3,7 @@
 use super::{
     Edit, Event, entries, env,
     handle::Handle,
+    line,
     pending::Pending,
     purges::Subject,
     record::{Entry, Key, Kind, ScopeId},
@@ -82,6 +83,38 @@ impl Scope {
     pub(crate) fn post(&self, table: env::Table, key: Key, transition: impl state::Transition<()>) {
         let handle = self.handle().clone();
         self.handle().shared.state.post(table, key, move || handle.now(), transition);
+    }
+
+    /// See [`state::State::update_line`].
+    #[allow(dead_code)] // until the throttle's waiters use it
+    pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
+        &self,
+        table: env::Table,
+        key: Key,
+        transition: impl line::Transition<R>,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
+    ) -> Pending<G> {
+        let handle = self.handle().clone();
+        self.handle().shared.state.update_line(table, key, move || handle.now(), transition, settle)
+    }
+
+    /// See [`state::State::post_line`].
+    #[allow(dead_code)] // as above
+    pub(crate) fn post_line(&self, table: env::Table, key: Key, transition: impl line::Transition<()>) {
+        let handle = self.handle().clone();
+        self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
+    }
+
+    /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
+    #[allow(dead_code)] // as above
+    pub(crate) fn instance(&self) -> Option<u64> {
+        self.handle().shared.presence.instance()
+    }
+
+    /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
+    #[allow(dead_code)] // as above
+    pub(crate) fn is_dead(&self, instance: u64) -> bool {
+        self.handle().shared.presence.is_dead(instance)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must

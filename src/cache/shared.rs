@@ -9,6 +9,7 @@ use super::{
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
     layout::{Directory, Layout, Opening, Wanted},
+    presence::Presence,
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
@@ -33,7 +34,7 @@ use std::{
 
 /// How long the housekeeping thread waits at one gate before it looks at the others.
 const SLICE: Duration = Duration::from_millis(5);
-/// How often readers of dead processes are cleared away and expired entries swept.
+/// How often readers and files of dead processes are cleared away and expired entries swept.
 const TIDY: Duration = Duration::from_secs(10);
 /// Pause between the steps of the walk that follows a purge.
 const WALK: Duration = Duration::from_millis(20);
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) events: Events,
+    pub(crate) presence: Presence,
     /// Who waits for locks in this process.
     pub(crate) queues: Arc<Queues>,
     /// What is being computed in this process.
@@ -165,6 +167,7 @@ impl Shared {
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
+            presence: Presence::new(directory.run_path()),
             queues: Arc::default(),
             flights: Arc::default(),
             holdings: Mutex::default(),
@@ -240,6 +243,7 @@ impl Shared {
         let mut stats = Stats::of(&self.events);
         stats.cells_evicted = self.state.evicted.load(Relaxed);
         stats.damaged = self.state.damaged.load(Relaxed);
+        stats.waiters_left_out = self.state.left_out.load(Relaxed);
         for shard in &self.entries {
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;
@@ -276,6 +280,7 @@ impl Shared {
         if all {
             tidied.all = tidied.some;
             self.lanes().for_each(|lane| lane.env.clear_stale_readers());
+            self.presence.tidy();
         }
         let mut more = false;
         for shard in &self.entries {

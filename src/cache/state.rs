@@ -3,11 +3,13 @@
 use super::{
     env::{Table, Txn},
     lane::{Lane, Run},
+    line::{self, Line, WaiterKey},
     pending::Pending,
     record::{self, Found, Key, Row},
 };
 use crate::error::Error;
 use std::{
+    cell::Cell,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -18,14 +20,16 @@ use std::{
 };
 
 /// Cells are in the table without a name: a commit of one in a named table would write that table's row of it too.
-pub(crate) const TABLES: [&str; 2] = ["", "locks"];
+pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
 /// Rows that may be dropped when room is needed.
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
 pub(crate) const LOCKS: Table = Table(1);
+/// Who waits behind a row, see [`line`].
+pub(crate) const WAITERS: Table = Table(2);
 
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
-const SWEEP_EVERY: u64 = 8;
+pub(super) const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
 /// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
 const SWEEP_LOCKS_EVERY: u64 = 64;
@@ -50,9 +54,13 @@ pub(crate) struct State {
     /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
     lock_cursor: Mutex<[u8; 16]>,
+    pub(super) waiter_cursor: Mutex<WaiterKey>,
     writes: AtomicU64,
+    pub(super) joins: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) damaged: AtomicU64,
+    /// Waiters for whose rows there was no room.
+    pub(crate) left_out: AtomicU64,
 }
 
 /// An updating function: pure, and re-runnable. `now` is machine time in ns.
@@ -65,9 +73,12 @@ impl State {
             lane,
             cursor: Mutex::default(),
             lock_cursor: Mutex::default(),
+            waiter_cursor: Mutex::default(),
             writes: AtomicU64::new(0),
+            joins: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
         }
     }
 
@@ -87,8 +98,7 @@ impl State {
         R: Send + 'static,
         G: Send + 'static,
     {
-        let update = Update { state: self.clone(), table, key, clock: now, now: 0, transition, outcome: None };
-        self.lane.submit(update, |update, result| settle(update.outcome(result)))
+        self.update_line(table, key, now, beside_the_line(transition), settle)
     }
 
     /// As `update`, for what must happen however late, and whose result nobody awaits. Never blocks.
@@ -99,7 +109,35 @@ impl State {
         now: impl Fn() -> u64 + Send + 'static,
         transition: impl Transition<()>,
     ) {
-        self.lane.post(Update { state: self.clone(), table, key, clock: now, now: 0, transition, outcome: None });
+        self.post_line(table, key, now, beside_the_line(transition));
+    }
+
+    /// As `update`, by a transition that sees the line behind its row and may change it in the same transaction.
+    pub(crate) fn update_line<R, G>(
+        self: &Arc<Self>,
+        table: Table,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl line::Transition<R>,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
+    ) -> Pending<G>
+    where
+        R: Send + 'static,
+        G: Send + 'static,
+    {
+        let update = Update::new(self, table, key, now, transition);
+        self.lane.submit(update, |update, result| settle(update.outcome(result)))
+    }
+
+    /// As `update_line`, for what must happen however late, and whose result nobody awaits. Never blocks.
+    pub(crate) fn post_line(
+        self: &Arc<Self>,
+        table: Table,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl line::Transition<()>,
+    ) {
+        self.lane.post(Update::new(self, table, key, now, transition));
     }
 
     /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; the last key, if there are more.
@@ -118,6 +156,7 @@ impl State {
         }
         if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
             sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
+            sweep_next(txn, WAITERS, &self.waiter_cursor, now)?;
         }
         Ok(())
     }
@@ -130,7 +169,7 @@ impl State {
             return txn.put(LOCKS, key, row).map(|()| true);
         }
         // What is put back may leave split pages behind.
-        if pages * 16 >= all * 7 {
+        if (pages + txn.pages(WAITERS)?) * 16 >= all * 7 {
             return Ok(false);
         }
         let before = txn.get(LOCKS, key)?.map(<[u8]>::to_vec);
@@ -159,32 +198,43 @@ impl State {
     }
 }
 
-/// Drops what ended before `end` among the next rows.
-fn sweep_next(txn: &mut Txn<'_>, table: Table, cursor: &Mutex<[u8; 16]>, end: u64) -> Result<(), Error> {
+/// Drops what ended before `end` among the next rows; whether there was any.
+pub(super) fn sweep_next<const N: usize>(
+    txn: &mut Txn<'_>,
+    table: Table,
+    cursor: &Mutex<[u8; N]>,
+    end: u64,
+) -> Result<bool, Error> {
     let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
     let rows = next_rows(txn, table, &*cursor, SWEEP_ROWS)?;
-    *cursor = if rows.len() < SWEEP_ROWS { [0; 16] } else { rows[rows.len() - 1].0 };
+    *cursor = if rows.len() < SWEEP_ROWS { [0; N] } else { rows[rows.len() - 1].0 };
+    let mut changed = false;
     for (key, _) in rows.into_iter().filter(|row| row.1 <= end) {
-        txn.delete(table, &key)?;
+        changed |= txn.delete(table, &key)?;
     }
-    Ok(())
+    Ok(changed)
 }
 
-fn next_rows(txn: &Txn<'_>, table: Table, after: &[u8], most: usize) -> Result<Vec<([u8; 16], u64)>, Error> {
+fn next_rows<const N: usize>(
+    txn: &Txn<'_>,
+    table: Table,
+    after: &[u8],
+    most: usize,
+) -> Result<Vec<([u8; N], u64)>, Error> {
     txn.rows(table, Bound::Excluded(after), most, |key, row| {
-        // A cell that cannot be read means nothing; a lock that cannot may be held.
+        // A cell or waiter that cannot be read means nothing; a lock that cannot may be held.
         let unread = if table == LOCKS { u64::MAX } else { 0 };
         let expires = record::decode_any_row(row).map_or(unread, |(_, row)| row.expires);
-        (cell_key(key), expires)
+        (row_key(key), expires)
     })
 }
 
-/// The key of a cell. Among the cells stands the row of the other table, whose shorter key is no cell's.
-fn cell_key(key: &[u8]) -> [u8; 16] {
-    let mut cell = [0; 16];
-    let len = key.len().min(16);
-    cell[..len].copy_from_slice(&key[..len]);
-    cell
+/// The key of a row. Among the cells stand the rows of the other tables, whose shorter keys are no cell's.
+pub(super) fn row_key<const N: usize>(key: &[u8]) -> [u8; N] {
+    let mut row = [0; N];
+    let len = key.len().min(N);
+    row[..len].copy_from_slice(&key[..len]);
+    row
 }
 
 fn drop_nearest_to_full(
@@ -218,57 +268,104 @@ struct Update<C, F, R> {
     now: u64,
     transition: F,
     outcome: Option<Result<R, Error>>,
+    /// There was no room for a waiter: the next run does without.
+    crowded: bool,
 }
 
-impl<C, F, R> Update<C, F, R> {
+/// What has become of an update's row.
+enum Written {
+    No,
+    Removed(bool),
+    Put,
+    /// Nothing is to be changed: the outcome says why.
+    Refused,
+}
+
+impl<C: Fn() -> u64, F, R> Update<C, F, R> {
+    fn new(state: &Arc<State>, table: Table, key: Key, clock: C, transition: F) -> Self {
+        let state = state.clone();
+        Update { state, table, key, clock, now: 0, transition, outcome: None, crowded: false }
+    }
+
     fn outcome(self, result: Result<(), Error>) -> Result<R, Error> {
         result.and_then(|()| self.outcome.unwrap_or(Err(Error::Panicked)))
     }
+
+    /// Writes the row, of which `before` bytes are there.
+    fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
+        let (expires, tag, payload) = match change {
+            Change::Keep => return Ok(Written::No),
+            Change::Remove => return txn.delete(self.table, &self.key.hash).map(Written::Removed),
+            Change::Put { expires, tag, payload } => (expires, tag, payload),
+        };
+        if payload.len() > PAYLOAD_MAX {
+            self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
+            return Ok(Written::Refused);
+        }
+        if self.table == CELLS && before.is_none() {
+            self.state.keep_cells_bounded(txn, self.now)?;
+        }
+        let mut bytes = Vec::with_capacity(48 + payload.len());
+        record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
+        let put = match self.table == LOCKS && bytes.len() > before.unwrap_or(0) {
+            true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
+            false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
+        };
+        if !put {
+            self.outcome = Some(Err(Error::Full));
+            return Ok(Written::Refused);
+        }
+        Ok(Written::Put)
+    }
 }
 
-impl<C: Fn() -> u64, F: Transition<R>, R> Run for Update<C, F, R> {
+impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let bytes = txn.get(self.table, &self.key.hash)?;
-        let before = bytes.map_or(0, <[u8]>::len);
+        let before = bytes.map(<[u8]>::len);
         let found = record::decode_row(bytes, &self.key);
-        let absent = matches!(found, Found::Absent);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
         }
-        let Ok((result, change)) = catch_unwind(AssertUnwindSafe(|| (self.transition)(found, self.now))) else {
+        let unread = Cell::new(None);
+        let read = |most| {
+            let waiting = line::waiting(txn, &self.key, self.now, most, &self.state.damaged);
+            waiting.unwrap_or_else(|error| {
+                unread.set(Some(error));
+                Vec::new()
+            })
+        };
+        let transition = || (self.transition)(found, &Line::new(&read), self.now);
+        let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
             self.outcome = Some(Err(Error::Panicked));
             return Ok(false);
         };
-        self.outcome = Some(Ok(result));
-        match change {
-            Change::Keep => return Ok(false),
-            Change::Remove => return txn.delete(self.table, &self.key.hash),
-            Change::Put { payload, .. } if payload.len() > PAYLOAD_MAX => {
-                self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
-                return Ok(false);
-            }
-            Change::Put { expires, tag, payload } => {
-                if self.table == CELLS && absent {
-                    self.state.keep_cells_bounded(txn, self.now)?;
-                }
-                let mut bytes = Vec::with_capacity(48 + payload.len());
-                record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
-                let put = match self.table == LOCKS && bytes.len() > before {
-                    true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
-                    false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
-                };
-                if !put {
-                    self.outcome = Some(Err(Error::Full));
-                    return Ok(false);
-                }
-            }
+        if let Some(error) = unread.take() {
+            return Err(error);
         }
-        self.state.sweep(txn, self.now)?;
-        Ok(true)
+        self.outcome = Some(Ok(result));
+        let written = self.write(txn, change, before)?;
+        let stepped = !steps.is_empty() && !matches!(written, Written::Refused) && {
+            let stepped = self.state.step(txn, &self.key, self.now, steps, self.crowded);
+            self.crowded |= matches!(stepped, Err(Error::Full));
+            stepped?
+        };
+        if stepped || matches!(written, Written::Put) {
+            self.state.sweep(txn, self.now)?;
+        }
+        Ok(stepped || matches!(written, Written::Put | Written::Removed(true)))
+    }
+}
+
+/// A transition that does not look at the line and leaves it as it is.
+fn beside_the_line<R>(transition: impl Transition<R>) -> impl line::Transition<R> {
+    move |found: Found<'_>, _: &Line<'_>, now: u64| {
+        let (result, change) = transition(found, now);
+        (result, change, Vec::new())
     }
 }
 
@@ -284,7 +381,7 @@ impl<W: Fn(u64) -> bool> Run for Scan<W> {
         let from = self.after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
         let rows = txn.rows(CELLS, from, ROWS, |key, row| {
             let doomed = record::decode_any_row(row).is_none_or(|(_, row)| (self.wanted)(row.tag));
-            (cell_key(key), doomed)
+            (row_key(key), doomed)
         })?;
         self.last = (rows.len() == ROWS).then(|| rows[ROWS - 1].0);
         let mut changed = false;
