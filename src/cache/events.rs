@@ -14,7 +14,11 @@ pub(crate) enum Event {
     Stored,
     NotStored,
     Admitted,
+    NearLimit,
+    Waited,
     Throttled,
+    Shadowed,
+    Denied,
     Locked,
     Busy,
     ThrottleFailed,
@@ -80,10 +84,18 @@ pub struct Stats {
     pub stored: u64,
     /// Answers that were not to be stored.
     pub not_stored: u64,
-    /// Requests that a throttle let pass.
+    /// Requests that a throttle let pass, at once or after waiting.
     pub admitted: u64,
-    /// Requests that a throttle refused.
+    /// Of those, the ones that left at most a fifth of their scarcest limit.
+    pub near_limit: u64,
+    /// Of the admitted ones, those that waited for their turn.
+    pub waited: u64,
+    /// Requests that were over a throttle's limit, the [shadowed](Stats::shadowed) ones included.
     pub throttled: u64,
+    /// Requests that a throttle in [shadow](crate::ThrottleLayer::shadow) would have refused, and let pass.
+    pub shadowed: u64,
+    /// Requests that were on a throttle's list of the [denied](crate::ThrottleLayer::deny).
+    pub denied: u64,
     /// Locks acquired.
     pub locked: u64,
     /// Requests that a barrier refused since the lock was not free in time.
@@ -105,7 +117,11 @@ impl Stats {
             stored: count(Event::Stored),
             not_stored: count(Event::NotStored),
             admitted: count(Event::Admitted),
+            near_limit: count(Event::NearLimit),
+            waited: count(Event::Waited),
             throttled: count(Event::Throttled),
+            shadowed: count(Event::Shadowed),
+            denied: count(Event::Denied),
             locked: count(Event::Locked),
             busy: count(Event::Busy),
             failures: count(Event::ThrottleFailed) + count(Event::BarrierFailed) + count(Event::CacheFailed),

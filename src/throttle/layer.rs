@@ -1,6 +1,13 @@
 //! The throttle's layer: what is counted, how fast, and what becomes of the rest.
 
-use super::{limit::Ask, rate::Rate, service::Throttle};
+use super::{
+    Limit, Limiter, Limits, Rate,
+    cell::Block,
+    limiter::{Ask, MOST_WAITING},
+    limits::Rule,
+    policy::{Allowing, Costing, Denying, Flat, RateOf, Refunding, Settling},
+    service::Throttle,
+};
 use crate::{
     answer::{Http, Patient},
     cache::Scope,
@@ -12,13 +19,22 @@ use tower::Layer;
 /// Lets so many requests per time pass for each name; see the [module](super).
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct ThrottleLayer<N = All, A = Http, C = One> {
+pub struct ThrottleLayer<N = All, A = Http, P = Flat> {
     pub(super) scope: Scope,
     pub(super) ask: Ask,
     pub(super) name: N,
     pub(super) answer: A,
-    pub(super) cost: C,
+    pub(super) policy: P,
+    pub(super) manner: Manner,
+}
+
+/// What is done about a decision.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Manner {
+    /// Refuses while the cache cannot be used.
     pub(super) fail_closed: bool,
+    /// Lets pass what it would refuse.
+    pub(super) shadow: bool,
 }
 
 impl ThrottleLayer {
@@ -26,46 +42,100 @@ impl ThrottleLayer {
     /// [`name`](ThrottleLayer::name). Further ones are refused: 429 over HTTP.
     ///
     /// After a rest nearly twice `count` may pass within one `per`: the burst, and what is regained meanwhile.
-    /// [`burst(1)`](ThrottleLayer::burst) spaces requests evenly.
+    /// [`burst(1)`](ThrottleLayer::burst) spaces requests evenly; a [`SlidingWindow`](super::SlidingWindow) has another answer.
     ///
     /// # Panics
     ///
     /// If `count` or `per` is zero, or the rate is above one a nanosecond.
     #[track_caller]
     pub fn new(scope: Scope, count: u32, per: Duration) -> Self {
-        ThrottleLayer {
-            scope,
-            ask: Ask { rate: Rate::new(count, per), cost: 1, patience: Duration::ZERO, tag: 0, retention: 0 },
-            name: All,
-            answer: Http::new(),
-            cost: One,
-            fail_closed: false,
-        }
+        Self::of(scope, Rate::new(count, per))
+    }
+
+    /// As [`new`](ThrottleLayer::new), by a [`Rate`], another kind of limit, or several [`Limits`] at once.
+    pub fn of(scope: Scope, limits: impl Into<Limits>) -> Self {
+        let ask = Ask::new(limits.into());
+        ThrottleLayer { scope, ask, name: All, answer: Http::new(), policy: Flat, manner: Manner::default() }
     }
 }
 
-impl<N, A, C> ThrottleLayer<N, A, C> {
+impl<N, A, P> ThrottleLayer<N, A, P> {
     /// What is counted together: each name has a budget of its own. See [`name`](crate::name) for ready-made ones.
-    pub fn name<M>(self, name: M) -> ThrottleLayer<M, A, C> {
-        let ThrottleLayer { scope, ask, answer, cost, fail_closed, .. } = self;
-        ThrottleLayer { scope, ask, name, answer, cost, fail_closed }
+    pub fn name<M>(self, name: M) -> ThrottleLayer<M, A, P> {
+        let ThrottleLayer { scope, ask, answer, policy, manner, .. } = self;
+        ThrottleLayer { scope, ask, name, answer, policy, manner }
+    }
+
+    /// One more limit for every name. A request is admitted if all of them have room for it, and then taken from all:
+    /// one transaction, all or nothing.
+    ///
+    /// # Panics
+    ///
+    /// If there are eight limits already.
+    #[track_caller]
+    pub fn and(mut self, limit: impl Into<Limit>) -> Self {
+        self.ask.limits = self.ask.limits.and(limit);
+        self
     }
 
     /// Room for `burst` at once, in place of `count`. 1 spaces requests evenly.
     ///
     /// # Panics
     ///
-    /// If it is zero, or takes more than 100 years to regain.
+    /// If it is zero, or takes more than 100 years to regain, or if the first limit is not a [`Rate`].
     #[track_caller]
     pub fn burst(mut self, burst: u32) -> Self {
-        self.ask.rate = self.ask.rate.burst(burst);
+        match &mut self.ask.limits.first.rule {
+            Rule::Rate(rate) => *rate = rate.burst(burst),
+            other => panic!("a burst of {burst} is for a rate, not for {other}: give it to the `Rate`"),
+        }
         self
     }
 
-    /// What a request takes from the budget: 1 unless said otherwise. More than the burst is always refused.
-    pub fn cost<D>(self, cost: D) -> ThrottleLayer<N, A, D> {
-        let ThrottleLayer { scope, ask, name, answer, fail_closed, .. } = self;
-        ThrottleLayer { scope, ask, name, answer, cost, fail_closed }
+    /// Limits of its own for each request, by its plan or tenant: they take the place of the layer's.
+    ///
+    /// Requests of one name share one budget, so limits should be a function of the name. When they change, what is
+    /// spent stays spent: the share of the budget that was used up is used up of the new one too (half of 10 becomes
+    /// half of 100). A limit that is new beside others starts full. Who waits keeps the turn that was given out, and what was
+    /// taken before is not given back any more.
+    pub fn rate_of<F>(self, limits: F) -> ThrottleLayer<N, A, RateOf<P, F>> {
+        self.policy(|inner| RateOf { inner, f: limits })
+    }
+
+    /// What a request takes from the budget: 1 unless said otherwise. More than the burst is always refused; 0 passes
+    /// without being counted.
+    pub fn cost<F>(self, cost: F) -> ThrottleLayer<N, A, Costing<P, F>> {
+        self.policy(|inner| Costing { inner, f: cost })
+    }
+
+    /// What a request really cost, once its response says so: `keep` takes from the request what `cost` wants to know of it.
+    /// The [`cost`](ThrottleLayer::cost) before was an estimate, which had to fit; now too much is given back, as far
+    /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit.
+    ///
+    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
+    pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
+        self.policy(|inner| Settling { inner, f: (keep, cost) })
+    }
+
+    /// Does not count calls whose response is like this: what they took is given back, as far as time has not done so meanwhile. A call that
+    /// fails without a response stays spent.
+    pub fn refund_if<F>(self, uncounted: F) -> ThrottleLayer<N, A, Refunding<P, F>> {
+        self.policy(|inner| Refunding { inner, f: uncounted })
+    }
+
+    /// Requests that pass, uncounted.
+    pub fn allow<F>(self, allowed: F) -> ThrottleLayer<N, A, Allowing<P, F>> {
+        self.policy(|inner| Allowing { inner, f: allowed })
+    }
+
+    /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied.
+    pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
+        self.policy(|inner| Denying { inner, f: denied })
+    }
+
+    fn policy<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
+        let ThrottleLayer { scope, ask, name, answer, policy, manner } = self;
+        ThrottleLayer { scope, ask, name, answer, policy: wrap(policy), manner }
     }
 
     /// A tag, by which [`Cache::evict`](crate::Cache::evict) makes the budgets full again.
@@ -76,32 +146,70 @@ impl<N, A, C> ThrottleLayer<N, A, C> {
 
     /// How long a name's cell is kept at least. Once it is full again it means nothing, so there is rarely a need.
     pub fn expire(mut self, retention: Duration) -> Self {
-        self.ask.retention = u64::try_from(retention.as_nanos()).unwrap_or(u64::MAX);
+        self.ask.retention = nanos(retention);
         self
     }
 
     /// Refused requests are answered by this: [`Http`] unless said otherwise.
-    pub fn answer<B>(self, answer: B) -> ThrottleLayer<N, B, C> {
-        let ThrottleLayer { scope, ask, name, cost, fail_closed, .. } = self;
-        ThrottleLayer { scope, ask, name, answer, cost, fail_closed }
+    pub fn answer<B>(self, answer: B) -> ThrottleLayer<N, B, P> {
+        let ThrottleLayer { scope, ask, name, policy, manner, .. } = self;
+        ThrottleLayer { scope, ask, name, answer, policy, manner }
     }
 
-    /// Lets a request wait for its turn if that comes within `patience`, and refuses it at once if not.
+    /// Lets a request wait for its turn if that comes within `patience`, and refuses it at once if not: at the time of asking,
+    /// not after waiting.
     pub fn wait_at_most(mut self, patience: Duration) -> Self {
         self.ask.patience = patience;
         self
     }
 
+    /// Lets at most `waiting` requests of a name wait at once, in all processes together, and refuses further ones. At
+    /// most 10,000, which is the default. Only with [`wait_at_most`](ThrottleLayer::wait_at_most) does anything wait.
+    ///
+    /// nginx's `limit_req rate=10r/s burst=20 delay=8` (pass the first 8 over the rate, delay the next 12, refuse the rest) is
+    /// `Rate::per_second(10).burst(9)` with `wait_at_most(Duration::MAX)` and `queue_at_most(12)`.
+    ///
+    /// # Panics
+    ///
+    /// If it is more than 10,000.
+    #[track_caller]
+    pub fn queue_at_most(mut self, waiting: usize) -> Self {
+        assert!(waiting <= MOST_WAITING, "a queue of {waiting} is too long: {MOST_WAITING} at most");
+        self.ask.queue = waiting;
+        self
+    }
+
+    /// Blocks a name for `hold` once it was refused `refusals` times within as long. Refusals during a block do not prolong it.
+    /// Counting them takes a write a refusal, which otherwise costs none.
+    ///
+    /// # Panics
+    ///
+    /// If either is zero.
+    #[track_caller]
+    pub fn block_for(mut self, hold: Duration, refusals: u32) -> Self {
+        assert!(refusals > 0 && !hold.is_zero(), "a block of {hold:?} after {refusals} refusals never holds");
+        self.ask.block = Some(Block { refusals, hold: nanos(hold) });
+        self
+    }
+
     /// Lets requests wait for their turn, however long, as python-diskcache's `throttle` does. It cannot refuse, so response and error types
-    /// stay those of the inner service. What can never be admitted (a cost above the burst), and what comes while the
-    /// cache fails, passes at once.
-    pub fn wait(self) -> WaitingThrottleLayer<N, C> {
+    /// stay those of the inner service. What can never be admitted (a cost above the burst, or who is denied), what comes while 10,000 wait,
+    /// and what comes while the cache fails, passes at once.
+    pub fn wait(self) -> WaitingThrottleLayer<N, P> {
         WaitingThrottleLayer(self.wait_at_most(Duration::MAX).answer(Patient::new()))
     }
 
     /// Refuses requests while the cache cannot be used, in place of letting them pass.
     pub fn fail_closed(mut self) -> Self {
-        self.fail_closed = true;
+        self.manner.fail_closed = true;
+        self
+    }
+
+    /// Decides and counts, but lets pass what it would refuse, without waiting: to try a limit before it bites. See
+    /// [`Stats::shadowed`](crate::Stats::shadowed), and [`Decision::shadow`](super::Decision::shadow) in the extensions.
+    pub fn shadow(mut self) -> Self {
+        self.manner.shadow = true;
+        self.ask.patience = Duration::ZERO;
         self
     }
 
@@ -112,24 +220,33 @@ impl<N, A, C> ThrottleLayer<N, A, C> {
     {
         name::written(&self.name, request).map(|name| name.to_string())
     }
+
+    /// The budget of a name, as [`name_of`](ThrottleLayer::name_of) writes it: to look at, reset, penalise or block.
+    pub fn limiter(&self, name: &str) -> Limiter {
+        Limiter::new(&self.scope, name.as_bytes(), self.ask.clone())
+    }
 }
 
-impl<S, N: Clone, A: Clone, C: Clone> Layer<S> for ThrottleLayer<N, A, C> {
-    type Service = Throttle<S, N, A, C>;
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl<S, N: Clone, A: Clone, P: Clone> Layer<S> for ThrottleLayer<N, A, P> {
+    type Service = Throttle<S, N, A, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
         Throttle { inner, layer: self.clone() }
     }
 }
 
-/// A [`ThrottleLayer`] that never refuses; see [`ThrottleLayer::wait`].
+/// A [`ThrottleLayer`] that never refuses; see [`ThrottleLayer::wait`]. All else is said before that.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct WaitingThrottleLayer<N = All, C = One>(ThrottleLayer<N, Patient, C>);
+pub struct WaitingThrottleLayer<N = All, P = Flat>(ThrottleLayer<N, Patient, P>);
 
-impl<N, C> WaitingThrottleLayer<N, C> {
+impl<N, P> WaitingThrottleLayer<N, P> {
     /// See [`ThrottleLayer::name`].
-    pub fn name<M>(self, name: M) -> WaitingThrottleLayer<M, C> {
+    pub fn name<M>(self, name: M) -> WaitingThrottleLayer<M, P> {
         WaitingThrottleLayer(self.0.name(name))
     }
 
@@ -137,14 +254,14 @@ impl<N, C> WaitingThrottleLayer<N, C> {
     ///
     /// # Panics
     ///
-    /// If it is zero, or takes more than 100 years to regain.
+    /// As that.
     #[track_caller]
     pub fn burst(self, burst: u32) -> Self {
         WaitingThrottleLayer(self.0.burst(burst))
     }
 
     /// See [`ThrottleLayer::cost`].
-    pub fn cost<D>(self, cost: D) -> WaitingThrottleLayer<N, D> {
+    pub fn cost<F>(self, cost: F) -> WaitingThrottleLayer<N, Costing<P, F>> {
         WaitingThrottleLayer(self.0.cost(cost))
     }
 
@@ -167,32 +284,10 @@ impl<N, C> WaitingThrottleLayer<N, C> {
     }
 }
 
-impl<S, N: Clone, C: Clone> Layer<S> for WaitingThrottleLayer<N, C> {
-    type Service = Throttle<S, N, Patient, C>;
+impl<S, N: Clone, P: Clone> Layer<S> for WaitingThrottleLayer<N, P> {
+    type Service = Throttle<S, N, Patient, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
         self.0.layer(inner)
-    }
-}
-
-/// What a request takes from the budget. Any `Fn(&Req) -> u32` is one.
-pub trait Cost<Req> {
-    /// Units of the rate; 0 passes without being counted.
-    fn cost(&self, request: &Req) -> u32;
-}
-
-/// Every request costs 1.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct One;
-
-impl<Req> Cost<Req> for One {
-    fn cost(&self, _: &Req) -> u32 {
-        1
-    }
-}
-
-impl<Req, F: Fn(&Req) -> u32> Cost<Req> for F {
-    fn cost(&self, request: &Req) -> u32 {
-        self(request)
     }
 }

@@ -21,28 +21,103 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The budget is kept by GCRA ([`Rate`]) in the cache: exact across tasks, threads and processes, unchanged by restarts,
-//! by another process, or by making the layer again. A call that fails stays spent.
+//! The budget is kept in the cache: exact across tasks, threads and processes, unchanged by restarts, by another process,
+//! or by making the layer again, deaf to steps of the wall clock. A call that fails stays spent.
+//!
+//! # Which limits
+//!
+//! | | admits | good for |
+//! | --- | --- | --- |
+//! | [`Rate`] | a burst, then evenly (GCRA) | protecting what is behind; the default |
+//! | [`SlidingWindow`] | so many in any window, nearly | "100 in any minute", as many APIs put it |
+//! | [`CalendarWindow`] | so many in each UTC hour, day or month | quotas and plans |
+//!
+//! Several at once are decided together, all or nothing, and the answer names the one that refused. They are written in
+//! code, or read from a configuration: [`Limit`] and [`Limits`] are parsed, by serde too.
+//!
+//! ```
+//! # use tower_floodgate::{Cache, ThrottleLayer, throttle::{CalendarWindow, Limit, Limits, Rate}};
+//! # let cache = Cache::temporary()?;
+//! let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(10).burst(20))
+//!     .and(Limit::from(CalendarWindow::per_utc_month(100_000)).named("plan"));
+//!
+//! let same: Limits = "10/s burst 20, 100000/month".parse()?;
+//! let layer = ThrottleLayer::of(cache.scope("api"), same)
+//!     .rate_of(|request: &http::Request<()>| match request.headers().contains_key("x-premium") {
+//!         true => Rate::per_second(100),
+//!         false => Rate::per_second(10),
+//!     });
+//! # let _ = layer;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What a request costs
+//!
+//! 1, or what [`cost`](ThrottleLayer::cost) says of the request. Where only the response tells,
+//! [`settle`](ThrottleLayer::settle) corrects the estimate, and [`refund_if`](ThrottleLayer::refund_if) does not count
+//! calls of some outcome. What is given back is what time has not given back already: a unit that is regained after ten
+//! seconds is worth nothing to a call that took twelve. So no refund ever lets more pass than the limit says.
+//!
+//! ```
+//! # use std::convert::Infallible;
+//! # use http::{Request, Response};
+//! # use tower::Layer;
+//! # use tower_floodgate::{Cache, ThrottleLayer, throttle::Rate};
+//! # let cache = Cache::temporary()?;
+//! let tokens = |response: &Response<String>| response.headers().get("x-tokens")?.to_str().ok()?.parse().ok();
+//! let layer = ThrottleLayer::of(cache.scope("model"), Rate::per_minute(100_000))
+//!     .cost(|_: &Request<()>| 2_000)
+//!     .settle(|_: &Request<()>| (), move |(), response: &Response<String>| tokens(response).unwrap_or(2_000))
+//!     .refund_if(|response: &Response<String>| response.status().is_server_error());
+//! # let _ = layer.layer(tower::service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(String::new())) }));
+//! # Ok::<(), tower_floodgate::Error>(())
+//! ```
 //!
 //! # Waiting instead of refusing
 //!
-//! [`wait_at_most`](ThrottleLayer::wait_at_most) and [`wait`](ThrottleLayer::wait) reserve the next free slot and sleep
-//! until it comes: first come, first served over all processes, one write a request. A waiter that is dropped gives its
-//! slot back if it was the last one; from the middle of the queue it stays spent.
+//! [`wait_at_most`](ThrottleLayer::wait_at_most) and [`wait`](ThrottleLayer::wait) reserve the next free turn and sleep
+//! until it comes: first come, first served over all processes, one write a request. Whoever would have to wait too long, or behind
+//! too [many](ThrottleLayer::queue_at_most), is refused at once. The turn of a waiter that is dropped, or whose process
+//! dies, goes to the next that comes and fits; those behind keep theirs.
+//!
+//! # To operate it
+//!
+//! [`shadow`](ThrottleLayer::shadow) tries a limit without enforcing it; [`allow`](ThrottleLayer::allow) and
+//! [`deny`](ThrottleLayer::deny) are lists; [`block_for`](ThrottleLayer::block_for) shuts out who does not stop asking.
+//! [`limiter`](ThrottleLayer::limiter) gives a name's budget to look at, reset, penalise or block, and
+//! [`Cache::throttle`](crate::Cache::throttle) one without any layer. The [`Decision`] rides in the extensions of request and response, counts are
+//! in [`Stats`](crate::Stats), and every refusal is a `tracing` event of level debug with the scope and the limit.
+//!
+//! # How many names
+//!
+//! State has a fixed size ([`Builder::state_size`](crate::Builder::state_size)), half of which is for throttle cells: some 100 bytes a name. When that is
+//! full, cells that have run full again go first, for they mean nothing; then those nearest to full, each of which gives its
+//! name a fresh budget too early. [`Stats::cells_evicted`](crate::Stats::cells_evicted) counts these: if it grows, the
+//! state is too small for the number of names that are throttled at once.
 //!
 //! # When the cache fails
 //!
 //! The request passes, uncounted, and is noted in [`Stats`](crate::Stats);
-//! [`fail_closed`](ThrottleLayer::fail_closed) refuses it instead.
+//! [`fail_closed`](ThrottleLayer::fail_closed) refuses it instead. A damaged cell counts as a full budget.
 
+mod algorithm;
+mod calendar;
+mod cell;
 mod layer;
-mod limit;
+mod limiter;
+mod limits;
+pub mod policy;
 mod quota;
 mod rate;
 mod service;
+mod sliding;
 
-pub use layer::{Cost, One, ThrottleLayer, WaitingThrottleLayer};
-pub use limit::{Limit, LimitError};
+pub use calendar::CalendarWindow;
+pub use layer::{ThrottleLayer, WaitingThrottleLayer};
+pub use limiter::{LimitError, Limiter, Permit};
+pub use limits::{Limit, Limits, ParseLimitError};
+pub use policy::Policy;
 pub use quota::{Decision, Quota};
-pub use rate::Rate;
+pub use rate::{ParseRateError, Rate};
 pub use service::{ResponseFuture, Throttle};
+pub use sliding::SlidingWindow;

@@ -1,16 +1,17 @@
 //! The throttle's service and its future.
 
 use super::{
-    layer::{Cost, One, ThrottleLayer},
-    limit::{self, Ask, Verdict, Waiting},
+    Decision,
+    layer::{Manner, ThrottleLayer},
+    limiter::{self, Ask, Spent, Verdict, Waiting},
+    policy::{Flat, Policy, Standing},
 };
 use crate::{
     answer::{Admission, Answer, Http},
-    cache::{Event, Kind, Pending},
+    cache::{Event, Kind, Pending, Scope},
     error::Error,
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
-    throttle::Decision,
 };
 use pin_project::pin_project;
 use std::{
@@ -25,25 +26,25 @@ use tower_service::Service;
 
 /// The service of a [`ThrottleLayer`].
 #[derive(Clone, Debug)]
-pub struct Throttle<S, N = All, A = Http, C = One> {
+pub struct Throttle<S, N = All, A = Http, P = Flat> {
     pub(super) inner: S,
-    pub(super) layer: ThrottleLayer<N, A, C>,
+    pub(super) layer: ThrottleLayer<N, A, P>,
 }
 
-impl<S, N, A, C> Throttle<S, N, A, C> {
+impl<S, N, A, P> Throttle<S, N, A, P> {
     inner_service_accessors!("Calling it is not counted.");
 }
 
-impl<S, N, A, C, Req> Service<Req> for Throttle<S, N, A, C>
+impl<S, N, A, P, Req> Service<Req> for Throttle<S, N, A, P>
 where
     S: Service<Req> + Clone,
     N: Name<Req>,
     A: Answer<Req, S::Response, S::Error> + Clone,
-    C: Cost<Req>,
+    P: Policy<Req, S::Response> + Clone,
 {
     type Response = A::Response;
     type Error = S::Error;
-    type Future = ResponseFuture<S, A, Req>;
+    type Future = ResponseFuture<S, A, P, Req>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -51,51 +52,97 @@ where
 
     fn call(&mut self, mut request: Req) -> Self::Future {
         let layer = &self.layer;
-        let told = |state| ResponseFuture { state, decision: None, outcome: Outcome::new(layer) };
+        let mut future = ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(layer) };
         let mut name = NameBuf::new();
-        if layer.name.name(&request, &mut name) == Named::Pass {
-            return told(State::Calling { future: self.inner.call(request) });
+        let standing = layer.policy.standing(&request);
+        if standing == Standing::Allowed || layer.name.name(&request, &mut name) == Named::Pass {
+            future.state = State::Calling { future: self.inner.call(request) };
+            return future;
         }
-        let key = layer.scope.key(Kind::Throttle, name.as_bytes());
-        let ask = Ask { cost: layer.cost.cost(&request), ..layer.ask };
-        let mut verdict = limit::ask(&layer.scope, key, ask);
-        let mut future = told(State::Empty);
-        match verdict.now() {
+        let step = if standing == Standing::Denied {
+            future.outcome.deny(&request)
+        } else {
+            let mut verdict = limiter::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
+            match verdict.now() {
+                Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
+                None => Step::Decide(verdict),
+            }
+        };
+        future.state = match step {
             // The instance that was made ready serves the request.
-            Some(verdict) => match future.outcome.judge(verdict, &mut request, &mut future.decision) {
-                Step::Call => future.state = State::Calling { future: self.inner.call(request) },
-                Step::Wait(waiting) => {
-                    future.state = State::Waiting { waiting, next: Some((self.inner.clone(), request)) };
-                }
-                Step::Say(output) => future.state = State::Said { output: Some(output) },
-            },
+            Step::Call(spent) => {
+                future.open = spent.map(|spent| (spent, layer.policy.keep(&request)));
+                State::Calling { future: self.inner.call(request) }
+            }
             // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
-            None => future.state = State::Deciding { verdict, next: Some((self.inner.clone(), request)) },
-        }
+            Step::Decide(verdict) => State::Deciding { verdict, next: Some((self.inner.clone(), request)) },
+            Step::Wait(waiting) => State::Waiting { waiting, next: Some((self.inner.clone(), request)) },
+            Step::Say(output) => State::Said { output: Some(output) },
+        };
         future
+    }
+}
+
+impl<N, A, P> ThrottleLayer<N, A, P> {
+    fn ask<Req, Res>(&self, request: &Req) -> Ask
+    where
+        P: Policy<Req, Res>,
+    {
+        let limits = self.policy.limits(request).unwrap_or_else(|| self.ask.limits.clone());
+        Ask { limits, cost: self.policy.cost(request), ..self.ask.clone() }
     }
 }
 
 /// What the decision leads to.
 enum Step<Out> {
-    Call,
+    Call(Option<Spent>),
+    Decide(Pending<Result<Verdict, Error>>),
     Wait(Waiting),
     Say(Out),
 }
 
 /// The part of the layer that the future needs.
-struct Outcome<A> {
-    scope: crate::cache::Scope,
+struct Outcome<A, P> {
+    scope: Scope,
     answer: A,
-    fail_closed: bool,
+    policy: P,
+    manner: Manner,
 }
 
-impl<A> Outcome<A> {
-    fn new<N, C>(layer: &ThrottleLayer<N, A, C>) -> Self
+impl<A, P> Outcome<A, P> {
+    fn new<N>(layer: &ThrottleLayer<N, A, P>) -> Self
     where
         A: Clone,
+        P: Clone,
     {
-        Outcome { scope: layer.scope.clone(), answer: layer.answer.clone(), fail_closed: layer.fail_closed }
+        Outcome {
+            scope: layer.scope.clone(),
+            answer: layer.answer.clone(),
+            policy: layer.policy.clone(),
+            manner: layer.manner,
+        }
+    }
+
+    fn deny<Req, Res, Err>(&self, request: &Req) -> Step<Result<A::Response, Err>>
+    where
+        A: Answer<Req, Res, Err>,
+    {
+        self.scope.note(Event::Denied);
+        self.refuse(request, Rejection::new(Reason::Denied, self.scope.shared_name()))
+    }
+
+    fn refuse<Req, Res, Err>(&self, request: &Req, why: Rejection) -> Step<Result<A::Response, Err>>
+    where
+        A: Answer<Req, Res, Err>,
+    {
+        if self.manner.shadow {
+            self.scope.note(Event::Shadowed);
+            return Step::Call(None);
+        }
+        match self.answer.refuse(request, why) {
+            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Continue(()) => Step::Call(None),
+        }
     }
 
     fn judge<Req, Res, Err>(
@@ -108,39 +155,51 @@ impl<A> Outcome<A> {
         A: Answer<Req, Res, Err>,
     {
         let name = self.scope.shared_name();
-        let why = match verdict {
-            Ok(Verdict::Admitted { wait, quota, turn }) => {
+        let Ok(mut verdict) = verdict else {
+            self.scope.note(Event::ThrottleFailed);
+            if !self.manner.fail_closed {
+                return Step::Call(None);
+            }
+            let retry_after = Some(Duration::from_secs(1));
+            return self.refuse(request, Rejection { retry_after, ..Rejection::new(Reason::CacheFailed, name) });
+        };
+        if let Some(again) = verdict.again() {
+            return Step::Decide(again);
+        }
+        let Verdict { decided, quotas, .. } = verdict;
+        let (quota, others) = (quotas.first, quotas.others);
+        match decided {
+            Ok((wait, turn)) => {
                 self.scope.note(Event::Admitted);
-                let decision = Decision { waited: wait, ..Decision::new(name, quota) };
+                if u64::from(quota.remaining) * 5 <= u64::from(quota.limit) {
+                    self.scope.note(Event::NearLimit);
+                }
+                let decision = Decision { waited: wait, others, ..Decision::new(name, quota) };
                 self.answer.mark(request, &decision);
                 *told = Some(decision);
                 if wait.is_zero() {
-                    turn.spend();
-                    return Step::Call;
+                    return Step::Call(Some(turn.spend()));
                 }
-                return Step::Wait(turn.comes_after(wait, &self.scope));
+                self.scope.note(Event::Waited);
+                Step::Wait(turn.comes_after(wait, &self.scope))
             }
-            Ok(Verdict::Refused { retry_after, quota }) => {
+            Err(refusal) => {
+                let reason = refusal.reason();
                 self.scope.note(Event::Throttled);
-                let reason = if retry_after.is_some() { Reason::Throttled } else { Reason::TooCostly };
-                *told = Some(Decision { shadow: true, ..Decision::new(name, quota.clone()) });
-                Rejection { retry_after, quota: Some(quota), ..Rejection::new(reason, name) }
-            }
-            Err(_) => {
-                self.scope.note(Event::ThrottleFailed);
-                if !self.fail_closed {
-                    return Step::Call;
+                tracing::debug!(scope = %name, limit = quota.name.as_deref(), ?reason, retry_after = ?refusal.after, shadow = self.manner.shadow, "throttled");
+                let why = Rejection {
+                    retry_after: refusal.after,
+                    quota: Some(quota.clone()),
+                    others: others.clone(),
+                    ..Rejection::new(reason, name)
+                };
+                let step = self.refuse(request, why);
+                if let Step::Call(_) = step {
+                    let decision = Decision { shadow: true, others, ..Decision::new(name, quota) };
+                    self.answer.mark(request, &decision);
+                    *told = Some(decision);
                 }
-                Rejection { retry_after: Some(Duration::from_secs(1)), ..Rejection::new(Reason::CacheFailed, name) }
-            }
-        };
-        match self.answer.refuse(request, why) {
-            ControlFlow::Break(output) => Step::Say(output),
-            ControlFlow::Continue(()) => {
-                if let Some(decision) = told {
-                    self.answer.mark(request, decision);
-                }
-                Step::Call
+                step
             }
         }
     }
@@ -148,15 +207,18 @@ impl<A> Outcome<A> {
 
 /// The future of a [`Throttle`].
 #[pin_project]
-pub struct ResponseFuture<S, A, Req>
+pub struct ResponseFuture<S, A, P, Req>
 where
     S: Service<Req>,
     A: Answer<Req, S::Response, S::Error>,
+    P: Policy<Req, S::Response>,
 {
     #[pin]
     state: State<S, S::Future, Req, Result<A::Response, S::Error>>,
-    decision: Option<Decision>,
-    outcome: Outcome<A>,
+    told: Option<Decision>,
+    /// What was taken for the call, and what settles it.
+    open: Option<(Spent, P::Kept)>,
+    outcome: Outcome<A, P>,
 }
 
 #[pin_project(project = StateProj)]
@@ -184,10 +246,11 @@ enum State<S, F, Req, Out> {
 
 const POLLED_AGAIN: &str = "polled after completion";
 
-impl<S, A, Req> Future for ResponseFuture<S, A, Req>
+impl<S, A, P, Req> Future for ResponseFuture<S, A, P, Req>
 where
     S: Service<Req>,
     A: Answer<Req, S::Response, S::Error>,
+    P: Policy<Req, S::Response>,
 {
     type Output = Result<A::Response, S::Error>;
 
@@ -199,15 +262,22 @@ where
                     let verdict = ready!(Pin::new(verdict).poll(cx));
                     let mut next = next.take();
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(verdict, request, this.decision) {
-                        Step::Call => State::Readying { next },
+                    match this.outcome.judge(verdict, request, this.told) {
+                        Step::Call(spent) => {
+                            *this.open = spent.map(|spent| (spent, this.outcome.policy.keep(request)));
+                            State::Readying { next }
+                        }
+                        Step::Decide(verdict) => State::Deciding { verdict, next },
                         Step::Wait(waiting) => State::Waiting { waiting, next },
                         Step::Say(output) => State::Said { output: Some(output) },
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
-                    ready!(Pin::new(waiting).poll(cx));
-                    State::Readying { next: next.take() }
+                    let spent = ready!(Pin::new(waiting).poll(cx));
+                    let next = next.take();
+                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
+                    *this.open = Some((spent, this.outcome.policy.keep(request)));
+                    State::Readying { next }
                 }
                 StateProj::Readying { next } => {
                     ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
@@ -216,7 +286,12 @@ where
                 }
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
-                    let admission = Admission { decision: this.decision.take(), guard: None };
+                    if let Some((spent, kept)) = this.open.take()
+                        && let Some(actual) = this.outcome.policy.settle(kept, &response)
+                    {
+                        spent.settle(actual);
+                    }
+                    let admission = Admission { decision: this.told.take(), guard: None };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
                 }
                 StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
@@ -227,10 +302,11 @@ where
     }
 }
 
-impl<S, A, Req> fmt::Debug for ResponseFuture<S, A, Req>
+impl<S, A, P, Req> fmt::Debug for ResponseFuture<S, A, P, Req>
 where
     S: Service<Req>,
     A: Answer<Req, S::Response, S::Error>,
+    P: Policy<Req, S::Response>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseFuture").finish_non_exhaustive()

@@ -1,0 +1,300 @@
+//! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
+
+use super::{
+    Quota,
+    algorithm::{Moment, Slot},
+    limits::{Budget, Limits, Stored},
+};
+use crate::cache::record::u64_at;
+use std::time::Duration;
+
+/// How often the limits are asked for a turn that suits all of them.
+const ROUNDS: usize = 32;
+/// Set in the first byte if a [`Ban`] follows the budgets.
+const BANNED: u8 = 0x80;
+
+/// The budgets of one name.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Cell {
+    /// Since when what was taken can be given back: since the cell was made, the machine started, or a limit changed.
+    since: u64,
+    first: Budget,
+    others: Vec<Budget>,
+    ban: Ban,
+}
+
+/// What keeps a name out whatever is left of its budgets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ban {
+    /// Nothing is admitted before.
+    until: u64,
+    /// Refusals since `counted`.
+    refusals: u32,
+    counted: u64,
+}
+
+/// When a name is shut out: after so many refusals within `hold`, for that long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) refusals: u32,
+    pub(super) hold: u64,
+}
+
+/// The slots that one admission took, one a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots {
+    pub(super) cost: u32,
+    /// Machine time at which they were taken.
+    pub(super) asked: u64,
+    first: Slot,
+    others: Vec<Slot>,
+}
+
+/// What is left of each limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Quotas {
+    /// The one that refused, or else the one with the least left.
+    pub(super) first: Quota,
+    pub(super) others: Vec<Quota>,
+}
+
+/// Why a request is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) by: By,
+    /// A request like it is admitted after just that time, if nobody else comes. `None`: never.
+    pub(super) after: Option<Duration>,
+}
+
+/// What refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// The limit of that position.
+    Limit(usize),
+    /// Too many refusals before, or somebody who said so.
+    Ban,
+    /// Too many wait already.
+    Queue,
+}
+
+impl Cell {
+    /// The cell as it is at that moment. `booted` is when the machine started.
+    pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
+        let Some((since, mut stored, ban)) = stored.and_then(read) else {
+            let open = |limit: &super::Limit| limit.rule.open(None, at, false).0;
+            let others = limits.others().iter().map(open).collect();
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
+        };
+        let rebooted = since < booted;
+        let mut same = stored.len() == 1 + limits.others().len();
+        // A limit takes up what a limit just like it has left behind, and else what its predecessor has.
+        let mut open = |place: usize, limit: &super::Limit| {
+            let made = |stored: &Option<Stored>| stored.as_ref().is_some_and(|stored| limit.rule.made(stored));
+            let found = match stored.get(place).is_some_and(made) {
+                true => place,
+                false => stored.iter().position(made).unwrap_or(place),
+            };
+            let (budget, kept) = limit.rule.open(stored.get_mut(found).and_then(Option::take), at, rebooted);
+            same &= kept && found == place;
+            budget
+        };
+        let first = open(0, &limits.first);
+        let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
+        // Later than now: what was taken at this very moment was taken of the limits before.
+        let since = if rebooted || !same { at.now + 1 } else { since };
+        Cell { since, first, others, ban }
+    }
+
+    fn budgets(&self) -> impl Iterator<Item = &Budget> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    fn budgets_mut(&mut self) -> impl Iterator<Item = &mut Budget> {
+        std::iter::once(&mut self.first).chain(&mut self.others)
+    }
+
+    /// The turn of a request that comes now. Cost 0 is always admitted at once.
+    pub(super) fn plan(&self, now: u64, cost: u32, patience: Duration) -> Result<u64, Refusal> {
+        if cost == 0 {
+            return Ok(now);
+        }
+        let (turn, by) = self.turn(now, cost).map_err(|place| Refusal { by: By::Limit(place), after: None })?;
+        let wait = Duration::from_nanos(turn - now);
+        if wait > patience { Err(Refusal { by, after: Some(wait - patience) }) } else { Ok(turn) }
+    }
+
+    /// Takes what was planned.
+    pub(super) fn take(&mut self, turn: u64, cost: u32, now: u64) -> Slots {
+        if cost == 0 {
+            return Slots::default();
+        }
+        let first = self.first.take(turn, cost);
+        let others = self.others.iter_mut().map(|budget| budget.take(turn, cost)).collect();
+        Slots { cost, asked: now, first, others }
+    }
+
+    /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
+    fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
+        let mut turn = now.max(self.ban.until);
+        let mut by = By::Ban;
+        let alone = self.others.is_empty();
+        for _ in 0..ROUNDS {
+            let before = turn;
+            for (place, budget) in self.budgets().enumerate() {
+                let earliest = budget.earliest(turn, cost).ok_or(place)?;
+                if earliest > turn {
+                    (turn, by) = (earliest, By::Limit(place));
+                }
+            }
+            if alone || turn == before {
+                return Ok((turn, by));
+            }
+        }
+        Err(0)
+    }
+
+    /// Gives back the last `units` of what was taken. What was taken before a restart or a change of the limits stays spent.
+    pub(super) fn free(&mut self, slots: &Slots, units: u32, now: u64) {
+        if slots.asked < self.since || units == 0 || slots.others.len() != self.others.len() {
+            return;
+        }
+        self.first.free(slots.first, units, now);
+        for (budget, slot) in self.others.iter_mut().zip(&slots.others) {
+            budget.free(*slot, units, now);
+        }
+    }
+
+    /// Takes `units` from every limit without asking.
+    pub(super) fn charge(&mut self, units: u32, now: u64) {
+        if units > 0 {
+            self.budgets_mut().for_each(|budget| budget.charge(units, now));
+        }
+    }
+
+    /// Admits nothing before `until`.
+    pub(super) fn hold(&mut self, until: u64) {
+        self.ban.until = self.ban.until.max(until);
+    }
+
+    /// Leaves at most `remaining` of every limit.
+    pub(super) fn leave_at_most(&mut self, remaining: u32, now: u64) {
+        for budget in self.budgets_mut() {
+            let excess = budget.quota(now).remaining.saturating_sub(remaining);
+            if excess > 0 {
+                budget.charge(excess, now);
+            }
+        }
+    }
+
+    /// Counts a refusal. `false`: there is nothing to be written down, since the name is shut out already.
+    pub(super) fn refused(&mut self, block: Block, now: u64) -> bool {
+        if self.ban.until > now {
+            return false;
+        }
+        if self.ban.refusals == 0 || now.saturating_sub(self.ban.counted) > block.hold {
+            self.ban = Ban { refusals: 0, counted: now, ..self.ban };
+        }
+        self.ban.refusals += 1;
+        if self.ban.refusals >= block.refusals {
+            self.ban = Ban { until: now.saturating_add(block.hold), ..Ban::default() };
+        }
+        true
+    }
+
+    /// Until when nothing is admitted, if that is in the future.
+    pub(super) fn banned(&self, now: u64) -> Option<Duration> {
+        (self.ban.until > now).then(|| Duration::from_nanos(self.ban.until - now))
+    }
+
+    /// Whether somebody's turn is still to come.
+    pub(super) fn is_waited_for(&self, at: Moment) -> bool {
+        self.budgets().any(|budget| budget.last_turn(at) > at.now)
+    }
+
+    /// What is left, that of `by` or else the scarcest first.
+    pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
+        let quota = |budget: &Budget, limit: &super::Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
+        let mut first = quota(&self.first, &limits.first);
+        if self.banned(now).is_some() {
+            first.remaining = 0;
+        }
+        let mut others: Vec<Quota> =
+            self.others.iter().zip(limits.others()).map(|(budget, limit)| quota(budget, limit)).collect();
+        let leading = match by {
+            Some(By::Limit(place)) => place,
+            _ => {
+                let share = |quota: &Quota| (u64::from(quota.remaining) << 32) / u64::from(quota.limit.max(1));
+                let scarcest = others.iter().enumerate().min_by_key(|(_, quota)| share(quota));
+                scarcest.filter(|(_, quota)| share(quota) < share(&first)).map_or(0, |(place, _)| place + 1)
+            }
+        };
+        if let Some(other) = leading.checked_sub(1).and_then(|place| others.get_mut(place)) {
+            std::mem::swap(&mut first, other);
+        }
+        Quotas { first, others }
+    }
+
+    /// When the cell will mean nothing any more.
+    pub(super) fn ends(&self) -> u64 {
+        let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
+        budgets.max(self.ban.until)
+    }
+
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(32);
+        let banned = self.ban != Ban::default();
+        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
+        out.extend_from_slice(&self.since.to_le_bytes());
+        self.budgets().for_each(|budget| budget.write(&mut out));
+        if banned {
+            out.extend_from_slice(&self.ban.until.to_le_bytes());
+            out.extend_from_slice(&self.ban.counted.to_le_bytes());
+            out.extend_from_slice(&self.ban.refusals.to_le_bytes());
+        }
+        out
+    }
+}
+
+/// Bytes of any kind are survived: what is no cell is none.
+fn read(bytes: &[u8]) -> Option<(u64, Vec<Option<Stored>>, Ban)> {
+    let (&head, mut rest) = bytes.split_first()?;
+    let since = u64_at(rest, 0)?;
+    rest = &rest[8..];
+    let stored = (0..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
+    let ban = match head & BANNED {
+        0 => Ban::default(),
+        _ => Ban {
+            until: u64_at(rest, 0)?,
+            counted: u64_at(rest, 8)?,
+            refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
+        },
+    };
+    Some((since, stored, ban))
+}
+
+impl Slots {
+    /// Their stored form.
+    pub(super) fn write(&self) -> Vec<u8> {
+        let mut out = [u64::from(self.cost).to_le_bytes(), self.asked.to_le_bytes()].concat();
+        for slot in std::iter::once(&self.first).chain(&self.others) {
+            out.extend_from_slice(&slot.start.to_le_bytes());
+            out.extend_from_slice(&slot.end.to_le_bytes());
+        }
+        out
+    }
+
+    pub(super) fn read(bytes: &[u8]) -> Option<Slots> {
+        let (head, slots) = bytes.split_at_checked(16)?;
+        let mut slots =
+            slots.chunks_exact(16).map_while(|slot| Some(Slot { start: u64_at(slot, 0)?, end: u64_at(slot, 8)? }));
+        Some(Slots {
+            cost: u64_at(head, 0)?.try_into().ok()?,
+            asked: u64_at(head, 8)?,
+            first: slots.next()?,
+            others: slots.collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! What is limited: one limit or several, by any of the algorithms.
+
+use super::{
+    Quota,
+    algorithm::{Algorithm, Moment, Slot, Spent},
+    calendar::CalendarWindow,
+    rate::Rate,
+    sliding::SlidingWindow,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::{fmt, str::FromStr, sync::Arc};
+
+/// The most limits that one name can have.
+const MOST: usize = 8;
+
+/// The list of algorithms: to add one, write its file and its line here.
+macro_rules! algorithms {
+    ($($kind:literal $Algorithm:ident),+ $(,)?) => {
+        /// How a limit counts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub(super) enum Rule {
+            $($Algorithm($Algorithm)),+
+        }
+
+        /// What was stored of a budget, by whatever limit.
+        #[derive(Clone, Debug)]
+        pub(super) enum Stored {
+            $($Algorithm(<$Algorithm as Algorithm>::State)),+
+        }
+
+        impl Stored {
+            /// Takes the next budget off the front of a cell.
+            pub(super) fn read(bytes: &mut &[u8]) -> Option<Stored> {
+                let (&[kind, low, high], rest) = bytes.split_first_chunk()?;
+                let (state, rest) = rest.split_at_checked(u16::from_le_bytes([low, high]).into())?;
+                *bytes = rest;
+                match kind {
+                    $($kind => <$Algorithm as Algorithm>::decode(state).map(Stored::$Algorithm),)+
+                    _ => None,
+                }
+            }
+
+            fn spent(&self, at: Moment) -> Spent {
+                match self {
+                    $(Stored::$Algorithm(state) => <$Algorithm as Algorithm>::spent(state, at)),+
+                }
+            }
+        }
+
+        /// A limit and what is left of it.
+        #[derive(Clone, Debug, PartialEq)]
+        pub(super) enum Budget {
+            $($Algorithm($Algorithm, <$Algorithm as Algorithm>::State)),+
+        }
+
+        impl Rule {
+            pub(super) fn made(&self, stored: &Stored) -> bool {
+                match (self, stored) {
+                    $((Rule::$Algorithm(rule), Stored::$Algorithm(state)) => rule.made(state),)+
+                    _ => false,
+                }
+            }
+
+            /// The budget as it is now, and whether it is what was stored rather than made out of that.
+            pub(super) fn open(&self, stored: Option<Stored>, at: Moment, rebooted: bool) -> (Budget, bool) {
+                match (self, stored) {
+                    $((Rule::$Algorithm(rule), Some(Stored::$Algorithm(mut state))) if rule.made(&state) => {
+                        rule.advance(&mut state, at, rebooted);
+                        (Budget::$Algorithm(*rule, state), true)
+                    })+
+                    $((Rule::$Algorithm(rule), Some(other)) => {
+                        (Budget::$Algorithm(*rule, rule.with_spent(other.spent(at), at)), false)
+                    })+
+                    $((Rule::$Algorithm(rule), None) => (Budget::$Algorithm(*rule, rule.fresh(at)), true)),+
+                }
+            }
+
+            pub(super) fn most(&self) -> u32 {
+                match self {
+                    $(Rule::$Algorithm(rule) => rule.most()),+
+                }
+            }
+        }
+
+        impl Budget {
+            pub(super) fn earliest(&self, from: u64, cost: u32) -> Option<u64> {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.earliest(state, from, cost)),+
+                }
+            }
+
+            pub(super) fn take(&mut self, turn: u64, cost: u32) -> Slot {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.take(state, turn, cost)),+
+                }
+            }
+
+            pub(super) fn free(&mut self, slot: Slot, units: u32, now: u64) {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.free(state, slot, units, now)),+
+                }
+            }
+
+            pub(super) fn charge(&mut self, units: u32, now: u64) {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.charge(state, units, now)),+
+                }
+            }
+
+            pub(super) fn quota(&self, now: u64) -> Quota {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.quota(state, now)),+
+                }
+            }
+
+            pub(super) fn ends(&self) -> u64 {
+                match self {
+                    $(Budget::$Algorithm(rule, state) => rule.ends(state)),+
+                }
+            }
+
+            pub(super) fn last_turn(&self, at: Moment) -> u64 {
+                match self {
+                    $(Budget::$Algorithm(_, state) => <$Algorithm as Algorithm>::spent(state, at).last_turn),+
+                }
+            }
+
+            pub(super) fn write(&self, out: &mut Vec<u8>) {
+                let at = out.len();
+                match self {
+                    $(Budget::$Algorithm(_, state) => {
+                        out.extend_from_slice(&[$kind, 0, 0]);
+                        <$Algorithm as Algorithm>::encode(state, out);
+                    })+
+                }
+                let len = u16::try_from(out.len() - at - 3).unwrap_or(u16::MAX);
+                out[at + 1..at + 3].copy_from_slice(&len.to_le_bytes());
+            }
+        }
+
+        $(
+            impl From<$Algorithm> for Limit {
+                fn from(rule: $Algorithm) -> Limit {
+                    Limit { rule: Rule::$Algorithm(rule), name: None }
+                }
+            }
+
+            impl From<$Algorithm> for Limits {
+                fn from(rule: $Algorithm) -> Limits {
+                    Limit::from(rule).into()
+                }
+            }
+        )+
+
+        impl fmt::Display for Rule {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Rule::$Algorithm(rule) => rule.fmt(f)),+
+                }
+            }
+        }
+
+        impl FromStr for Rule {
+            type Err = ParseLimitError;
+
+            fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
+                let mut error = None;
+                $(
+                    match text.parse::<$Algorithm>() {
+                        Ok(rule) => return Ok(Rule::$Algorithm(rule)),
+                        Err(why) => error = error.or(Some(why.to_string())),
+                    }
+                )+
+                Err(ParseLimitError { text: text.into(), reason: error.unwrap_or_default() })
+            }
+        }
+    };
+}
+
+algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
+
+/// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
+///
+/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/day`. It is parsed from that, and by serde from such a string.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limit {
+    pub(super) rule: Rule,
+    pub(super) name: Option<Arc<str>>,
+}
+
+impl Limit {
+    /// A name that headers, problem details and logs call it by, in place of the scope's.
+    pub fn named(mut self, name: &str) -> Limit {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rule.fmt(f)
+    }
+}
+
+impl FromStr for Limit {
+    type Err = ParseLimitError;
+
+    fn from_str(text: &str) -> Result<Limit, ParseLimitError> {
+        Ok(Limit { rule: text.trim().parse()?, name: None })
+    }
+}
+
+/// The limits of one name: one to eight, decided together, all or nothing.
+///
+/// ```
+/// use tower_floodgate::throttle::{Limit, Limits, Rate};
+///
+/// let limits = Limits::from([Limit::from(Rate::per_second(10)), Limit::from(Rate::per_hour(1_000)).named("hourly")]);
+/// assert_eq!(limits.to_string(), "10/1s, 1000/3600s");
+/// assert_eq!("10/1s, 1000/1h".parse::<Limits>()?.to_string(), limits.to_string());
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    pub(super) first: Limit,
+    others: Option<Arc<[Limit]>>,
+}
+
+impl Limits {
+    /// One more limit, which must have room as well.
+    ///
+    /// # Panics
+    ///
+    /// If there are eight already.
+    #[track_caller]
+    pub fn and(self, limit: impl Into<Limit>) -> Limits {
+        let more = limit.into();
+        self.iter().cloned().chain([more]).collect::<Vec<_>>().into()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Limit> {
+        std::iter::once(&self.first).chain(self.others())
+    }
+
+    pub(super) fn others(&self) -> &[Limit] {
+        self.others.as_deref().unwrap_or_default()
+    }
+}
+
+impl From<Limit> for Limits {
+    fn from(first: Limit) -> Limits {
+        Limits { first, others: None }
+    }
+}
+
+impl<L: Into<Limit>> From<Vec<L>> for Limits {
+    /// # Panics
+    ///
+    /// If there is none, or if there are more than eight.
+    #[track_caller]
+    fn from(limits: Vec<L>) -> Limits {
+        let count = limits.len();
+        assert!((1..=MOST).contains(&count), "a throttle takes 1 to {MOST} limits, not {count}");
+        let mut limits = limits.into_iter().map(Into::into);
+        let first = limits.next().expect("one at least");
+        let others: Arc<[Limit]> = limits.collect();
+        Limits { first, others: (!others.is_empty()).then_some(others) }
+    }
+}
+
+impl<L: Into<Limit>, const N: usize> From<[L; N]> for Limits {
+    /// # Panics
+    ///
+    /// If there is none, or if there are more than eight.
+    #[track_caller]
+    fn from(limits: [L; N]) -> Limits {
+        Vec::from(limits).into()
+    }
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.first.fmt(f)?;
+        self.others().iter().try_for_each(|limit| write!(f, ", {limit}"))
+    }
+}
+
+impl FromStr for Limits {
+    type Err = ParseLimitError;
+
+    /// Limits are separated by commas.
+    fn from_str(text: &str) -> Result<Limits, ParseLimitError> {
+        let limits = text.split(',').map(str::parse).collect::<Result<Vec<Limit>, _>>()?;
+        match limits.len() {
+            ..=MOST => Ok(limits.into()),
+            count => Err(ParseLimitError { text: text.into(), reason: format!("{count} limits, {MOST} at most") }),
+        }
+    }
+}
+
+/// A text that is no limit; what it says names the text and what a limit looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseLimitError {
+    text: String,
+    reason: String,
+}
+
+impl fmt::Display for ParseLimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/day`",
+            self.text, self.reason
+        )
+    }
+}
+
+impl std::error::Error for ParseLimitError {}
+
+macro_rules! as_text {
+    ($($type:ty),+) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                <std::borrow::Cow<'de, str>>::deserialize(from)?.parse().map_err(D::Error::custom)
+            }
+        }
+    )+};
+}
+
+as_text! { Limit, Limits }

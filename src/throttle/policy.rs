@@ -1,0 +1,208 @@
+//! Whom a throttle counts, how, and what the response changes about it.
+
+use super::Limits;
+use std::fmt;
+
+/// Whether a request is counted at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Standing {
+    /// It is.
+    Counted,
+    /// It passes, uncounted.
+    Allowed,
+    /// It is refused, whatever is left.
+    Denied,
+}
+
+/// Whom a throttle counts, how, and what the response changes about it.
+///
+/// Made by the methods of [`ThrottleLayer`](super::ThrottleLayer) such as [`cost`](super::ThrottleLayer::cost), each of
+/// which wraps the policy before it; implement it yourself where closures are not enough.
+pub trait Policy<Req, Res> {
+    /// What is kept of a request until its response is there.
+    type Kept;
+
+    /// Whether it is counted at all.
+    fn standing(&self, request: &Req) -> Standing;
+
+    /// The limits of its name; `None`: the layer's own.
+    fn limits(&self, request: &Req) -> Option<Limits>;
+
+    /// Units that it takes of every limit, or is estimated to; 0 passes without being counted.
+    fn cost(&self, request: &Req) -> u32;
+
+    /// What [`settle`](Policy::settle) wants to know of it.
+    fn keep(&self, request: &Req) -> Self::Kept;
+
+    /// What it really cost, as far as the response tells. `None`: what was taken for it.
+    fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32>;
+}
+
+/// Every request is counted, and costs 1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flat;
+
+impl<Req, Res> Policy<Req, Res> for Flat {
+    type Kept = ();
+
+    fn standing(&self, _: &Req) -> Standing {
+        Standing::Counted
+    }
+
+    fn limits(&self, _: &Req) -> Option<Limits> {
+        None
+    }
+
+    fn cost(&self, _: &Req) -> u32 {
+        1
+    }
+
+    fn keep(&self, _: &Req) {}
+
+    fn settle(&self, (): (), _: &Res) -> Option<u32> {
+        None
+    }
+}
+
+/// What a policy around another leaves to that one.
+macro_rules! inner {
+    (standing) => {
+        fn standing(&self, request: &Req) -> Standing {
+            self.inner.standing(request)
+        }
+    };
+    (limits) => {
+        fn limits(&self, request: &Req) -> Option<Limits> {
+            self.inner.limits(request)
+        }
+    };
+    (cost) => {
+        fn cost(&self, request: &Req) -> u32 {
+            self.inner.cost(request)
+        }
+    };
+    (keep) => {
+        type Kept = P::Kept;
+
+        fn keep(&self, request: &Req) -> P::Kept {
+            self.inner.keep(request)
+        }
+    };
+    (settle) => {
+        fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32> {
+            self.inner.settle(kept, response)
+        }
+    };
+}
+
+macro_rules! wrappers {
+    ($($(#[$doc:meta])+ $Name:ident;)+) => {$(
+        $(#[$doc])+
+        #[derive(Clone, Copy)]
+        pub struct $Name<P, F> {
+            pub(super) inner: P,
+            pub(super) f: F,
+        }
+
+        impl<P: fmt::Debug, F> fmt::Debug for $Name<P, F> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($Name)).field("inner", &self.inner).finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+
+wrappers! {
+    /// See [`ThrottleLayer::cost`](super::ThrottleLayer::cost).
+    Costing;
+    /// See [`ThrottleLayer::rate_of`](super::ThrottleLayer::rate_of).
+    RateOf;
+    /// See [`ThrottleLayer::allow`](super::ThrottleLayer::allow).
+    Allowing;
+    /// See [`ThrottleLayer::deny`](super::ThrottleLayer::deny).
+    Denying;
+    /// See [`ThrottleLayer::settle`](super::ThrottleLayer::settle).
+    Settling;
+    /// See [`ThrottleLayer::refund_if`](super::ThrottleLayer::refund_if).
+    Refunding;
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Req) -> u32, Req, Res> Policy<Req, Res> for Costing<P, F> {
+    fn cost(&self, request: &Req) -> u32 {
+        (self.f)(request)
+    }
+
+    inner!(standing);
+    inner!(limits);
+    inner!(keep);
+    inner!(settle);
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Req) -> L, L: Into<Limits>, Req, Res> Policy<Req, Res> for RateOf<P, F> {
+    fn limits(&self, request: &Req) -> Option<Limits> {
+        Some((self.f)(request).into())
+    }
+
+    inner!(standing);
+    inner!(cost);
+    inner!(keep);
+    inner!(settle);
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Allowing<P, F> {
+    fn standing(&self, request: &Req) -> Standing {
+        match self.inner.standing(request) {
+            Standing::Counted if (self.f)(request) => Standing::Allowed,
+            standing => standing,
+        }
+    }
+
+    inner!(limits);
+    inner!(cost);
+    inner!(keep);
+    inner!(settle);
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Denying<P, F> {
+    // Who is on both lists is denied, in whatever order they were given.
+    fn standing(&self, request: &Req) -> Standing {
+        if (self.f)(request) { Standing::Denied } else { self.inner.standing(request) }
+    }
+
+    inner!(limits);
+    inner!(cost);
+    inner!(keep);
+    inner!(settle);
+}
+
+impl<P: Policy<Req, Res>, K, T, F, Req, Res> Policy<Req, Res> for Settling<P, (K, F)>
+where
+    K: Fn(&Req) -> T,
+    F: Fn(T, &Res) -> u32,
+{
+    type Kept = T;
+
+    fn keep(&self, request: &Req) -> T {
+        (self.f.0)(request)
+    }
+
+    fn settle(&self, kept: T, response: &Res) -> Option<u32> {
+        Some((self.f.1)(kept, response))
+    }
+
+    inner!(standing);
+    inner!(limits);
+    inner!(cost);
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Res) -> bool, Req, Res> Policy<Req, Res> for Refunding<P, F> {
+    fn settle(&self, kept: P::Kept, response: &Res) -> Option<u32> {
+        if (self.f)(response) { Some(0) } else { self.inner.settle(kept, response) }
+    }
+
+    inner!(standing);
+    inner!(limits);
+    inner!(cost);
+    inner!(keep);
+}
