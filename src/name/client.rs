@@ -4,13 +4,14 @@ use std::{
     sync::Arc,
 };
 
-use http::{Extensions, HeaderMap, HeaderName, Request};
+use http::{Extensions, Request};
 
 use crate::hush::Hush;
 
-use super::{Name, NameBuf, Named};
+use self::forwarded::{MAX_ENTRIES, Source};
+use super::{Name, NameBuf, Named, Networks, header::header_name};
 
-static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+mod forwarded;
 
 /// The address of the peer of the connection that a request came over, as a request extension for [`ClientIp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +23,18 @@ type Peer = dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync;
 /// Names an HTTP request by the address of its client.
 ///
 /// The address is that of the connection's peer: a [`PeerAddr`] among the request's extensions, or what
-/// [`from_fn`](Self::from_fn) finds there. Behind proxies of your own say how many with
-/// [`trusted_proxies`](Self::trusted_proxies); nothing that a client wrote itself is ever believed then.
+/// [`from_fn`](Self::from_fn) finds there. Behind proxies of your own say which with
+/// [`trusted_networks`](Self::trusted_networks), or how many with [`trusted_proxies`](Self::trusted_proxies). One
+/// header is read then, from the right: `X-Forwarded-For`, [`Forwarded`](Self::forwarded) or one of [another
+/// name](Self::header), and nothing that a client wrote into it itself is ever believed. It must be the one that your
+/// proxies write: what they hand on as it came is the client's own word.
 ///
 /// IPv4 addresses count one by one, also when they are written as IPv6 (`::ffff:192.0.2.1`). IPv6 addresses count by
-/// their first 64 bits, which is what one client commonly has to itself.
+/// their first 64 bits, which is what one client commonly has to itself. Brackets and ports are left out.
 ///
-/// Requests whose client cannot be told share the one name `unknown client`, and are logged at most once a second.
+/// Requests whose client cannot be told share the one name `unknown client`, and are logged at most once a second:
+/// where there is no peer or no header, where the entry is no address (`unknown`, `_hidden`, one with a zone, text that
+/// is not well-formed), and where it lies beyond the last 64 entries or 8 KiB, which is as far as anything is read.
 ///
 /// ```
 /// use http::{Extensions, Request};
@@ -45,34 +51,127 @@ type Peer = dyn Fn(&Extensions) -> Option<IpAddr> + Send + Sync;
 /// let mut buf = NameBuf::new();
 /// assert_eq!(client.name(&req, &mut buf), Named::Yes);
 /// assert_eq!(buf.as_bytes(), b"2001:db8::/64");
+///
+/// // And behind a balancer in 10.0.0.0/8.
+/// let client = client.trusted_networks(["10.0.0.0/8"]);
+/// let peer = ConnectInfo("10.0.0.7:4000".parse().unwrap());
+/// let req = Request::get("/").header("x-forwarded-for", "6.6.6.6, 203.0.113.9");
+/// let req = req.extension::<ConnectInfo<std::net::SocketAddr>>(peer).body(()).unwrap();
+/// buf.clear();
+/// assert_eq!(client.name(&req, &mut buf), Named::Yes);
+/// assert_eq!(buf.as_bytes(), b"203.0.113.9");
 /// ```
 #[derive(Clone)]
 pub struct ClientIp {
     peer: Arc<Peer>,
-    trusted_proxies: usize,
+    trust: Trust,
+    source: Source,
     ipv6_prefix: u8,
 }
 
+/// Whose word in the header is believed.
+#[derive(Clone, Debug)]
+enum Trust {
+    Nobody,
+    /// That of so many proxies, at least one, the last of which is the peer.
+    Hops(usize),
+    /// That of these.
+    Networks(Networks),
+}
+
 impl ClientIp {
-    /// By the [`PeerAddr`] among the request's extensions, which no server inserts by itself. With axum's `ConnectInfo` use
-    /// [`from_fn`](Self::from_fn) as shown above; without either, all clients share one name.
+    /// By the [`PeerAddr`] among the request's extensions, which no server inserts by itself. With axum's `ConnectInfo`
+    /// use [`from_fn`](Self::from_fn) as shown above; without either, all clients share one name.
     pub fn new() -> Self {
         Self::from_fn(|extensions| extensions.get::<PeerAddr>().map(|peer| peer.0.ip()))
     }
 
     /// By the address that `peer` finds among the request's extensions.
     pub fn from_fn(peer: impl Fn(&Extensions) -> Option<IpAddr> + Send + Sync + 'static) -> Self {
-        Self { peer: Arc::new(peer), trusted_proxies: 0, ipv6_prefix: 64 }
+        Self { peer: Arc::new(peer), trust: Trust::Nobody, source: Source::XForwardedFor, ipv6_prefix: 64 }
     }
 
-    /// Says that requests come through `hops` proxies which each append to `X-Forwarded-For` whom they got them from:
-    /// the client is then the entry number `hops` from the right, over all fields of that name.
+    /// Says that requests come through `hops` proxies which each append to the header whom they got them from: the
+    /// client is then the entry number `hops` from the right, over all fields of that name.
     ///
     /// Fewer entries than that, or no address in that place, mean that the client cannot be told. With 0, the default,
-    /// the header is not read. The service must then be out of reach except through the proxies.
+    /// the header is not read. The peer is not looked at, so the service must be out of reach except through all of the
+    /// proxies; where it is not, or where some requests pass fewer of them,
+    /// [`trusted_networks`](Self::trusted_networks) is the one to take.
+    ///
+    /// # Panics
+    ///
+    /// If `hops` is more than 64, or above 0 beside trusted networks: it is either how many or which.
     #[must_use]
+    #[track_caller]
     pub fn trusted_proxies(mut self, hops: usize) -> Self {
-        self.trusted_proxies = hops;
+        assert!(hops <= MAX_ENTRIES, "no more than {MAX_ENTRIES} proxies can be trusted, not {hops}");
+        self.trust = match (self.trust, hops) {
+            (Trust::Networks(networks), 0) => Trust::Networks(networks),
+            (Trust::Networks(networks), _) if !networks.is_empty() => panic_for_both(hops, &networks),
+            (_, 0) => Trust::Nobody,
+            _ => Trust::Hops(hops),
+        };
+        self
+    }
+
+    /// Says that the proxies in these networks are to be believed. If the peer of the connection is none of them, it is
+    /// the client, and the header is not read. Otherwise the entries are walked from the right, over all fields of that
+    /// name and past those within the networks: the first one outside is the client.
+    ///
+    /// Where every entry is within the networks, or there is none, the client cannot be told, and neither can it where
+    /// an entry on the way is no address. So the networks should hold the proxies and no clients: those would share a
+    /// name, and could write what they like into the header.
+    ///
+    /// Takes text such as `"10.0.0.0/8, fd00::/8"`, arrays and vectors of it, or [`Networks`] that were parsed before.
+    /// With an empty list, nobody is believed.
+    ///
+    /// # Panics
+    ///
+    /// If a text is no list of networks, with the text in the message, and beside
+    /// [`trusted_proxies`](Self::trusted_proxies) above 0 unless the list is empty: it is either how many or which.
+    #[must_use]
+    #[track_caller]
+    pub fn trusted_networks<N>(mut self, networks: N) -> Self
+    where
+        N: TryInto<Networks>,
+        N::Error: fmt::Display,
+    {
+        let networks = Networks::or_panic(networks);
+        self.trust = match self.trust {
+            Trust::Hops(hops) if networks.is_empty() => Trust::Hops(hops),
+            Trust::Hops(hops) => panic_for_both(hops, &networks),
+            _ => Trust::Networks(networks),
+        };
+        self
+    }
+
+    /// Reads `Forwarded` (RFC 7239) in place of `X-Forwarded-For`: the `for` of its elements. Whether its word is taken
+    /// is for [`trusted_networks`](Self::trusted_networks) or [`trusted_proxies`](Self::trusted_proxies) to say.
+    ///
+    /// An element that is not well-formed, or that has a comma within quotes, ends the reading: the client cannot be
+    /// told.
+    #[must_use]
+    pub fn forwarded(mut self) -> Self {
+        self.source = Source::Forwarded;
+        self
+    }
+
+    /// Reads a header that holds nothing but the client's address, such as `CF-Connecting-IP` or `X-Real-IP`, in place
+    /// of
+    /// `X-Forwarded-For`. Whether its word is taken is for [`trusted_networks`](Self::trusted_networks) or
+    /// [`trusted_proxies`](Self::trusted_proxies) to say; how many of these there are makes no difference.
+    ///
+    /// The proxies must replace what the client sends under this name. Two fields, or a list, mean that the client
+    /// cannot be told.
+    ///
+    /// # Panics
+    ///
+    /// If `header` is not a valid name of a header.
+    #[must_use]
+    #[track_caller]
+    pub fn header(mut self, header: impl AsRef<str>) -> Self {
+        self.source = Source::Single(header_name(header.as_ref()));
         self
     }
 
@@ -82,18 +181,65 @@ impl ClientIp {
     ///
     /// If `bits` is 0 or more than 128.
     #[must_use]
+    #[track_caller]
     pub fn ipv6_prefix(mut self, bits: u8) -> Self {
         assert!((1..=128).contains(&bits), "an IPv6 prefix has 1 to 128 bits, not {bits}");
         self.ipv6_prefix = bits;
         self
     }
 
-    fn address<B>(&self, req: &Request<B>) -> Option<IpAddr> {
-        match self.trusted_proxies.checked_sub(1) {
-            None => (self.peer)(req.extensions()),
-            Some(skip) => forwarded_for(req.headers(), skip),
-        }
+    /// The whole address of the client, IPv4 as such, if it can be told.
+    pub fn address<B>(&self, req: &Request<B>) -> Option<IpAddr> {
+        let address = match &self.trust {
+            Trust::Nobody => (self.peer)(req.extensions()),
+            Trust::Hops(hops) => {
+                let mut passed = 0;
+                self.source.client(req.headers(), |_| {
+                    passed += 1;
+                    passed < *hops
+                })
+            }
+            Trust::Networks(networks) => {
+                let own = |address: Option<IpAddr>| address.is_some_and(|address| networks.contains(address));
+                let peer = (self.peer)(req.extensions());
+                if own(peer) { self.source.client(req.headers(), own) } else { peer }
+            }
+        };
+        address.map(|address| address.to_canonical())
     }
+
+    /// Whether a request's client is within these networks, for lists of whom to let pass or to turn away. A client
+    /// that cannot be told is in no list, so where an unknown one must be turned away too, ask whether
+    /// [`address`](Self::address) is `None`. Takes what [`trusted_networks`](Self::trusted_networks) takes.
+    ///
+    /// ```
+    /// use http::Request;
+    /// use tower_floodgate::name::{ClientIp, PeerAddr};
+    ///
+    /// let from_the_office = ClientIp::new().is_in(["198.51.100.0/24", "2001:db8:7::/48"]);
+    ///
+    /// let peer = PeerAddr("198.51.100.7:4000".parse().unwrap());
+    /// assert!(from_the_office(&Request::get("/").extension(peer).body(()).unwrap()));
+    /// assert!(!from_the_office(&Request::get("/").body(()).unwrap()));
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If a text is no list of networks, with the text in the message.
+    #[track_caller]
+    pub fn is_in<B, N>(&self, networks: N) -> impl Fn(&Request<B>) -> bool + Clone + Send + Sync + 'static + use<B, N>
+    where
+        N: TryInto<Networks>,
+        N::Error: fmt::Display,
+    {
+        let (client, networks) = (self.clone(), Networks::or_panic(networks));
+        move |req| client.address(req).is_some_and(|address| networks.contains(address))
+    }
+}
+
+#[track_caller]
+fn panic_for_both(hops: usize, networks: &Networks) -> ! {
+    panic!("trust either so many proxies or those in some networks, not both {hops} and {networks}")
 }
 
 impl Default for ClientIp {
@@ -105,7 +251,7 @@ impl Default for ClientIp {
 impl<B> Name<Request<B>> for ClientIp {
     fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
         static HUSH: Hush = Hush::new();
-        match self.address(req).map(|address| address.to_canonical()) {
+        match self.address(req) {
             Some(IpAddr::V4(address)) => name.push_fmt(format_args!("{address}")),
             Some(IpAddr::V6(address)) => {
                 name.push_fmt(format_args!("{}/{}", network(address, self.ipv6_prefix), self.ipv6_prefix));
@@ -113,7 +259,8 @@ impl<B> Name<Request<B>> for ClientIp {
             None => {
                 if HUSH.due() {
                     tracing::warn!(
-                        trusted_proxies = self.trusted_proxies,
+                        trust = ?self.trust,
+                        header = %self.source.header(),
                         "requests whose client address cannot be told share one name"
                     );
                 }
@@ -127,7 +274,8 @@ impl<B> Name<Request<B>> for ClientIp {
 impl fmt::Debug for ClientIp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientIp")
-            .field("trusted_proxies", &self.trusted_proxies)
+            .field("trust", &self.trust)
+            .field("source", &self.source)
             .field("ipv6_prefix", &self.ipv6_prefix)
             .finish_non_exhaustive()
     }
@@ -138,116 +286,5 @@ fn network(address: Ipv6Addr, prefix: u8) -> Ipv6Addr {
     Ipv6Addr::from_bits(address.to_bits() & u128::MAX.checked_shl(host_bits).unwrap_or(0))
 }
 
-/// The entry of `X-Forwarded-For` that has `skip` entries to its right. Empty entries count: to step over one would be
-/// to believe the entry before it, which nobody vouches for.
-fn forwarded_for(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
-    let mut entries =
-        headers.get_all(&X_FORWARDED_FOR).iter().rev().flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b','));
-    address(std::str::from_utf8(entries.nth(skip)?).ok()?.trim_matches([' ', '\t']))
-}
-
-/// An address, with or without brackets and port: some proxies append those.
-fn address(text: &str) -> Option<IpAddr> {
-    let bare = text.parse().ok();
-    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
-    let with_port = || text.parse::<SocketAddr>().ok().map(|socket| socket.ip());
-    bare.or_else(bracketed).or_else(with_port)
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::{super::tests::name_of, *};
-
-    fn from_peer(address: &str) -> Request<()> {
-        Request::get("/").extension(PeerAddr(SocketAddr::new(address.parse().unwrap(), 1))).body(()).unwrap()
-    }
-
-    fn forwarded(values: &[&str]) -> Request<()> {
-        let mut req = from_peer("10.0.0.1");
-        for value in values {
-            req.headers_mut().append("x-forwarded-for", value.parse().unwrap());
-        }
-        req
-    }
-
-    #[test]
-    fn by_peer() {
-        let client = ClientIp::new();
-        let cases = [
-            ("192.0.2.1", "192.0.2.1"),
-            ("::ffff:192.0.2.1", "192.0.2.1"),
-            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-            ("::1", "::/64"),
-        ];
-        for (peer, expected) in cases {
-            assert_eq!(name_of(&client, &from_peer(peer)).unwrap(), expected);
-        }
-    }
-
-    #[test]
-    fn by_prefix() {
-        let req = from_peer("2001:db8:1:2:3:4:5:6");
-        assert_eq!(name_of(&ClientIp::new().ipv6_prefix(128), &req).unwrap(), "2001:db8:1:2:3:4:5:6/128");
-        assert_eq!(name_of(&ClientIp::new().ipv6_prefix(48), &req).unwrap(), "2001:db8:1::/48");
-        assert_eq!(name_of(&ClientIp::new().ipv6_prefix(1), &req).unwrap(), "::/1");
-    }
-
-    #[test]
-    #[should_panic(expected = "not 129")]
-    fn a_prefix_past_128_panics() {
-        let _ = ClientIp::new().ipv6_prefix(129);
-    }
-
-    #[test]
-    fn who_cannot_be_told_shares_a_name() {
-        assert_eq!(name_of(&ClientIp::new(), &Request::new(())).unwrap(), "unknown client");
-        assert_eq!(name_of(&ClientIp::from_fn(|_| None), &from_peer("192.0.2.1")).unwrap(), "unknown client");
-    }
-
-    #[test]
-    fn proxies_are_counted_from_the_right() {
-        let cases: &[(usize, &[&str], &str)] = &[
-            (0, &["203.0.113.9"], "10.0.0.1"),
-            (1, &["6.6.6.6, 203.0.113.9"], "203.0.113.9"),
-            (1, &["6.6.6.6", "203.0.113.9"], "203.0.113.9"),
-            (2, &["6.6.6.6, 203.0.113.9", "10.0.0.2"], "203.0.113.9"),
-            (2, &["6.6.6.6, 203.0.113.9,10.0.0.2"], "203.0.113.9"),
-            (2, &["203.0.113.9"], "unknown client"),
-            (1, &[], "unknown client"),
-            (1, &[""], "unknown client"),
-            (1, &["203.0.113.9, "], "unknown client"),
-            (1, &["203.0.113.9, unknown"], "unknown client"),
-            (1, &["203.0.113.9:4711"], "203.0.113.9"),
-            (1, &["[2001:db8::1]:4711"], "2001:db8::/64"),
-            (1, &["[2001:db8::1]"], "2001:db8::/64"),
-            (1, &["2001:db8::1"], "2001:db8::/64"),
-            (1, &["::ffff:203.0.113.9"], "203.0.113.9"),
-            (usize::MAX, &["203.0.113.9"], "unknown client"),
-        ];
-        for (hops, values, expected) in cases {
-            let client = ClientIp::new().trusted_proxies(*hops);
-            assert_eq!(name_of(&client, &forwarded(values)).unwrap(), *expected, "{hops} {values:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn what_a_client_sends_changes_nothing(sent in proptest::collection::vec("[ -~]{0,20}", 0..4)) {
-            let mut values: Vec<&str> = sent.iter().map(String::as_str).collect();
-            values.push("203.0.113.9");
-            let client = ClientIp::new().trusted_proxies(1);
-            prop_assert_eq!(name_of(&client, &forwarded(&values)).unwrap(), "203.0.113.9");
-        }
-
-        #[test]
-        fn any_bytes_are_answered(value in proptest::collection::vec(32u8..=255, 0..40), hops in 0usize..4) {
-            if let Ok(value) = http::HeaderValue::from_bytes(&value) {
-                let mut req = Request::new(());
-                req.headers_mut().insert("x-forwarded-for", value);
-                prop_assert!(name_of(&ClientIp::new().trusted_proxies(hops), &req).is_some());
-            }
-        }
-    }
-}
+mod tests;

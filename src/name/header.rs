@@ -8,16 +8,25 @@ use super::{IntoName, Name, NameBuf, Named};
 
 /// Appends `name=` and every value of that header as a part: nothing for an absent header, `0:,` for an empty one.
 pub(super) fn push_header(headers: &HeaderMap, header: &HeaderName, name: &mut NameBuf) {
-    name.push_str(header.as_str());
-    name.push_byte(b'=');
+    push_header_name(header, name);
     for value in headers.get_all(header) {
         name.push_part(value.as_bytes());
     }
 }
 
+pub(super) fn push_header_name(header: &HeaderName, name: &mut NameBuf) {
+    name.push_str(header.as_str());
+    name.push_byte(b'=');
+}
+
 /// Parses the name of a header, for constructors.
+#[track_caller]
 pub(super) fn header_name(text: &str) -> HeaderName {
-    HeaderName::from_bytes(text.as_bytes()).unwrap_or_else(|_| panic!("not the name of a header: {text:?}"))
+    match HeaderName::from_bytes(text.as_bytes()) {
+        Ok(header) => header,
+        // Not within a closure, which would hide the caller.
+        Err(_) => panic!("not the name of a header: {text:?}"),
+    }
 }
 
 /// Names an HTTP request by the values of one header.
@@ -25,7 +34,8 @@ pub(super) fn header_name(text: &str) -> HeaderName {
 /// Requests without the header share a name of their own, which no value can spell, not even an empty one. All values
 /// of a repeated header count, so a service that limits by a key should refuse requests that send it twice.
 ///
-/// The value is part of the name as it is, and names are kept in the cache's directory.
+/// The value is part of the name as it is, and names are kept in the cache's directory: for a secret take
+/// [`ApiKey`](super::ApiKey).
 #[derive(Clone, Debug)]
 pub struct Header {
     header: HeaderName,
@@ -37,6 +47,7 @@ impl Header {
     /// # Panics
     ///
     /// If `header` is not a valid name of a header.
+    #[track_caller]
     pub fn new(header: impl AsRef<str>) -> Self {
         Self { header: header_name(header.as_ref()) }
     }

@@ -7,8 +7,8 @@
 //! - a closure or function from `&Req` to something of its own that is [`IntoName`]: text, bytes, a number, an address
 //!   (`|r: &Request<_>| r.uri().path().to_owned()`; text borrowed from the request does not compile, see `from_fn`);
 //! - [`from_fn`], for a closure that writes into the buffer itself and so need not allocate;
-//! - the ready-made names: [`Target`], [`Path`], [`ClientIp`], [`Header`], [`extension`] and [`GrpcMethod`] for HTTP,
-//!   [`Args`] for requests that are `serde::Serialize`;
+//! - the ready-made names: [`Target`], [`Path`], [`ClientIp`], [`Header`], [`ApiKey`], [`extension`] and [`GrpcMethod`] for
+//!   HTTP, [`Args`] for requests that are `serde::Serialize`;
 //! - a tuple of two to four names, whose parts can never run into each other.
 //!
 //! A name may also let a request [`Pass`](Named::Pass) untouched, past the layer. That is always said on purpose: a
@@ -47,6 +47,8 @@ mod args;
 mod buf;
 mod client;
 mod header;
+mod key;
+mod networks;
 mod target;
 
 use std::{
@@ -61,6 +63,8 @@ pub use self::{
     buf::NameBuf,
     client::{ClientIp, PeerAddr},
     header::{Ext, GrpcMethod, Header, Path, extension},
+    key::ApiKey,
+    networks::{Networks, NetworksError},
     target::Target,
 };
 pub(crate) use target::announces_body;

@@ -80,6 +80,8 @@ fn names_fit_every_host() {
     fits(&Target::new());
     fits(&ClientIp::new());
     fits(&Header::new("a"));
+    fits(&ApiKey::bearer());
+    fits(&Networks::default());
     fits(&GrpcMethod::new());
     fits(&Args::new());
     fits(&from_fn(|_: &u8, _: &mut NameBuf| Named::Yes));
