@@ -120,12 +120,12 @@ fn killing_writers_at_any_time_neither_refills_nor_blocks() {
     let limit = cache.throttle("drip", Rate::new(1_000_000, secs(36_000)));
     for round in 0..8 {
         let mut children = crew("drip", &path, 2);
-        let before = limit.check_blocking().unwrap().remaining;
+        let before = limit.check_blocking().unwrap().quota.remaining;
         tell_all(&mut children, "go");
         // Each has written some when it says so; the kill comes in the middle of more.
         assert_eq!(children[round % 2].line(), "dripping");
         children.into_iter().for_each(Child::kill);
-        let after = limit.check_blocking().unwrap().remaining;
+        let after = limit.check_blocking().unwrap().quota.remaining;
         assert!(after + DRIPS <= before, "round {round}: {before} -> {after}");
     }
     assert_eq!(cache.stats().failures + cache.stats().damaged, 0);

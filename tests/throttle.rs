@@ -221,7 +221,7 @@ async fn a_limit_of_the_same_cell_keeps_the_layers_tag() {
 
     // A waiter that leaves writes the cell too.
     assert_eq!(status(&layer).await, 200);
-    limit.acquire_at_most(3, secs(0)).await.unwrap();
+    limit.cost(3).check().await.unwrap();
     assert!(tokio::time::timeout(secs(1), limit.acquire()).await.is_err());
     assert_eq!(limit.peek().await.unwrap().reset, secs(4 * 3_600 - 1), "given back");
     cache.evict("team").await.unwrap();
@@ -285,7 +285,7 @@ async fn what_would_wait_too_long_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_leaves_gives_its_slot_back_if_it_was_the_last() {
+async fn the_turn_of_a_waiter_that_leaves_goes_to_the_next_that_comes() {
     let cache = cache();
     let (notes, service) = noting(Instant::now());
     let service = ThrottleLayer::new(cache.scope("api"), 1, secs(1)).wait().layer(service);
@@ -305,9 +305,10 @@ async fn a_waiter_that_leaves_gives_its_slot_back_if_it_was_the_last() {
     yield_now().await;
     middle.abort();
     let _ = middle.await;
-    assert_eq!(peek().await, secs(3), "someone waits behind it");
+    assert_eq!(peek().await, secs(3), "someone waits behind it, and keeps the turn");
+    service.clone().oneshot(4).await.unwrap();
     end.await.unwrap().unwrap();
-    assert_eq!(*notes.lock().unwrap(), [(0, secs(0)), (3, secs(2))]);
+    assert_eq!(*notes.lock().unwrap(), [(0, secs(0)), (4, secs(1)), (3, secs(2))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -439,19 +440,19 @@ async fn a_limit_works_without_tower() {
     let limit = cache.throttle("mails", Rate::new(3, secs(30)));
     let peek = async || limit.peek().await.unwrap();
     assert_eq!((peek().await.limit, peek().await.remaining, peek().await.reset), (3, 3, secs(0)));
-    assert_eq!(limit.check().await.unwrap().remaining, 2);
-    assert_eq!(limit.acquire_at_most(2, secs(0)).await.unwrap().remaining, 0);
+    assert_eq!(limit.check().await.unwrap().quota.remaining, 2);
+    assert_eq!(limit.cost(2).check().await.unwrap().quota.remaining, 0);
     assert_eq!(peek().await.remaining, 0, "looking takes nothing");
     let Err(LimitError::Throttled { retry_after, quota, .. }) = limit.check().await else { panic!("admitted") };
     assert_eq!((retry_after, quota.remaining, quota.reset), (Some(secs(10)), 0, secs(30)));
-    let Err(LimitError::Throttled { retry_after: None, .. }) = limit.acquire_at_most(4, Duration::MAX).await else {
+    let Err(LimitError::Throttled { retry_after: None, .. }) = limit.cost(4).acquire().await else {
         panic!("more than the burst never fits")
     };
 
     let began = Instant::now();
     limit.acquire().await.unwrap();
     assert_eq!(began.elapsed(), secs(10));
-    let Err(LimitError::Throttled { retry_after, .. }) = limit.acquire_at_most(2, secs(15)).await else {
+    let Err(LimitError::Throttled { retry_after, .. }) = limit.cost(2).acquire_timeout(secs(15)).await else {
         panic!("waited")
     };
     assert_eq!((began.elapsed(), retry_after), (secs(10), Some(secs(5))), "known at once");
@@ -459,7 +460,7 @@ async fn a_limit_works_without_tower() {
     assert_eq!(peek().await.remaining, 3);
 
     // A dropped waiter gives back; a plain thread can ask too.
-    limit.acquire_at_most(3, secs(0)).await.unwrap();
+    limit.cost(3).check().await.unwrap();
     assert!(tokio::time::timeout(secs(1), limit.acquire()).await.is_err());
     assert_eq!(peek().await.reset, secs(29));
     let threads = limit.clone();
@@ -470,7 +471,7 @@ async fn a_limit_works_without_tower() {
     let layer = ThrottleLayer::new(cache.scope("shared"), 2, secs(20)).name(|_: &Request<()>| "mails");
     let limit = cache.scope("shared").throttle("mails", Rate::new(2, secs(20)));
     assert_eq!(status(&layer).await, 200);
-    assert_eq!(limit.check().await.unwrap().remaining, 0);
+    assert_eq!(limit.check().await.unwrap().quota.remaining, 0);
     assert_eq!(status(&layer).await, 429);
 }
 

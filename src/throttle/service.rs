@@ -62,7 +62,8 @@ where
         let step = if standing == Standing::Denied {
             future.outcome.deny(&request)
         } else {
-            let mut verdict = limiter::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
+            let mut verdict =
+                limiter::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
             match verdict.now() {
                 Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
                 None => Step::Decide(verdict),

@@ -18,7 +18,7 @@ use std::{
 };
 use tower_floodgate::{
     Builder, Cache, Error,
-    throttle::{Limit, LimitError, Quota, Rate},
+    throttle::{LimitError, Limiter, Permit, Rate},
 };
 
 /// What a child says begins with this: the test harness talks on the same stream.
@@ -32,13 +32,13 @@ pub(crate) fn builder(path: &Path) -> Builder {
 }
 
 /// A budget that counts: it is far larger than any test spends, and regains nothing within an hour.
-fn counter(cache: &Cache, name: &str) -> Limit {
+fn counter(cache: &Cache, name: &str) -> Limiter {
     cache.throttle(name, Rate::new(1, Duration::from_secs(3_600)).burst(500_000))
 }
 
-fn spent(checked: Result<Quota, LimitError>) -> Result<u64, Error> {
+fn spent(checked: Result<Permit, LimitError>) -> Result<u64, Error> {
     match checked {
-        Ok(quota) => Ok(u64::from(quota.limit - quota.remaining)),
+        Ok(permit) => Ok(u64::from(permit.quota.limit - permit.quota.remaining)),
         Err(LimitError::Cache(error)) => Err(error),
         Err(error) => panic!("{error}"),
     }
