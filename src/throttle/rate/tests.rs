@@ -32,6 +32,8 @@ fn ask(rate: &Rate, state: &mut State, now: u64, cost: u32, patience: u64) -> Ou
 fn ask_from(rate: &Rate, state: &mut State, now: u64, from: u64, cost: u32, patience: u64) -> Outcome {
     rate.advance(state, at(now), false);
     let turn = rate.earliest(state, from, cost).ok_or(None)?;
+    // What several limits agree on is asked of each again.
+    assert_eq!(rate.earliest(state, turn, cost), Some(turn));
     match (turn - now).checked_sub(patience) {
         None | Some(0) => Ok((turn, rate.take(state, turn, cost))),
         Some(retry_after) => Err(Some(retry_after)),

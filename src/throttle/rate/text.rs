@@ -11,7 +11,7 @@ impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = self.per.as_nanos();
         let [.., nanosecond] = SHOWN;
-        let (unit, of) = SHOWN.into_iter().find(|(_, of)| nanos % of == 0).unwrap_or(nanosecond);
+        let (unit, of) = SHOWN.into_iter().find(|(_, of)| nanos.is_multiple_of(*of)).unwrap_or(nanosecond);
         write!(f, "{}/{}{unit}", self.count, nanos / of)?;
         if self.burst != self.count {
             write!(f, " burst {}", self.burst)?;

@@ -168,7 +168,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(100_000))]
+    #![proptest_config(config(2_500))]
 
     #[test]
     fn no_window_admits_more_than_burst_and_rate(rate in rates(), events in events()) {
@@ -178,7 +178,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(40_000))]
+    #![proptest_config(config(600))]
 
     /// The textbook bucket, in which one unit is `step` drops and one drop comes back each nanosecond.
     #[test]
