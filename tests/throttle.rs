@@ -155,7 +155,7 @@ async fn handlers_and_outer_layers_see_the_decision() {
         assert_eq!(seen, format!("{:?}", Some((left, waited))));
     }
     // Nothing is told of what is not counted.
-    let unnamed = layer.name(Header::new("x-client")).layer(handler);
+    let unnamed = layer.name(|_: &Request<()>| None::<String>).layer(handler);
     let passed = unnamed.oneshot(Request::new(())).await.unwrap();
     assert!(passed.extensions().get::<Decision>().is_none());
     assert_eq!(passed.into_body().collect().await.unwrap().to_bytes(), "None");
