@@ -79,7 +79,7 @@ impl Rejection {
 
     /// Whole seconds for `Retry-After`: rounded up, at least 1.
     pub fn retry_after_seconds(&self) -> Option<u64> {
-        self.retry_after.map(|delay| (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1))
+        self.retry_after.map(|delay| delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)).max(1))
     }
 }
 

@@ -108,14 +108,15 @@ async fn a_refusal_says_why() {
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(text(refused.headers(), "content-type"), Some("application/problem+json"));
     assert_eq!(text(refused.headers(), "ratelimit-policy"), Some(r#""a \"b\"";q=2;w=10"#));
-    assert_eq!(text(refused.headers(), "ratelimit"), Some(r#""a \"b\"";r=0;t=10"#));
+    assert_eq!(text(refused.headers(), "ratelimit"), Some(r#""a \"b\"";r=0;t=5"#));
     let why = refused.extensions().get::<Rejection>().unwrap().clone();
     assert_eq!((why.reason, &*why.scope, why.retry_after), (Reason::Throttled, "a \"b\"", Some(ms(4_500))));
     assert_eq!(why.quota.as_ref().map(|quota| (quota.limit, quota.remaining, quota.reset)), Some((2, 0, ms(9_500))));
     let body = refused.into_body().collect().await.unwrap().to_bytes();
     let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(problem["status"], 429);
-    assert_eq!(problem["title"], "Too Many Requests");
+    assert_eq!(problem["title"], "Quota Exceeded");
+    assert_eq!(problem["violated-policies"], serde_json::json!(["a \"b\""]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,6 +138,30 @@ async fn admitted_answers_can_tell_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn handlers_and_outer_layers_see_the_decision() {
+    let cache = cache();
+    let handler = service_fn(|request: Request<()>| {
+        let seen = request.extensions().get::<Decision>().map(|seen| (seen.quota.remaining, seen.waited));
+        std::future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(format!("{seen:?}")))))
+    });
+    let layer = ThrottleLayer::new(cache.scope("api"), 2, secs(10)).wait_at_most(secs(5));
+    let service = layer.clone().layer(handler);
+    for (left, waited) in [(1, secs(0)), (0, secs(0)), (0, secs(5))] {
+        let admitted = service.clone().oneshot(Request::new(())).await.unwrap();
+        let decision = admitted.extensions().get::<Decision>().unwrap().clone();
+        assert_eq!((&*decision.scope, decision.quota.remaining, decision.waited), ("api", left, waited));
+        assert!(decision.others.is_empty() && !decision.shadow);
+        let seen = admitted.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(seen, format!("{:?}", Some((left, waited))));
+    }
+    // Nothing is told of what is not counted.
+    let unnamed = layer.name(|_: &Request<()>| None::<String>).layer(handler);
+    let passed = unnamed.oneshot(Request::new(())).await.unwrap();
+    assert!(passed.extensions().get::<Decision>().is_none());
+    assert_eq!(passed.into_body().collect().await.unwrap().to_bytes(), "None");
+}
+
+#[tokio::test(start_paused = true)]
 async fn grpc_is_refused_in_its_own_words() {
     let cache = cache();
     let layer = ThrottleLayer::new(cache.scope("rpc"), 1, ms(1_500));
@@ -146,7 +171,7 @@ async fn grpc_is_refused_in_its_own_words() {
     assert_eq!(refused.status(), 200);
     assert_eq!(text(refused.headers(), "content-type"), Some("application/grpc+proto"));
     assert_eq!(text(refused.headers(), "grpc-status"), Some("8"), "RESOURCE_EXHAUSTED");
-    assert_eq!(text(refused.headers(), "grpc-message"), Some("too%20many%20requests"));
+    assert_eq!(text(refused.headers(), "grpc-message"), Some("too many requests"));
     assert_eq!(text(refused.headers(), "grpc-retry-pushback-ms"), Some("1500"));
     assert!(refused.headers().get(RETRY_AFTER).is_none());
     assert!(http_body::Body::is_end_stream(refused.body()), "trailers only");

@@ -31,6 +31,7 @@ use tonic::{
     service::Routes,
     transport::{Channel, Endpoint, Server},
 };
+use tonic_types::StatusExt;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{BarrierLayer, Lock, StampedeCacheLayer, ThrottleLayer, name::GrpcMethod};
 
@@ -154,6 +155,12 @@ async fn a_throttled_call_is_resource_exhausted() {
     let refused = ask(channel.clone(), SAY, "c").await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "too many requests"));
     assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap().to_str().unwrap().len(), 5, "some 29,999 ms");
+    let details = refused.get_error_details();
+    let delay = details.retry_info().unwrap().retry_delay.unwrap();
+    assert!(delay <= 30 * SECOND && delay > 25 * SECOND, "{delay:?}");
+    let [violation] = &details.quota_failure().unwrap().violations[..] else { panic!("{details:?}") };
+    assert_eq!(violation.subject, "calls");
+    assert_eq!(violation.description, r#"limit "calls" allows 2 in 60s"#);
     let other = ask(channel, FAIL, "d").await.unwrap_err();
     assert_eq!((other.code(), other.message()), (Code::NotFound, "call 3: no d"), "another method, its own status");
 }
@@ -168,6 +175,7 @@ async fn a_call_that_finds_the_lock_taken_is_unavailable() {
     let held = scope.lock("").acquire().await.unwrap();
     let refused = ask(channel.clone(), SAY, "a").await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "busy: the lock was not free in time"));
+    assert_eq!(refused.get_details_retry_info().unwrap().retry_delay, Some(SECOND));
     drop(held);
     assert_eq!(ask(channel.clone(), SAY, "b").await.unwrap(), "call 1: b");
     // The trailers have been read, so the body that held the lock has ended.

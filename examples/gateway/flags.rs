@@ -55,6 +55,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_hyphen_values = true)]
     pub(crate) throttle_wait: Duration,
 
+    /// Tell clients their budget in every answer, not only in refusals, and in X-RateLimit-* beside RateLimit
+    #[arg(long)]
+    pub(crate) quota_headers: bool,
+
     /// At most so many requests of one name at the upstream at once
     #[arg(long, value_name = "N", value_parser = places, allow_hyphen_values = true)]
     pub(crate) barrier: Option<u32>,

@@ -15,7 +15,7 @@ use hyper_util::{
 use std::{convert::Infallible, fmt, net::SocketAddr, str::FromStr};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneService};
 use tower_floodgate::{
-    BarrierLayer, Cache, Semaphore, StampedeCacheLayer, ThrottleLayer,
+    BarrierLayer, Cache, Http, Semaphore, StampedeCacheLayer, ThrottleLayer,
     name::{self, Name, NameBuf, PeerAddr, Target},
 };
 
@@ -59,8 +59,11 @@ pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream, port: u16)
         }));
     }
     if let Some((count, per)) = flags.throttle {
-        let throttle =
-            ThrottleLayer::new(scope, count, per).name(flags.throttle_by.name()).wait_at_most(flags.throttle_wait);
+        let answer = if flags.quota_headers { Http::new().quota_headers().x_ratelimit() } else { Http::new() };
+        let throttle = ThrottleLayer::new(scope, count, per)
+            .name(flags.throttle_by.name())
+            .wait_at_most(flags.throttle_wait)
+            .answer(answer);
         proxy = boxed(throttle.layer(proxy));
     }
     proxy

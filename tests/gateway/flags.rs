@@ -96,6 +96,7 @@ fn help_names_every_flag() {
         "throttle",
         "throttle-by",
         "throttle-wait",
+        "quota-headers",
         "barrier",
         "barrier-by",
         "barrier-wait",

@@ -16,16 +16,64 @@
 //! # let _ = layer;
 //! # Ok::<(), tower_floodgate::Error>(())
 //! ```
+//!
+//! # What HTTP clients are told
+//!
+//! | refused because | status | problem type |
+//! |---|---|---|
+//! | a limit is spent ([`Throttled`](Reason::Throttled)), or can never be met ([`TooCostly`](Reason::TooCostly)) | 429 | `quota-exceeded` |
+//! | too many wait for their turn at a throttle ([`QueueFull`](Reason::QueueFull)) | 429 | `quota-exceeded` |
+//! | of too many refusals ([`Blocked`](Reason::Blocked)) | 429 | `abnormal-usage-detected` |
+//! | the name may never pass ([`Denied`](Reason::Denied)) | 403 | |
+//! | a lock is not free ([`Busy`](Reason::Busy)), or too many wait for it ([`QueueFull`](Reason::QueueFull)) | 503 | |
+//! | the cache failed ([`CacheFailed`](Reason::CacheFailed)) | 503 | |
+//!
+//! `Retry-After` says after how many seconds to ask again, rounded up and at least 1; it is left out where that is never,
+//! or not known. The body is `application/problem+json` (RFC 9457): title, status and detail. A refusal by a throttle has
+//! a type as well, and in `violated-policies` the name of the limit, as draft-ietf-httpapi-ratelimit-headers-11 defines
+//! them.
+//!
+//! `RateLimit-Policy` and `RateLimit` (the same draft) have one item for each limit of the throttle:
+//!
+//! ```text
+//! RateLimit-Policy: "burst";q=10;w=1, "daily";q=5000;w=86400
+//! RateLimit: "burst";r=0;t=1, "daily";r=1200;t=65664
+//! ```
+//!
+//! - `q` is [`Quota::limit`](crate::throttle::Quota::limit), and `w` its window in seconds.
+//! - `r` is what is left, and `t` for how many seconds to reckon with no more than that: until the limit is whole again
+//!   or, for the limit that refused, as long as `Retry-After` says.
+//! - The name is the limit's own, or else the scope's: `"api"`, or `"api-1"`, `"api-2"` and so on from the shortest window
+//!   where several limits have none. What is not printable ASCII is percent-encoded, as such fields have nothing else.
+//!
+//! They are on refusals; on admitted responses only with [`Http::quota_headers`]. Throttles around one another each add
+//! items of their own. [`Http::x_ratelimit`] adds the older `X-RateLimit-*`.
+//!
+//! # What gRPC clients are told
+//!
+//! A request whose content type is `application/grpc*` gets a trailers-only response: `RESOURCE_EXHAUSTED` for what is
+//! 429 above, `PERMISSION_DENIED` for 403, `UNAVAILABLE` for 503. Its `grpc-status-details-bin` has a
+//! `google.rpc.RetryInfo` where the delay is known and, where a limit refused, a `google.rpc.QuotaFailure` whose subject
+//! is the scope. `grpc-retry-pushback-ms` tells clients that retry by themselves when to, or (-1) not to.
+//!
+//! # What handlers and logs are told
+//!
+//! [`Http`] puts a throttle's [`Decision`] into the extensions of the request, before the inner service is called, and
+//! into those of the response; refusals have the [`Rejection`] in theirs. Other answers get the decision in
+//! [`Answer::mark`] and [`Answer::admit`].
 
-use crate::{
-    body::Body,
-    lock::Guard,
-    rejection::Rejection,
-    throttle::{Decision, Quota},
-};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Bytes;
-use std::{fmt::Write as _, ops::ControlFlow};
+mod grpc;
+mod http;
+mod quota_headers;
+#[cfg(test)]
+mod tests;
+
+#[cfg(doc)]
+use crate::rejection::Reason;
+use crate::{body::Body, lock::Guard, rejection::Rejection, throttle::Decision};
+use ::http::{Request, Response, header};
+use quota_headers::Limits;
+use std::ops::ControlFlow;
 
 /// What a layer knows of a request that it let through.
 #[derive(Debug, Default)]
@@ -59,14 +107,13 @@ pub trait Answer<Req, Res, Err> {
 
 /// HTTP status codes, or gRPC ones where the request is gRPC; never an error.
 ///
-/// A refusal is 429 or 503 with `Retry-After` (but for a cost that never fits), and from a throttle `RateLimit` and `RateLimit-Policy`
-/// (draft-ietf-httpapi-ratelimit-headers), a small `application/problem+json` body (RFC 9457), and the [`Rejection`] in
-/// its extensions. A request whose content type is `application/grpc*` gets a trailers-only gRPC response instead:
-/// `RESOURCE_EXHAUSTED` or `UNAVAILABLE`, with `grpc-retry-pushback-ms`. The body becomes a [`Body`], which holds a
-/// barrier's lock until it ends.
+/// See the [module](self) for what clients are told. The body becomes a [`Body`], which holds a barrier's lock until it
+/// ends. A throttle's [`Decision`] is in the extensions of the request and of the response, and the [`Rejection`] in
+/// those of a refusal.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
     quota_always: bool,
+    x_ratelimit: bool,
 }
 
 impl Http {
@@ -78,6 +125,16 @@ impl Http {
     /// Admitted responses carry `RateLimit` and `RateLimit-Policy` too.
     pub fn quota_headers(mut self) -> Self {
         self.quota_always = true;
+        self
+    }
+
+    /// `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` go with `RateLimit`, for clients that know
+    /// only those: on refusals, and on admitted responses with [`quota_headers`](Http::quota_headers).
+    ///
+    /// There is no standard for them. They tell of the tightest limit only, and the reset is in seconds from now, rounded
+    /// up; other servers mean a Unix time by it.
+    pub fn x_ratelimit(mut self) -> Self {
+        self.x_ratelimit = true;
         self
     }
 }
@@ -94,7 +151,11 @@ impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
         let mut response = response.map(|body| Body::inner(body, guard));
         if let Some(decision) = decision {
             if self.quota_always {
-                add_quota(response.headers_mut(), &decision.scope, &decision.quota);
+                let limits = Limits::admitted(&decision);
+                limits.write(response.headers_mut());
+                if self.x_ratelimit {
+                    limits.write_x(response.headers_mut());
+                }
             }
             response.extensions_mut().insert(decision);
         }
@@ -105,71 +166,11 @@ impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
         let grpc =
             request.headers().get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let mut response = match grpc {
-            Some(content_type) => refuse_grpc(content_type.clone(), &why),
-            None => refuse_http(&why),
+            Some(content_type) => grpc::refuse(content_type.clone(), &why),
+            None => http::refuse(&why, self.x_ratelimit),
         };
         response.extensions_mut().insert(why);
         ControlFlow::Break(Ok(response))
-    }
-}
-
-fn refuse_http<B>(why: &Rejection) -> Response<Body<B>> {
-    let status = why.status();
-    let title = status.canonical_reason().unwrap_or_default();
-    let problem = format!(r#"{{"title":"{title}","status":{},"detail":"{why}"}}"#, status.as_u16());
-    let mut response = Response::new(Body::stored(Bytes::from(problem), None));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if let Some(seconds) = why.retry_after_seconds() {
-        headers.insert(header::RETRY_AFTER, seconds.into());
-    }
-    if let Some(quota) = &why.quota {
-        add_quota(headers, &why.scope, quota);
-    }
-    response
-}
-
-/// A trailers-only response: one block of headers, no body, status 200.
-fn refuse_grpc<B>(content_type: HeaderValue, why: &Rejection) -> Response<Body<B>> {
-    let mut response = Response::new(Body::default());
-    *response.status_mut() = StatusCode::OK;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, content_type);
-    headers.insert("grpc-status", u16::from(why.grpc_code()).into());
-    // Percent-encoding of the few characters that our own texts have.
-    let message = why.to_string().replace(' ', "%20");
-    if let Ok(message) = HeaderValue::from_str(&message) {
-        headers.insert("grpc-message", message);
-    }
-    if let Some(delay) = why.retry_after {
-        let millis = u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        headers.insert("grpc-retry-pushback-ms", millis.into());
-    }
-    response
-}
-
-/// `RateLimit-Policy: "name";q=100;w=60` and `RateLimit: "name";r=0;t=12`, behind those of other layers.
-fn add_quota(headers: &mut HeaderMap, scope: &str, quota: &Quota) {
-    let mut name = String::with_capacity(scope.len() + 48);
-    name.push('"');
-    for symbol in scope.chars() {
-        match symbol {
-            '"' | '\\' => name.extend(['\\', symbol]),
-            ' '..='~' => name.push(symbol),
-            _ => name.push('?'),
-        }
-    }
-    name.push('"');
-    let seconds = |span: std::time::Duration| span.as_nanos().div_ceil(1_000_000_000);
-    let mut policy = name.clone();
-    let _ = write!(policy, ";q={};w={}", quota.limit, seconds(quota.window).max(1));
-    let mut state = name;
-    let _ = write!(state, ";r={};t={}", quota.remaining, seconds(quota.reset));
-    for (header, value) in [("ratelimit-policy", policy), ("ratelimit", state)] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.append(header, value);
-        }
     }
 }
 
