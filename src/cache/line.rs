@@ -166,9 +166,9 @@ fn join(txn: &mut Txn<'_>, key: &Key, waiter: &Waiter) -> Result<(), Error> {
     let mut payload = Vec::with_capacity(8 + waiter.payload.len());
     payload.extend_from_slice(&waiter.instance.to_le_bytes());
     payload.extend_from_slice(&waiter.payload);
-    let mut bytes = Vec::with_capacity(48 + payload.len());
-    record::encode_row(&mut bytes, key, &Row { expires: waiter.turn, tag: 0, payload: &payload });
-    txn.put(WAITERS, &waiter_key(&key.hash, waiter.turn, waiter.ticket), &bytes)
+    record::with_row(key, &Row { expires: waiter.turn, tag: 0, payload: &payload }, |bytes| {
+        txn.put(WAITERS, &waiter_key(&key.hash, waiter.turn, waiter.ticket), bytes)
+    })
 }
 
 fn clear_passed(txn: &mut Txn<'_>, key: &Key, now: u64) -> Result<bool, Error> {

@@ -117,16 +117,26 @@ const ROW_VERSION: u8 = 1;
 const ROW_HEAD: usize = 25;
 const ROW_CHECK: usize = 4;
 
-/// The bytes of a state row: version, expires, echo, tag, payload, checksum.
-pub(crate) fn encode_row(out: &mut Vec<u8>, key: &Key, row: &Row<'_>) {
-    out.clear();
-    out.push(ROW_VERSION);
-    out.extend_from_slice(&row.expires.to_le_bytes());
-    out.extend_from_slice(&key.echo.to_le_bytes());
-    out.extend_from_slice(&row.tag.to_le_bytes());
-    out.extend_from_slice(row.payload);
-    let check = xxh3_64(out) as u32;
-    out.extend_from_slice(&check.to_le_bytes());
+/// Calls `with` with the bytes of a state row: version, expires, echo, tag, payload, checksum. Small ones, which are nearly
+/// all, stay on the stack.
+pub(crate) fn with_row<T>(key: &Key, row: &Row<'_>, with: impl FnOnce(&[u8]) -> T) -> T {
+    let len = ROW_HEAD + row.payload.len() + ROW_CHECK;
+    let (mut small, mut large) = ([0; 160], Vec::new());
+    let bytes = match small.get_mut(..len) {
+        Some(bytes) => bytes,
+        None => {
+            large.resize(len, 0);
+            &mut large[..]
+        }
+    };
+    let (body, check) = bytes.split_at_mut(len - ROW_CHECK);
+    body[0] = ROW_VERSION;
+    body[1..9].copy_from_slice(&row.expires.to_le_bytes());
+    body[9..17].copy_from_slice(&key.echo.to_le_bytes());
+    body[17..ROW_HEAD].copy_from_slice(&row.tag.to_le_bytes());
+    body[ROW_HEAD..].copy_from_slice(row.payload);
+    check.copy_from_slice(&(xxh3_64(body) as u32).to_le_bytes());
+    with(bytes)
 }
 
 /// Decodes the row of `key`. A row of another name under the same key counts as absent.

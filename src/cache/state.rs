@@ -31,6 +31,8 @@ pub(crate) const WAITERS: Table = Table(2);
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
 pub(super) const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
+/// A cell that runs full may be asked for again at once; one more row is cheaper than to make it anew each time.
+const CELL_GRACE: u64 = Duration::from_secs(1).as_nanos() as u64;
 /// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
 const SWEEP_LOCKS_EVERY: u64 = 64;
 const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
@@ -152,7 +154,7 @@ impl State {
     fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         let writes = self.writes.fetch_add(1, Relaxed);
         if writes.is_multiple_of(SWEEP_EVERY) {
-            sweep_next(txn, CELLS, &self.cursor, now)?;
+            sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
         }
         if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
             sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
@@ -305,12 +307,12 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
         if self.table == CELLS && before.is_none() {
             self.state.keep_cells_bounded(txn, self.now)?;
         }
-        let mut bytes = Vec::with_capacity(48 + payload.len());
-        record::encode_row(&mut bytes, &self.key, &Row { expires, tag, payload: &payload });
-        let put = match self.table == LOCKS && bytes.len() > before.unwrap_or(0) {
-            true => self.state.put_lock(txn, &self.key.hash, &bytes)?,
-            false => txn.put(self.table, &self.key.hash, &bytes).map(|()| true)?,
-        };
+        let put = record::with_row(&self.key, &Row { expires, tag, payload: &payload }, |bytes| {
+            match self.table == LOCKS && bytes.len() > before.unwrap_or(0) {
+                true => self.state.put_lock(txn, &self.key.hash, bytes),
+                false => txn.put(self.table, &self.key.hash, bytes).map(|()| true),
+            }
+        })?;
         if !put {
             self.outcome = Some(Err(Error::Full));
             return Ok(Written::Refused);

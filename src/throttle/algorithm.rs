@@ -38,9 +38,6 @@ pub(crate) trait Algorithm {
     /// What is kept for a name, with as much of the limit's parameters as [`spent`](Algorithm::spent) needs.
     type State: Clone + fmt::Debug + PartialEq;
 
-    /// The greatest cost that one request can have.
-    fn most(&self) -> u32;
-
     /// A budget that nothing was taken from.
     fn fresh(&self, at: Moment) -> Self::State;
 

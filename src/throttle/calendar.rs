@@ -164,10 +164,6 @@ impl Book {
 impl Algorithm for CalendarWindow {
     type State = Book;
 
-    fn most(&self) -> u32 {
-        self.count
-    }
-
     fn fresh(&self, at: Moment) -> Book {
         let window = self.unit.window_at(at.wall);
         let ends = at.now.saturating_add(self.unit.start(window + 1) - at.wall);

@@ -3,7 +3,7 @@
 use super::{
     Quota,
     algorithm::{Moment, Slot},
-    limits::{Budget, Limits, Stored},
+    limits::{Budget, Limit, Limits, MOST, Stored},
 };
 use crate::cache::record::u64_at;
 use std::time::Duration;
@@ -80,29 +80,24 @@ pub(super) enum By {
 impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
-        let Some((since, mut stored, ban)) = stored.and_then(read) else {
-            let open = |limit: &super::Limit| limit.rule.open(None, at, false).0;
+        let Some(mut found) = stored.and_then(read) else {
+            let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
             return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
         };
-        let rebooted = since < booted;
-        let mut same = stored.len() == 1 + limits.others().len();
-        // A limit takes up what a limit just like it has left behind, and else what its predecessor has.
-        let mut open = |place: usize, limit: &super::Limit| {
-            let made = |stored: &Option<Stored>| stored.as_ref().is_some_and(|stored| limit.rule.made(stored));
-            let found = match stored.get(place).is_some_and(made) {
-                true => place,
-                false => stored.iter().position(made).unwrap_or(place),
-            };
-            let (budget, kept) = limit.rule.open(stored.get_mut(found).and_then(Option::take), at, rebooted);
-            same &= kept && found == place;
+        let rebooted = found.since < booted;
+        let mut same = found.others.len() == limits.others().len();
+        let mut open = |place: usize, limit: &Limit| {
+            let from = found.place_of(limit, place);
+            let (budget, kept) = limit.rule.open(found.take(from), at, rebooted);
+            same &= kept && from == place;
             budget
         };
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !same { at.now + 1 } else { since };
-        Cell { since, first, others, ban }
+        let since = if rebooted || !same { at.now + 1 } else { found.since };
+        Cell { since, first, others, ban: found.ban }
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
@@ -213,7 +208,7 @@ impl Cell {
 
     /// What is left, that of `by` or else the scarcest first.
     pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
-        let quota = |budget: &Budget, limit: &super::Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
+        let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
         if self.banned(now).is_some() {
             first.remaining = 0;
@@ -241,7 +236,7 @@ impl Cell {
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(32);
+        let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
         out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
         out.extend_from_slice(&self.since.to_le_bytes());
@@ -255,12 +250,39 @@ impl Cell {
     }
 }
 
+/// A cell as it was stored, by whatever limits.
+struct Read {
+    since: u64,
+    first: Option<Stored>,
+    others: Vec<Option<Stored>>,
+    ban: Ban,
+}
+
+impl Read {
+    fn get(&mut self, place: usize) -> Option<&mut Option<Stored>> {
+        match place.checked_sub(1) {
+            None => Some(&mut self.first),
+            Some(other) => self.others.get_mut(other),
+        }
+    }
+
+    fn take(&mut self, place: usize) -> Option<Stored> {
+        self.get(place).and_then(Option::take)
+    }
+
+    /// Where what a limit takes up stands: what one just like it has left behind, or else its predecessor.
+    fn place_of(&mut self, limit: &Limit, place: usize) -> usize {
+        let mut made = |at: &usize| matches!(self.get(*at), Some(Some(stored)) if limit.rule.made(stored));
+        if made(&place) { place } else { (0..MOST).find(made).unwrap_or(place) }
+    }
+}
+
 /// Bytes of any kind are survived: what is no cell is none.
-fn read(bytes: &[u8]) -> Option<(u64, Vec<Option<Stored>>, Ban)> {
-    let (&head, mut rest) = bytes.split_first()?;
-    let since = u64_at(rest, 0)?;
-    rest = &rest[8..];
-    let stored = (0..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
+fn read(bytes: &[u8]) -> Option<Read> {
+    let (&head, rest) = bytes.split_first()?;
+    let (since, mut rest) = rest.split_first_chunk()?;
+    let first = Some(Stored::read(&mut rest)?);
+    let others = (1..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
     let ban = match head & BANNED {
         0 => Ban::default(),
         _ => Ban {
@@ -269,7 +291,7 @@ fn read(bytes: &[u8]) -> Option<(u64, Vec<Option<Stored>>, Ban)> {
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };
-    Some((since, stored, ban))
+    Some(Read { since: u64::from_le_bytes(*since), first, others, ban })
 }
 
 impl Slots {

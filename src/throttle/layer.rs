@@ -74,7 +74,8 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// If there are eight limits already.
     #[track_caller]
     pub fn and(mut self, limit: impl Into<Limit>) -> Self {
-        self.ask.limits = self.ask.limits.and(limit);
+        let terms = self.ask.terms_mut();
+        terms.limits = terms.limits.clone().and(limit);
         self
     }
 
@@ -85,7 +86,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// If it is zero, or takes more than 100 years to regain, or if the first limit is not a [`Rate`].
     #[track_caller]
     pub fn burst(mut self, burst: u32) -> Self {
-        match &mut self.ask.limits.first.rule {
+        match &mut self.ask.terms_mut().limits.first.rule {
             Rule::Rate(rate) => *rate = rate.burst(burst),
             other => panic!("a burst of {burst} is for a rate, not for {other}: give it to the `Rate`"),
         }
@@ -140,13 +141,13 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
 
     /// A tag, by which [`Cache::evict`](crate::Cache::evict) makes the budgets full again.
     pub fn tag(mut self, tag: &str) -> Self {
-        self.ask.tag = self.scope.tag(tag);
+        self.ask.terms_mut().tag = self.scope.tag(tag);
         self
     }
 
     /// How long a name's cell is kept at least. Once it is full again it means nothing, so there is rarely a need.
     pub fn expire(mut self, retention: Duration) -> Self {
-        self.ask.retention = nanos(retention);
+        self.ask.terms_mut().retention = nanos(retention);
         self
     }
 
@@ -175,7 +176,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     #[track_caller]
     pub fn queue_at_most(mut self, waiting: usize) -> Self {
         assert!(waiting <= MOST_WAITING, "a queue of {waiting} is too long: {MOST_WAITING} at most");
-        self.ask.queue = waiting;
+        self.ask.terms_mut().queue = waiting;
         self
     }
 
@@ -188,7 +189,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     #[track_caller]
     pub fn block_for(mut self, hold: Duration, refusals: u32) -> Self {
         assert!(refusals > 0 && !hold.is_zero(), "a block of {hold:?} after {refusals} refusals never holds");
-        self.ask.block = Some(Block { refusals, hold: nanos(hold) });
+        self.ask.terms_mut().block = Some(Block { refusals, hold: nanos(hold) });
         self
     }
 
@@ -209,7 +210,6 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// [`Stats::shadowed`](crate::Stats::shadowed), and [`Decision::shadow`](super::Decision::shadow) in the extensions.
     pub fn shadow(mut self) -> Self {
         self.manner.shadow = true;
-        self.ask.patience = Duration::ZERO;
         self
     }
 

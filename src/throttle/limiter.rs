@@ -16,6 +16,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, UNIX_EPOCH},
 };
@@ -27,12 +28,10 @@ pub(super) const MOST_WAITING: usize = 10_000;
 /// Instances that one decision asks after at most.
 const ASKED_AFTER: usize = 8;
 
-/// What is to be decided.
+/// How a name is throttled.
 #[derive(Clone, Debug)]
-pub(super) struct Ask {
+pub(super) struct Terms {
     pub(super) limits: Limits,
-    pub(super) cost: u32,
-    pub(super) patience: Duration,
     /// How many may wait at once.
     pub(super) queue: usize,
     pub(super) block: Option<Block>,
@@ -42,9 +41,27 @@ pub(super) struct Ask {
     pub(super) retention: u64,
 }
 
+/// What is to be decided.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) terms: Arc<Terms>,
+    pub(super) cost: u32,
+    pub(super) patience: Duration,
+}
+
 impl Ask {
     pub(super) fn new(limits: Limits) -> Ask {
-        Ask { limits, cost: 1, patience: Duration::ZERO, queue: MOST_WAITING, block: None, tag: 0, retention: 0 }
+        let terms = Terms { limits, queue: MOST_WAITING, block: None, tag: 0, retention: 0 };
+        Ask { terms: Arc::new(terms), cost: 1, patience: Duration::ZERO }
+    }
+
+    pub(super) fn terms_mut(&mut self) -> &mut Terms {
+        Arc::make_mut(&mut self.terms)
+    }
+
+    /// The same by other limits.
+    pub(super) fn by(&self, limits: Limits) -> Ask {
+        Ask { terms: Arc::new(Terms { limits, ..(*self.terms).clone() }), ..*self }
     }
 }
 
@@ -120,8 +137,8 @@ struct Transition {
 
 impl Transition {
     fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Said, Change, Vec<Step>) {
-        let ask = &self.ask;
-        let mut opened = Opened::new(found, &ask.limits, self.times, now);
+        let (ask, terms) = (&self.ask, &*self.ask.terms);
+        let mut opened = Opened::new(found, &terms.limits, self.times, now);
         let mut steps = Vec::new();
         if !self.dead.is_empty() {
             self.bury(&mut opened.cell, line, now, &mut steps);
@@ -130,11 +147,11 @@ impl Transition {
         let mut strangers = Vec::new();
         if planned != Ok(now) {
             let waiting = match opened.cell.is_waited_for(opened.at) {
-                true => self.alive(line, ask.queue.clamp(LOOK, MOST_WAITING)),
+                true => self.alive(line, terms.queue.clamp(LOOK, MOST_WAITING)),
                 false => Vec::new(),
             };
             strangers = self.strangers(&waiting);
-            if let (Ok(turn), true) = (planned, waiting.len() >= ask.queue) {
+            if let (Ok(turn), true) = (planned, waiting.len() >= terms.queue) {
                 let next = waiting.first().map_or(turn, |first| first.turn).saturating_sub(now);
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
@@ -150,11 +167,11 @@ impl Transition {
             (Duration::from_nanos(turn - now), slots)
         });
         let by = decided.as_ref().err().map(|refusal| refusal.by);
-        if let (Some(block), true) = (ask.block, by.is_some()) {
+        if let (Some(block), true) = (terms.block, by.is_some()) {
             changed |= opened.cell.refused(block, now);
         }
-        let quotas = opened.cell.quotas(&ask.limits, by, now);
-        let change = if changed { opened.put(ask.tag, ask.retention) } else { Change::Keep };
+        let quotas = opened.cell.quotas(&terms.limits, by, now);
+        let change = if changed { opened.put(terms.tag, terms.retention) } else { Change::Keep };
         (Said { decided, quotas, strangers }, change, steps)
     }
 
@@ -192,7 +209,7 @@ pub(super) struct Turn(Option<Taken>);
 struct Taken {
     scope: Scope,
     key: Key,
-    limits: Limits,
+    terms: Arc<Terms>,
     slots: Slots,
     /// The waiter's row, if it has one.
     row: Option<(u64, u64)>,
@@ -201,18 +218,18 @@ struct Taken {
 impl Taken {
     /// Gives `units` back, or takes what is missing.
     fn settle(self, actual: u32) {
-        let Taken { scope, key, limits, slots, row } = self;
-        let times = Times::of(&scope, &limits);
+        let Taken { scope, key, terms, slots, row } = self;
+        let times = Times::of(&scope, &terms.limits);
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
             // A cell that is gone was full, or evicted: there is nothing to give back to.
             if matches!(found, Found::Absent) && actual <= slots.cost {
                 return ((), Change::Keep, steps);
             }
-            let mut opened = Opened::new(found, &limits, times, now);
+            let mut opened = Opened::new(found, &terms.limits, times, now);
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
             opened.cell.charge(actual.saturating_sub(slots.cost), now);
-            ((), opened.put(0, 0), steps)
+            ((), opened.put(terms.tag, terms.retention), steps)
         });
     }
 }
@@ -325,7 +342,7 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
     let waits = !ask.patience.is_zero();
     let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
     let ticket = if waits { rand::random() } else { 0 };
-    let times = Times::of(scope, &ask.limits);
+    let times = Times::of(scope, &ask.terms.limits);
     let (held, asked) = (scope.clone(), ask.clone());
     let transition = Transition { ask, times, instance, ticket, dead };
     scope.update_line(
@@ -339,7 +356,7 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
             let decided = decided.map(|(wait, slots)| {
                 let turn = slots.asked.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
                 let row = (!wait.is_zero()).then_some((turn, ticket));
-                let taken = Taken { scope: held, key, limits: asked.limits, slots, row };
+                let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
                 (wait, Turn((taken.slots.cost > 0).then_some(taken)))
             });
             Ok(Verdict { decided, quotas, again })
@@ -451,7 +468,9 @@ impl Limiter {
 
     /// The same throttle, asked for `cost` at once; 1 unless said otherwise. 0 is always admitted and takes nothing.
     pub fn cost(&self, cost: u32) -> Limiter {
-        Limiter { ask: Ask { cost, ..self.ask.clone() }, ..self.clone() }
+        let mut limiter = self.clone();
+        limiter.ask.cost = cost;
+        limiter
     }
 
     /// Admits now or not at all.
@@ -513,9 +532,9 @@ impl Limiter {
     }
 
     fn look(&self) -> Pending<Result<Quotas, Error>> {
-        let (limits, times) = (self.ask.limits.clone(), Times::of(&self.scope, &self.ask.limits));
+        let (terms, times) = (self.ask.terms.clone(), Times::of(&self.scope, &self.ask.terms.limits));
         let look = move |found: Found<'_>, now| {
-            let quotas = Opened::new(found, &limits, times, now).cell.quotas(&limits, None, now);
+            let quotas = Opened::new(found, &terms.limits, times, now).cell.quotas(&terms.limits, None, now);
             (quotas, Change::Keep)
         };
         self.scope.update(CELLS, self.key, look, |quotas| quotas)
@@ -559,12 +578,11 @@ impl Limiter {
     }
 
     fn change(&self, change: impl Fn(&mut Cell, u64) + Send + 'static) -> Pending<Result<(), Error>> {
-        let (limits, times) = (self.ask.limits.clone(), Times::of(&self.scope, &self.ask.limits));
-        let (tag, retention) = (self.ask.tag, self.ask.retention);
+        let (terms, times) = (self.ask.terms.clone(), Times::of(&self.scope, &self.ask.terms.limits));
         let transition = move |found: Found<'_>, now| {
-            let mut opened = Opened::new(found, &limits, times, now);
+            let mut opened = Opened::new(found, &terms.limits, times, now);
             change(&mut opened.cell, now);
-            ((), opened.put(tag, retention))
+            ((), opened.put(terms.tag, terms.retention))
         };
         self.scope.update(CELLS, self.key, transition, |done| done)
     }

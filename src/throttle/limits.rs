@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The most limits that one name can have.
-const MOST: usize = 8;
+pub(super) const MOST: usize = 8;
 
 /// The list of algorithms: to add one, write its file and its line here.
 macro_rules! algorithms {
@@ -75,11 +75,6 @@ macro_rules! algorithms {
                 }
             }
 
-            pub(super) fn most(&self) -> u32 {
-                match self {
-                    $(Rule::$Algorithm(rule) => rule.most()),+
-                }
-            }
         }
 
         impl Budget {

@@ -194,10 +194,6 @@ impl fmt::Display for Invalid {
 impl Algorithm for Rate {
     type State = State;
 
-    fn most(&self) -> u32 {
-        self.burst
-    }
-
     fn fresh(&self, at: Moment) -> State {
         State::new(self.span(), at.now)
     }

@@ -89,8 +89,12 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     where
         P: Policy<Req, Res>,
     {
-        let limits = self.policy.limits(request).unwrap_or_else(|| self.ask.limits.clone());
-        Ask { limits, cost: self.policy.cost(request), ..self.ask.clone() }
+        let ask = match self.policy.limits(request) {
+            Some(limits) => self.ask.by(limits),
+            None => self.ask.clone(),
+        };
+        let patience = if self.manner.shadow { Duration::ZERO } else { ask.patience };
+        Ask { cost: self.policy.cost(request), patience, ..ask }
     }
 }
 

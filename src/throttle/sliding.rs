@@ -164,10 +164,6 @@ impl Log {
 impl Algorithm for SlidingWindow {
     type State = Log;
 
-    fn most(&self) -> u32 {
-        self.count
-    }
-
     fn fresh(&self, at: Moment) -> Log {
         // Folded, since both halves of the time alone come again.
         let mark = (at.now ^ (at.now >> 32)) as u32;

@@ -89,7 +89,7 @@ fn a_burst_passes_then_one_a_step() {
 #[test]
 fn what_never_fits_is_told_so() {
     let rate = Rate::per_second(10).burst(2);
-    assert_eq!(rate.most(), 2);
+    assert_eq!(rate.burst_size(), 2);
     assert_eq!(ask(&rate, &mut fresh(&rate), NOW, 2, 0).unwrap().0, NOW);
     assert_eq!(ask(&rate, &mut fresh(&rate), NOW, 3, EVER), Err(None));
     assert_eq!(ask(&rate, &mut fresh(&rate), u64::MAX - 1, 1, EVER), Err(None));
