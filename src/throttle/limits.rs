@@ -159,24 +159,26 @@ macro_rules! algorithms {
             type Err = ParseLimitError;
 
             fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
-                let mut error = None;
-                $(
+                let [.., reason] = [$(
                     match text.parse::<$Algorithm>() {
                         Ok(rule) => return Ok(Rule::$Algorithm(rule)),
-                        Err(why) => error = error.or(Some(why.to_string())),
+                        Err(why) => why.to_string(),
                     }
-                )+
-                Err(ParseLimitError { text: text.into(), reason: error.unwrap_or_default() })
+                ),+];
+                Err(ParseLimitError { text: text.into(), reason })
             }
         }
     };
 }
 
-algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
+// In the order in which a text is tried: `1000/day` could be read as a rate too. What is no limit at all is told as that.
+algorithms! { 3 CalendarWindow, 2 SlidingWindow, 1 Rate }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
-/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/day`. It is parsed from that, and by serde from such a string.
+/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/day`. It is parsed from that, and by serde from such a
+/// string. `1000/day`, `1000/hour` and `1000/month` are those of the calendar; a rate of so many has a number before its
+/// unit: `1000/1day`, `1000/24h`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     pub(super) rule: Rule,
