@@ -180,3 +180,6 @@ fn clear_passed(txn: &mut Txn<'_>, key: &Key, now: u64) -> Result<bool, Error> {
     }
     Ok(!passed.is_empty())
 }
+
+#[cfg(test)]
+mod tests;
