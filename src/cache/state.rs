@@ -25,7 +25,7 @@ pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
 pub(crate) const LOCKS: Table = Table(1);
-/// Who waits behind a row, see [`line`].
+/// Who waits behind a row, see [`line`](mod@line).
 pub(crate) const WAITERS: Table = Table(2);
 
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
