@@ -25,7 +25,7 @@ pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
 pub(crate) const LOCKS: Table = Table(1);
-/// Who waits behind a row, see [`line`].
+/// Who waits behind a row, see [`line`](mod@line).
 pub(crate) const WAITERS: Table = Table(2);
 
 /// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
@@ -270,8 +270,8 @@ struct Update<C, F, R> {
     now: u64,
     transition: F,
     outcome: Option<Result<R, Error>>,
-    /// There was no room for a waiter: the next run does without.
-    crowded: bool,
+    /// It has run before, in a transaction that failed, and mostly for want of room: now it lists no waiter.
+    again: bool,
 }
 
 /// What has become of an update's row.
@@ -286,7 +286,7 @@ enum Written {
 impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     fn new(state: &Arc<State>, table: Table, key: Key, clock: C, transition: F) -> Self {
         let state = state.clone();
-        Update { state, table, key, clock, now: 0, transition, outcome: None, crowded: false }
+        Update { state, table, key, clock, now: 0, transition, outcome: None, again: false }
     }
 
     fn outcome(self, result: Result<(), Error>) -> Result<R, Error> {
@@ -327,6 +327,7 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let again = std::mem::replace(&mut self.again, true);
         let bytes = txn.get(self.table, &self.key.hash)?;
         let before = bytes.map(<[u8]>::len);
         let found = record::decode_row(bytes, &self.key);
@@ -351,11 +352,9 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
         }
         self.outcome = Some(Ok(result));
         let written = self.write(txn, change, before)?;
-        let stepped = !steps.is_empty() && !matches!(written, Written::Refused) && {
-            let stepped = self.state.step(txn, &self.key, self.now, steps, self.crowded);
-            self.crowded |= matches!(stepped, Err(Error::Full));
-            stepped?
-        };
+        let stepped = !steps.is_empty()
+            && !matches!(written, Written::Refused)
+            && self.state.step(txn, &self.key, self.now, steps, again)?;
         if stepped || matches!(written, Written::Put) {
             self.state.sweep(txn, self.now)?;
         }
