@@ -28,13 +28,13 @@ pub(crate) const LOCKS: Table = Table(1);
 /// Who waits behind a row, see [`line`](mod@line).
 pub(crate) const WAITERS: Table = Table(2);
 
-/// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
+/// Each so many rows that are new, so many of the next are looked at and dropped if they mean nothing any more.
 pub(super) const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
 /// A cell that runs full may be asked for again at once; one more row is cheaper than to make it anew each time.
 const CELL_GRACE: u64 = Duration::from_secs(1).as_nanos() as u64;
-/// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
-const SWEEP_LOCKS_EVERY: u64 = 64;
+/// All are swept each so many writes; locks only long after their last lease has ended: they were left by processes that died.
+const SWEEP_ALL_EVERY: u64 = 64;
 const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
 
 /// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
@@ -58,6 +58,8 @@ pub(crate) struct State {
     lock_cursor: Mutex<[u8; 16]>,
     pub(super) waiter_cursor: Mutex<WaiterKey>,
     writes: AtomicU64,
+    /// Cells that were made.
+    cells: AtomicU64,
     pub(super) joins: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) damaged: AtomicU64,
@@ -77,6 +79,7 @@ impl State {
             lock_cursor: Mutex::default(),
             waiter_cursor: Mutex::default(),
             writes: AtomicU64::new(0),
+            cells: AtomicU64::new(0),
             joins: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -151,12 +154,14 @@ impl State {
         self.lane.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
     }
 
-    fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
-        let writes = self.writes.fetch_add(1, Relaxed);
-        if writes.is_multiple_of(SWEEP_EVERY) {
+    /// `made`: a cell was, and makes up for by looking at two others.
+    fn sweep(&self, txn: &mut Txn<'_>, now: u64, made: bool) -> Result<(), Error> {
+        if made && self.cells.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
             sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
         }
-        if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
+        let writes = self.writes.fetch_add(1, Relaxed);
+        if writes.is_multiple_of(SWEEP_ALL_EVERY) {
+            sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
             sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
             sweep_next(txn, WAITERS, &self.waiter_cursor, now)?;
         }
@@ -356,7 +361,8 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             && !matches!(written, Written::Refused)
             && self.state.step(txn, &self.key, self.now, steps, again)?;
         if stepped || matches!(written, Written::Put) {
-            self.state.sweep(txn, self.now)?;
+            let made = self.table == CELLS && before.is_none() && matches!(written, Written::Put);
+            self.state.sweep(txn, self.now, made)?;
         }
         Ok(stepped || matches!(written, Written::Put | Written::Removed(true)))
     }

@@ -46,7 +46,7 @@ const KEPT: u64 = 26 * HOUR;
 /// request in between, opens it again. Turns of waiting requests are machine time: if the wall clock steps meanwhile, they
 /// are off the calendar by as much, and are still counted in the window for which they were given out.
 ///
-/// Displays as `50/hour`, `1000/day` or `20000/month`, and parses from that.
+/// Displays as `50/utc-hour`, `1000/utc-day` or `20000/utc-month`, and parses from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CalendarWindow {
     count: u32,
@@ -361,7 +361,7 @@ impl fmt::Display for ParseCalendarWindowError {
             Reason::Count => "the count must be from 1 to 4294967295",
             Reason::Unit => "the unit must be `hour`, `day` or `month`",
         };
-        write!(f, "{:?} is no calendar window: {reason}; write it like `1000/day`", self.text)
+        write!(f, "{:?} is no calendar window: {reason}; write it like `1000/utc-day`", self.text)
     }
 }
 

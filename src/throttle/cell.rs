@@ -21,6 +21,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// It is not what was stored: the machine has started since, or a limit was changed. Not stored.
+    changed: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -83,7 +85,7 @@ impl Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), changed: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -96,8 +98,14 @@ impl Cell {
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !same { at.now + 1 } else { found.since };
-        Cell { since, first, others, ban: found.ban }
+        let changed = rebooted || !same;
+        let since = if changed { at.now.saturating_add(1) } else { found.since };
+        Cell { since, first, others, ban: found.ban, changed }
+    }
+
+    /// Whether it is to be stored even if nothing is taken: what has become of it depends on when that was found out.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {

@@ -41,7 +41,7 @@
 //! let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(10).burst(20))
 //!     .and(Limit::from(CalendarWindow::per_utc_month(100_000)).named("plan"));
 //!
-//! let same: Limits = "10/s burst 20, 100000/month".parse()?;
+//! let same: Limits = "10/s burst 20, 100000/utc-month".parse()?;
 //! let layer = ThrottleLayer::of(cache.scope("api"), same)
 //!     .rate_of(|request: &http::Request<()>| match request.headers().contains_key("x-premium") {
 //!         true => Rate::per_second(100),

@@ -377,9 +377,9 @@ fn another_limit_takes_over_what_is_spent() {
 #[test]
 fn it_is_written_as_it_is_read() {
     for (rule, text) in [
-        (CalendarWindow::per_utc_hour(50), "50/hour"),
-        (CalendarWindow::per_utc_day(1_000), "1000/day"),
-        (CalendarWindow::per_utc_month(u32::MAX), "4294967295/month"),
+        (CalendarWindow::per_utc_hour(50), "50/utc-hour"),
+        (CalendarWindow::per_utc_day(1_000), "1000/utc-day"),
+        (CalendarWindow::per_utc_month(u32::MAX), "4294967295/utc-month"),
     ] {
         assert_eq!((rule.to_string().as_str(), text.parse()), (text, Ok(rule)));
     }
@@ -387,13 +387,13 @@ fn it_is_written_as_it_is_read() {
     assert_eq!(CalendarWindow::per_utc_day(7).count(), 7);
     let says = |text: &str, what: &str| {
         let message = text.parse::<CalendarWindow>().unwrap_err().to_string();
-        assert!(message.contains(what) && message.contains("`1000/day`"), "{message}");
+        assert!(message.contains(what) && message.contains("`1000/utc-day`"), "{message}");
     };
     says("", "\"\" is no calendar window: it is not `count/unit`");
     says("1000", "it is not");
-    says("0/day", "the count");
-    says("4294967296/day", "the count");
-    says("-1/day", "the count");
+    says("0/utc-day", "the count");
+    says("4294967296/utc-day", "the count");
+    says("-1/utc-day", "the count");
     says("1/week", "the unit");
     says("1/60s", "the unit");
 }

@@ -297,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_answered(text in "\\PC{0,20}(/day)?") {
+    fn any_text_is_answered(text in "\\PC{0,20}(/utc-day)?") {
         let _ = text.parse::<CalendarWindow>();
     }
 }
