@@ -121,7 +121,7 @@ fn damaged_rows_are_passed_over_counted_and_swept() {
             [(10, 11, name.echo, &[0; 8][..]), (12, 12, name.echo, &[0; 7]), (13, 13, name.echo + 1, &[0; 8])]
         {
             let row = Row { expires: later + expires, tag: 0, payload };
-            record::encode_row(&mut bytes, &Key { echo, ..name }, &row);
+            bytes = record::with_row(&Key { echo, ..name }, &row, <[u8]>::to_vec);
             txn.put(WAITERS, &waiter_key(&name.hash, later + turn, 0), &bytes).unwrap();
         }
         txn.put(WAITERS, &[&waiter_key(&name.hash, later + 20, 0)[..], &[0]].concat(), &bytes).unwrap();
