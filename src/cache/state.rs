@@ -10,6 +10,7 @@ use super::{
 use crate::error::Error;
 use std::{
     cell::Cell,
+    cmp::Reverse,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -36,6 +37,9 @@ const CELL_GRACE: u64 = Duration::from_secs(1).as_nanos() as u64;
 /// All are swept each so many writes; locks only long after their last lease has ended: they were left by processes that died.
 const SWEEP_ALL_EVERY: u64 = 64;
 const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
+
+/// Where cells have to go, they are chosen among so many.
+const CHOICE: usize = 32;
 
 /// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
 /// same.
@@ -191,15 +195,17 @@ impl State {
         Ok(false)
     }
 
-    /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
+    /// Cells may use half the pages; a new one beyond that takes the place of others, see [`drop_least`].
     fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
             return Ok(());
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_rows(txn, CELLS, &*cursor, 2 * SWEEP_ROWS)?;
+        let mut rows = next_rows(txn, CELLS, &*cursor, CHOICE)?;
+        // At the end of the table there is no choice, so it goes on at the start.
+        rows.extend(next_rows(txn, CELLS, &[0; 16], CHOICE - rows.len())?);
         *cursor = rows.last().map_or([0; 16], |row| row.0);
-        let live = drop_nearest_to_full(txn, rows, 4, now)?;
+        let live = drop_least(txn, rows, CHOICE / 8, now)?;
         self.evicted.fetch_add(live, Relaxed);
         Ok(())
     }
@@ -244,17 +250,17 @@ pub(super) fn row_key<const N: usize>(key: &[u8]) -> [u8; N] {
     row
 }
 
-fn drop_nearest_to_full(
-    txn: &mut Txn<'_>,
-    mut rows: Vec<([u8; 16], u64)>,
-    most: usize,
-    now: u64,
-) -> Result<u64, Error> {
-    rows.sort_unstable_by_key(|row| row.1);
+/// Drops `most` of the rows: what is full again; then, of the scope that has most of the rows, what is nearest to full. A
+/// flood of names thus takes the place of its own kind and not that of other scopes' busy names, however long its cells
+/// last. Answers how many were not full.
+fn drop_least(txn: &mut Txn<'_>, rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
+    let of_scope = |key| rows.iter().filter(|row| record::scope_mark(&row.0) == record::scope_mark(key)).count();
+    let mut ranked: Vec<_> = rows.iter().map(|(key, end)| (*end > now, Reverse(of_scope(key)), *end, *key)).collect();
+    ranked.sort_unstable();
     let mut live = 0;
-    for (key, expires) in rows.into_iter().take(most) {
-        txn.delete(CELLS, &key)?;
-        live += u64::from(expires > now);
+    for (lives, _, _, key) in ranked.into_iter().take(most) {
+        let dropped = txn.delete(CELLS, &key)?;
+        live += u64::from(dropped && lives);
     }
     Ok(live)
 }
@@ -263,7 +269,7 @@ fn drop_nearest_to_full(
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
     let rows = next_rows(txn, CELLS, &[0; 16], 64)?;
     let any = !rows.is_empty();
-    drop_nearest_to_full(txn, rows, 32, 0)?;
+    drop_least(txn, rows, 32, 0)?;
     Ok(any)
 }
 
