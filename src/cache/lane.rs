@@ -406,7 +406,11 @@ impl Lane {
         let first = self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)));
         match first {
             Err(Error::Full) => {
-                self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed)))?;
+                match self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed))) {
+                    // Without room, it may still do with less.
+                    Ok(()) | Err(Error::Full) => {}
+                    failed => return failed,
+                }
                 self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)))
             }
             result => result,

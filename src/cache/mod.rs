@@ -38,10 +38,8 @@ mod handle;
 mod keeper;
 mod lane;
 mod layout;
-#[allow(dead_code)] // until the throttle's waiters use it
 mod line;
 mod pending;
-#[allow(dead_code)] // as above
 mod presence;
 mod purges;
 pub(crate) mod record;
@@ -63,7 +61,6 @@ pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use handle::Task;
-#[allow(unused_imports)] // as above
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use pending::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};

@@ -86,7 +86,6 @@ impl Scope {
     }
 
     /// See [`state::State::update_line`].
-    #[allow(dead_code)] // until the throttle's waiters use it
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
         table: env::Table,
@@ -99,20 +98,17 @@ impl Scope {
     }
 
     /// See [`state::State::post_line`].
-    #[allow(dead_code)] // as above
     pub(crate) fn post_line(&self, table: env::Table, key: Key, transition: impl line::Transition<()>) {
         let handle = self.handle().clone();
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
     /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
-    #[allow(dead_code)] // as above
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.presence.instance()
     }
 
     /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
-    #[allow(dead_code)] // as above
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead(instance)
     }

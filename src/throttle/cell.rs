@@ -21,8 +21,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
-    /// Whether the budgets are those that were stored, rather than made out of them for other limits.
-    kept: bool,
+    /// It is not what was stored: the machine has started since, or a limit was changed. Not stored.
+    changed: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -85,27 +85,27 @@ impl Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), kept: true };
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), changed: false };
         };
         let rebooted = found.since < booted;
-        let mut kept = found.others.len() == limits.others().len();
+        let mut same = found.others.len() == limits.others().len();
         let mut open = |place: usize, limit: &Limit| {
             let from = found.place_of(limit, place, limits);
-            let (budget, made) = limit.rule.open(found.take(from), at, rebooted);
-            kept &= made && from == place;
+            let (budget, kept) = limit.rule.open(found.take(from), at, rebooted);
+            same &= kept && from == place;
             budget
         };
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !kept { at.now.saturating_add(1) } else { found.since };
-        Cell { since, first, others, ban: found.ban, kept }
+        let changed = rebooted || !same;
+        let since = if changed { at.now.saturating_add(1) } else { found.since };
+        Cell { since, first, others, ban: found.ban, changed }
     }
 
-    /// Whether the budgets are those that were stored. What was made out of them has to be stored, even by a refusal: else
-    /// time would go on regaining them by the former limits.
-    pub(super) fn is_kept(&self) -> bool {
-        self.kept
+    /// Whether it is to be stored even if nothing is taken: what has become of it depends on when that was found out.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {

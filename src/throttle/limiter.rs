@@ -156,7 +156,7 @@ impl Transition {
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty() || !opened.cell.is_kept();
+        let mut changed = !steps.is_empty() || opened.cell.is_changed();
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
             let slots = opened.cell.take(turn, ask.cost, now);
@@ -231,7 +231,7 @@ impl Taken {
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
             // The limits have changed since: they are not to be changed back.
-            if !opened.cell.is_kept() {
+            if opened.cell.is_changed() {
                 return ((), Change::Keep, steps);
             }
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);

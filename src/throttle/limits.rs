@@ -69,7 +69,10 @@ macro_rules! algorithms {
                         (Budget::$Algorithm(*rule, state), true)
                     })+
                     $((Rule::$Algorithm(rule), Some(other)) => {
-                        (Budget::$Algorithm(*rule, rule.with_spent(other.spent(at), at)), false)
+                        let spent = other.spent(at);
+                        // Nobody waits any more.
+                        let last_turn = if rebooted { 0 } else { spent.last_turn };
+                        (Budget::$Algorithm(*rule, rule.with_spent(Spent { last_turn, ..spent }, at)), false)
                     })+
                     $((Rule::$Algorithm(rule), None) => (Budget::$Algorithm(*rule, rule.fresh(at)), true)),+
                 }
@@ -159,26 +162,24 @@ macro_rules! algorithms {
             type Err = ParseLimitError;
 
             fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
-                let [.., reason] = [$(
+                let mut error = None;
+                $(
                     match text.parse::<$Algorithm>() {
                         Ok(rule) => return Ok(Rule::$Algorithm(rule)),
-                        Err(why) => why.to_string(),
+                        Err(why) => error = error.or(Some(why.to_string())),
                     }
-                ),+];
-                Err(ParseLimitError { text: text.into(), reason })
+                )+
+                Err(ParseLimitError { text: text.into(), reason: error.unwrap_or_default() })
             }
         }
     };
 }
 
-// In the order in which a text is tried: `1000/day` could be read as a rate too. What is no limit at all is told as that.
-algorithms! { 3 CalendarWindow, 2 SlidingWindow, 1 Rate }
+algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
-/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/day`. It is parsed from that, and by serde from such a
-/// string. `1000/day`, `1000/hour` and `1000/month` are those of the calendar; a rate of so many has a number before its
-/// unit: `1000/1day`, `1000/24h`.
+/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/utc-day`. It is parsed from that, and by serde from such a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     pub(super) rule: Rule,
@@ -306,7 +307,7 @@ impl fmt::Display for ParseLimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/day`",
+            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/utc-day`",
             self.text, self.reason
         )
     }

@@ -52,7 +52,7 @@ async fn a_turn_given_back_goes_to_whom_it_has_room_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_has_passed_is_nobodys() {
+async fn what_time_has_passed_of_a_turn_is_nobodys() {
     let (limiter, began) = (spent(Rate::per_second(1)).await, Instant::now());
     let mut line = Line::default();
     for who in 1..=4 {
@@ -64,7 +64,7 @@ async fn a_turn_that_has_passed_is_nobodys() {
     line.join(5, &limiter, began).await;
     line.join(6, &limiter, began).await;
     let served = line.served().await;
-    assert_eq!(served, [(5, secs(2)), (3, secs(3)), (4, secs(4)), (6, secs(5))]);
+    assert_eq!(served, [(5, ms(1_500)), (3, secs(3)), (4, secs(4)), (6, secs(5))], "one and a half are left of two");
 }
 
 #[tokio::test(start_paused = true)]

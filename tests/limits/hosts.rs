@@ -32,7 +32,7 @@ async fn all_of_it_at_once_in_axum() {
     let throttle = ThrottleLayer::of(cache.scope("api"), Rate::per_hour(10))
         .name(|request: &Request| request.headers().get("x-client").map(|client| client.as_bytes().to_vec()))
         .rate_of(|request: &Request| match request.headers().contains_key("x-paid") {
-            true => "100/1h, 1000/day".parse::<Limits>().unwrap(),
+            true => "100/1h, 1000/utc-day".parse::<Limits>().unwrap(),
             false => Rate::per_hour(10).into(),
         })
         .allow(|request: &http::Request<_>| request.uri().path() == "/health")

@@ -30,8 +30,10 @@ async fn checks_take_and_say_what_is_left_of_the_scarcest_limit() {
 #[tokio::test(start_paused = true)]
 async fn what_costs_nothing_passes_and_takes_nothing() {
     let cache = cache();
-    let limiter = cache.throttle("x", Rate::per_hour(1));
+    let limiter = cache.throttle("x", Rate::per_second(1));
     limiter.check().await.unwrap();
+    assert_eq!(limiter.cost(0).check().await.unwrap().quota.remaining, 0);
+    assert_eq!(refusal(limiter.check().await), (Reason::Throttled, Some(secs(1))));
     limiter.block(secs(60)).await.unwrap();
     assert_eq!(limiter.cost(0).check().await.unwrap().quota.remaining, 0);
     assert_eq!(refusal(limiter.check().await).0, Reason::Blocked);

@@ -149,7 +149,8 @@ async fn a_shadow_lets_pass_the_denied_the_blocked_and_the_too_costly() {
     for over in [false, false, true, true] {
         assert_eq!(ask(with([("x-client", "bob")])).await, (200, Some(over), Some(over)));
     }
-    assert_eq!(refusal(layer.limiter("x-client=bob").check().await).0, Reason::Blocked);
+    let bob = layer.name_of(&with([("x-client", "bob")])).unwrap();
+    assert_eq!(refusal(layer.limiter(&bob).check().await).0, Reason::Blocked);
     let stats = cache.stats();
     assert_eq!((stats.shadowed, stats.denied, stats.throttled, stats.admitted), (4, 1, 3, 2));
 }

@@ -17,13 +17,13 @@ fn hourly(count: u32) -> Limit {
 #[tokio::test(start_paused = true)]
 async fn a_request_is_taken_from_all_limits_or_from_none() {
     let cache = cache();
-    let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(3)).and(hourly(5));
-    assert_eq!(statuses(&layer, 4).await, [200, 200, 200, 429], "3 a second");
+    let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(4)).and(hourly(6));
+    assert_eq!(statuses(&layer, 5).await, [200, 200, 200, 200, 429], "4 a second");
     assert_eq!(left(&layer.limiter("")).await, [0, 2], "the refused one took nothing of the other");
     advance(secs(1)).await;
-    assert_eq!(statuses(&layer, 3).await, [200, 200, 429], "5 an hour");
-    assert_eq!(left(&layer.limiter("")).await, [0, 1], "nor here");
-    advance(secs(720)).await;
+    assert_eq!(statuses(&layer, 3).await, [200, 200, 429], "6 an hour");
+    assert_eq!(left(&layer.limiter("")).await, [0, 2], "nor here");
+    advance(secs(600)).await;
     assert_eq!(statuses(&layer, 2).await, [200, 429]);
 }
 
@@ -160,8 +160,8 @@ async fn limits_are_read_from_a_configuration() {
     }
     let config: Config = serde_json::from_str(
         r#"{
-            "plans": { "free": "1/s", "paid": "10/s burst 20, 1000/60s sliding,100000/month" },
-            "quota": "50/day",
+            "plans": { "free": "1/s", "paid": "10/s burst 20, 1000/60s sliding,100000/utc-month" },
+            "quota": "50/utc-day",
             "rate": "100/1m burst 20"
         }"#,
     )
@@ -208,7 +208,7 @@ fn what_is_written_is_read_again() {
 fn a_text_that_is_no_limit_says_what_one_looks_like() {
     for wrong in ["", "ten a second", "10", "0/s", "10/fortnight", "10/s,", "-1/s", "10/s burst x", "10/0s sliding"] {
         let error = wrong.parse::<Limits>().unwrap_err().to_string();
-        assert!(error.contains("`100/60s`") && error.contains("`1000/day`"), "{wrong}: {error}");
+        assert!(error.contains("`100/60s`") && error.contains("`1000/utc-day`"), "{wrong}: {error}");
         let quoted = serde_json::to_string(wrong).unwrap();
         let error = serde_json::from_str::<Limits>(&quoted).unwrap_err().to_string();
         assert!(error.contains("`100/60s`"), "{wrong}: {error}");
