@@ -137,7 +137,7 @@ async fn a_shadow_never_waits() {
 #[tokio::test(start_paused = true)]
 async fn a_shadow_lets_pass_the_denied_the_blocked_and_the_too_costly() {
     let cache = cache();
-    let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_hour(2))
+    let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_minute(2))
         .name(Header::new("x-client"))
         .deny(is("mallory"))
         .block_for(secs(60), 2)

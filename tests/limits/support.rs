@@ -1,4 +1,5 @@
 //! What the tests of limits share.
+#![allow(dead_code, unused_imports)] // the tests of events use a part of it
 
 pub(crate) use crate::paused::{cache, ms, secs};
 use bytes::Bytes;
