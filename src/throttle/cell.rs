@@ -246,7 +246,7 @@ impl Cell {
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 });
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {

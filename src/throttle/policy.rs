@@ -35,7 +35,7 @@ pub trait Policy<Req, Res> {
     /// What [`settle`](Policy::settle) wants to know of it.
     fn keep(&self, request: &Req) -> Self::Kept;
 
-    /// What it really cost, as far as the response tells. `None`: what was taken for it.
+    /// What it really cost, as far as the response tells; 0 does not count. `None`: what was taken for it.
     fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32>;
 }
 
