@@ -42,6 +42,7 @@ mod line;
 mod pending;
 mod presence;
 mod purges;
+mod recent;
 pub(crate) mod record;
 mod scope;
 mod shared;

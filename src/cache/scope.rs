@@ -6,7 +6,7 @@ use super::{
     line,
     pending::Pending,
     purges::Subject,
-    record::{Entry, Key, Kind, ScopeId},
+    record::{Entry, Found, Key, Kind, ScopeId},
     state,
 };
 use crate::error::Error;
@@ -85,7 +85,14 @@ impl Scope {
         self.handle().shared.state.post(table, key, move || handle.now(), transition);
     }
 
+    /// See [`state::State::glance`].
+    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
+        let handle = self.handle();
+        handle.shared.state.glance(key, |found| f(found, handle.now()))
+    }
+
     /// See [`state::State::update_line`].
+    #[inline]
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
         table: env::Table,

@@ -5,6 +5,7 @@ use super::{
     lane::{Lane, Run},
     line::{self, Line, WaiterKey},
     pending::Pending,
+    recent::Recents,
     record::{self, Found, Key, Row},
 };
 use crate::error::Error;
@@ -57,6 +58,7 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) lane: Lane,
+    recents: Recents,
     /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
     lock_cursor: Mutex<[u8; 16]>,
@@ -79,6 +81,7 @@ impl State {
     pub(crate) fn new(lane: Lane) -> State {
         State {
             lane,
+            recents: Recents::default(),
             cursor: Mutex::default(),
             lock_cursor: Mutex::default(),
             waiter_cursor: Mutex::default(),
@@ -110,6 +113,15 @@ impl State {
         self.update_line(table, key, now, beside_the_line(transition), settle)
     }
 
+    /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
+    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
+        if self.lane.env.forked() {
+            return None;
+        }
+        let last = self.lane.env.last_transaction();
+        self.recents.get(&key.hash, last, |row| f(record::decode_row(Some(row), key)))
+    }
+
     /// As `update`, for what must happen however late, and whose result nobody awaits. Never blocks.
     pub(crate) fn post(
         self: &Arc<Self>,
@@ -122,6 +134,7 @@ impl State {
     }
 
     /// As `update`, by a transition that sees the line behind its row and may change it in the same transaction.
+    #[inline]
     pub(crate) fn update_line<R, G>(
         self: &Arc<Self>,
         table: Table,
@@ -135,7 +148,7 @@ impl State {
         G: Send + 'static,
     {
         let update = Update::new(self, table, key, now, transition);
-        self.lane.submit(update, |update, result| settle(update.outcome(result)))
+        self.lane.submit(update, |mut update, result| settle(update.outcome(result)))
     }
 
     /// As `update_line`, for what must happen however late, and whose result nobody awaits. Never blocks.
@@ -300,8 +313,9 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
         Update { state, table, key, clock, now: 0, transition, outcome: None, again: false }
     }
 
-    fn outcome(self, result: Result<(), Error>) -> Result<R, Error> {
-        result.and_then(|()| self.outcome.unwrap_or(Err(Error::Panicked)))
+    #[inline]
+    fn outcome(&mut self, result: Result<(), Error>) -> Result<R, Error> {
+        result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
     }
 
     /// Writes the row, of which `before` bytes are there.
@@ -362,6 +376,9 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             return Err(error);
         }
         self.outcome = Some(Ok(result));
+        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes) {
+            self.state.recents.keep(&self.key.hash, txn.seen(), bytes);
+        }
         let written = self.write(txn, change, before)?;
         let stepped = !steps.is_empty()
             && !matches!(written, Written::Refused)

@@ -81,6 +81,7 @@ pub(super) enum By {
 
 impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
+    #[inline]
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
@@ -117,6 +118,7 @@ impl Cell {
     }
 
     /// The turn of a request that comes now. Cost 0 is always admitted at once.
+    #[inline]
     pub(super) fn plan(&self, now: u64, cost: u32, patience: Duration) -> Result<u64, Refusal> {
         if cost == 0 {
             return Ok(now);
@@ -127,6 +129,7 @@ impl Cell {
     }
 
     /// Takes what was planned.
+    #[inline]
     pub(super) fn take(&mut self, turn: u64, cost: u32, now: u64) -> Slots {
         if cost == 0 {
             return Slots::default();
@@ -137,6 +140,7 @@ impl Cell {
     }
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
+    #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until);
         let mut by = By::Ban;
@@ -215,6 +219,7 @@ impl Cell {
     }
 
     /// What is left, that of `by` or else the scarcest first.
+    #[inline]
     pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
         let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
@@ -295,6 +300,7 @@ impl Read {
 }
 
 /// Bytes of any kind are survived: what is no cell is none.
+#[inline]
 fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;

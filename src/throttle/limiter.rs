@@ -99,6 +99,7 @@ struct Opened {
 }
 
 impl Opened {
+    #[inline]
     fn new(found: Found<'_>, limits: &Limits, times: Times, now: u64) -> Opened {
         let at = times.at(now);
         let (payload, tag) = match found {
@@ -203,7 +204,7 @@ impl Transition {
 
 /// What was taken for a request: given back when dropped, until it is [spent](Turn::spend).
 #[derive(Debug)]
-pub(super) struct Turn(Option<Taken>);
+pub(super) struct Turn(Option<Box<Taken>>);
 
 #[derive(Debug)]
 struct Taken {
@@ -266,7 +267,7 @@ impl Drop for Turn {
 
 /// What was taken and used; it stays spent unless it is [settled](Spent::settle).
 #[derive(Debug)]
-pub(super) struct Spent(Option<Taken>);
+pub(super) struct Spent(Option<Box<Taken>>);
 
 impl Spent {
     /// Says what the request really cost.
@@ -324,8 +325,15 @@ struct Again {
 impl Verdict {
     /// Asks once more if any of those in front turn out to be dead, with their turns given back. The turn of this answer
     /// is given back first.
+    #[inline]
     pub(super) fn again(&mut self) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers } = *self.again.take()?;
+        let again = self.again.take()?;
+        self.ask_again(*again)
+    }
+
+    #[cold]
+    fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
+        let Again { scope, key, ask, mut strangers } = again;
         strangers.retain(|&instance| scope.is_dead(instance));
         if strangers.is_empty() {
             return None;
@@ -336,13 +344,35 @@ impl Verdict {
 }
 
 /// Asks for a turn, in one transaction; in two if others wait in front and are found dead.
+#[inline]
 pub(super) fn ask(scope: &Scope, key: Key, ask: Ask) -> Pending<Result<Verdict, Error>> {
-    let mut pending = ask_over(scope, key, ask, Vec::new());
-    match pending.now() {
-        Some(Ok(mut verdict)) => verdict.again().unwrap_or_else(|| Pending::ready(Ok(verdict))),
-        Some(Err(error)) => Pending::ready(Err(error)),
-        None => pending,
+    if let Some(verdict) = refuse_at_a_glance(scope, key, &ask) {
+        return Pending::ready(Ok(verdict));
     }
+    let mut pending = ask_over(scope, key, ask, Vec::new());
+    match &mut pending {
+        Pending::Ready(Some(Ok(verdict))) => verdict.again().unwrap_or(pending),
+        _ => pending,
+    }
+}
+
+/// Refuses what a glance at the cell shows to be refused. All else, such as what has to be written down, takes a
+/// transaction.
+#[inline]
+fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
+    let terms = &*ask.terms;
+    if terms.block.is_some() || !ask.patience.is_zero() {
+        return None;
+    }
+    scope.glance(&key, |found, now| {
+        let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
+        let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
+        if opened.cell.is_changed() || opened.cell.is_waited_for(opened.at) {
+            return None;
+        }
+        let quotas = opened.cell.quotas(&terms.limits, Some(refusal.by), now);
+        Some(Verdict { decided: Err(refusal), quotas, again: None })
+    })?
 }
 
 fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
@@ -362,7 +392,8 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
                 .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers }));
             let decided = decided.map(|(turn, wait, slots)| {
                 let row = (!wait.is_zero()).then_some((turn, ticket));
-                (wait, Turn(Some(Taken { scope: held, key, terms: asked.terms, slots, row })))
+                let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
+                (wait, Turn(Some(Box::new(taken))))
             });
             Ok(Verdict { decided, quotas, again })
         },
@@ -464,6 +495,10 @@ impl Refusal {
             (By::Limit(_), None) => Reason::TooCostly,
         }
     }
+
+    fn into_error(self, quota: Quota) -> LimitError {
+        LimitError::Throttled { reason: self.reason(), retry_after: self.after, quota }
+    }
 }
 
 impl Limiter {
@@ -502,20 +537,26 @@ impl Limiter {
     ///
     /// As [`check`](Limiter::check).
     pub async fn acquire_timeout(&self, patience: Duration) -> Result<Permit, LimitError> {
-        let (wait, turn, quota) = self.turn(patience).await?;
-        let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
-        Ok(Permit { quota, spent })
+        let mut asked = self.ask_for(patience);
+        loop {
+            let mut verdict = asked.await.map_err(LimitError::Cache)?;
+            if let Some(again) = verdict.again() {
+                asked = again;
+                continue;
+            }
+            let quota = verdict.quotas.first;
+            return match verdict.decided {
+                Ok((wait, turn)) => {
+                    let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
+                    Ok(Permit { quota, spent })
+                }
+                Err(refusal) => Err(refusal.into_error(quota)),
+            };
+        }
     }
 
-    async fn turn(&self, patience: Duration) -> Result<(Duration, Turn, Quota), LimitError> {
-        let mut pending = ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() });
-        loop {
-            let mut verdict = pending.await.map_err(LimitError::Cache)?;
-            match verdict.again() {
-                Some(again) => pending = again,
-                None => return verdict.turn(),
-            }
-        }
+    fn ask_for(&self, patience: Duration) -> Pending<Result<Verdict, Error>> {
+        ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() })
     }
 
     /// What is left of the scarcest limit, without taking any of it.
@@ -619,7 +660,19 @@ impl Limiter {
     ///
     /// As [`acquire_timeout`](Limiter::acquire_timeout).
     pub fn acquire_timeout_blocking(&self, patience: Duration) -> Result<Permit, LimitError> {
-        let (wait, turn, quota) = block_on(self.turn(patience))?;
+        let mut asked = self.ask_for(patience);
+        let verdict = loop {
+            let mut verdict = asked.wait().map_err(LimitError::Cache)?;
+            match verdict.again() {
+                Some(again) => asked = again,
+                None => break verdict,
+            }
+        };
+        let quota = verdict.quotas.first;
+        let (wait, turn) = match verdict.decided {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Err(refusal.into_error(quota)),
+        };
         let handle = self.scope.handle();
         let mut slept_at = handle.now();
         let due = slept_at.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
@@ -687,19 +740,6 @@ impl Limiter {
     /// If the cache cannot be used.
     pub fn leave_at_most_blocking(&self, remaining: u32) -> Result<(), Error> {
         block_on(self.leave_at_most(remaining))
-    }
-}
-
-impl Verdict {
-    fn turn(self) -> Result<(Duration, Turn, Quota), LimitError> {
-        match self.decided {
-            Ok((wait, turn)) => Ok((wait, turn, self.quotas.first)),
-            Err(refusal) => Err(LimitError::Throttled {
-                reason: refusal.reason(),
-                retry_after: refusal.after,
-                quota: self.quotas.first,
-            }),
-        }
     }
 }
 

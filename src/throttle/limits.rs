@@ -30,6 +30,7 @@ macro_rules! algorithms {
 
         impl Stored {
             /// Takes the next budget off the front of a cell.
+            #[inline]
             pub(super) fn read(bytes: &mut &[u8]) -> Option<Stored> {
                 let (&[kind, low, high], rest) = bytes.split_first_chunk()?;
                 let (state, rest) = rest.split_at_checked(u16::from_le_bytes([low, high]).into())?;
@@ -62,6 +63,7 @@ macro_rules! algorithms {
             }
 
             /// The budget as it is now, and whether it is what was stored rather than made out of that.
+            #[inline]
             pub(super) fn open(&self, stored: Option<Stored>, at: Moment, rebooted: bool) -> (Budget, bool) {
                 match (self, stored) {
                     $((Rule::$Algorithm(rule), Some(Stored::$Algorithm(mut state))) if rule.made(&state) => {
