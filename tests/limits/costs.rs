@@ -330,7 +330,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         rng_seed: RngSeed::Fixed(1_905),
         failure_persistence: None,
-        ..ProptestConfig::with_cases(80)
+        ..ProptestConfig::with_cases(40)
     })]
 
     #[test]

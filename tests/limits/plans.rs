@@ -85,13 +85,13 @@ async fn a_rate_that_is_raised_or_lowered_leaves_the_same_share() {
 }
 
 /// Spends all by one plan, and changes it to another and back: nothing is left at any time.
-async fn assert_spent(before: &Limits, after: &Limits) {
-    let cache = cache();
+async fn assert_spent(cache: &Cache, before: &Limits, after: &Limits) {
+    cache.clear().await.unwrap();
     let plan = Plan::new(before.clone());
-    let layer = plan.layer(&cache);
+    let layer = plan.layer(cache);
     while passed(&layer, 1).await == 1 {}
     plan.change(after.clone());
-    assert_eq!(left_of(&cache, after.clone()).await[0], 0, "from {before} to {after}");
+    assert_eq!(left_of(cache, after.clone()).await[0], 0, "from {before} to {after}");
     assert_eq!(passed(&layer, 1).await, 0, "from {before} to {after}");
     plan.change(before.clone());
     assert_eq!(passed(&layer, 1).await, 0, "from {before} to {after} and back");
@@ -99,6 +99,7 @@ async fn assert_spent(before: &Limits, after: &Limits) {
 
 #[tokio::test(start_paused = true)]
 async fn no_change_refills_a_spent_budget() {
+    let cache = cache();
     let single: [Limits; 6] = [
         Rate::per_hour(4).into(),
         Rate::per_hour(1_000).into(),
@@ -109,14 +110,14 @@ async fn no_change_refills_a_spent_budget() {
     ];
     for before in &single {
         for after in &single {
-            assert_spent(before, after).await;
-            assert_spent(before, &after.clone().and(Rate::per_second(10))).await;
+            assert_spent(&cache, before, after).await;
+            assert_spent(&cache, before, &after.clone().and(Rate::per_second(10))).await;
         }
     }
     // Several: each takes after one just like it, or the one in its place, or one that has gone.
     let (second, hour, day) = (Rate::per_second(10), Rate::per_hour(4), Rate::per_day(8));
     for after in [[second, day], [hour, second], [hour, day], [day, hour], [day, second]] {
-        assert_spent(&[second, hour].into(), &after.into()).await;
+        assert_spent(&cache, &[second, hour].into(), &after.into()).await;
     }
 }
 
