@@ -186,8 +186,7 @@ fn a_damaged_row_is_shown_as_such_counted_and_replaced() {
     let cache = cache();
     let (root, name) = (cache.root(), key(cache.root(), "a"));
     tamper(&state(&cache).lane, |txn| {
-        let mut row =
-            record::with_row(&name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
+        let mut row = record::with_row(&name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
         row[30] ^= 1;
         txn.put(LOCKS, &name.hash, &row).unwrap();
     });
