@@ -100,6 +100,11 @@ impl Cell {
         Cell { since, first, others, ban: found.ban }
     }
 
+    /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
+    pub(super) fn is_remade(&self, now: u64) -> bool {
+        self.since > now
+    }
+
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
         std::iter::once(&self.first).chain(&self.others)
     }

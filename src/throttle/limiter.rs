@@ -156,7 +156,7 @@ impl Transition {
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty();
+        let mut changed = !steps.is_empty() || opened.cell.is_remade(now);
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
             let slots = opened.cell.take(turn, ask.cost, now);

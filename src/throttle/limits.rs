@@ -45,6 +45,15 @@ macro_rules! algorithms {
                     $(Stored::$Algorithm(state) => <$Algorithm as Algorithm>::spent(state, at)),+
                 }
             }
+
+            /// What another limit takes up. Nobody waits over a restart; who did had found all spent.
+            fn left_behind(&self, at: Moment, rebooted: bool) -> Spent {
+                let spent = self.spent(at);
+                match rebooted && spent.last_turn > at.now {
+                    true => Spent { share: Spent::WHOLE, last_turn: 0 },
+                    false => spent,
+                }
+            }
         }
 
         /// A limit and what is left of it.
@@ -69,7 +78,7 @@ macro_rules! algorithms {
                         (Budget::$Algorithm(*rule, state), true)
                     })+
                     $((Rule::$Algorithm(rule), Some(other)) => {
-                        (Budget::$Algorithm(*rule, rule.with_spent(other.spent(at), at)), false)
+                        (Budget::$Algorithm(*rule, rule.with_spent(other.left_behind(at, rebooted), at)), false)
                     })+
                     $((Rule::$Algorithm(rule), None) => (Budget::$Algorithm(*rule, rule.fresh(at)), true)),+
                 }
