@@ -28,9 +28,9 @@ pub(super) struct Cell {
 struct Ban {
     /// Nothing is admitted before.
     until: u64,
-    /// Refusals since `counted`.
+    /// Refusals that count until `forgotten`.
     refusals: u32,
-    counted: u64,
+    forgotten: u64,
 }
 
 /// When a name is shut out: after so many refusals within `hold`, for that long.
@@ -44,8 +44,8 @@ pub(super) struct Block {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slots {
     pub(super) cost: u32,
-    /// Machine time at which they were taken.
-    pub(super) asked: u64,
+    /// Machine time at which they were taken, or a moment later where limits changed just then.
+    asked: u64,
     first: Slot,
     others: Vec<Slot>,
 }
@@ -89,7 +89,7 @@ impl Cell {
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
         let mut open = |place: usize, limit: &Limit| {
-            let from = found.place_of(limit, place);
+            let from = found.place_of(limit, place, limits);
             let (budget, kept) = limit.rule.open(found.take(from), at, rebooted);
             same &= kept && from == place;
             budget
@@ -133,7 +133,7 @@ impl Cell {
         }
         let first = self.first.take(turn, cost);
         let others = self.others.iter_mut().map(|budget| budget.take(turn, cost)).collect();
-        Slots { cost, asked: now, first, others }
+        Slots { cost, asked: now.max(self.since), first, others }
     }
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
@@ -195,8 +195,8 @@ impl Cell {
         if self.ban.until > now {
             return false;
         }
-        if self.ban.refusals == 0 || now.saturating_sub(self.ban.counted) > block.hold {
-            self.ban = Ban { refusals: 0, counted: now, ..self.ban };
+        if self.ban.refusals == 0 || now > self.ban.forgotten {
+            self.ban = Ban { refusals: 0, forgotten: now.saturating_add(block.hold), ..self.ban };
         }
         self.ban.refusals += 1;
         if self.ban.refusals >= block.refusals {
@@ -242,18 +242,18 @@ impl Cell {
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until)
+        budgets.max(self.ban.until).max(self.ban.forgotten)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 });
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
-            out.extend_from_slice(&self.ban.counted.to_le_bytes());
+            out.extend_from_slice(&self.ban.forgotten.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
         }
         out
@@ -269,21 +269,30 @@ struct Read {
 }
 
 impl Read {
-    fn get(&mut self, place: usize) -> Option<&mut Option<Stored>> {
+    fn get(&self, place: usize) -> Option<&Stored> {
         match place.checked_sub(1) {
-            None => Some(&mut self.first),
-            Some(other) => self.others.get_mut(other),
+            None => self.first.as_ref(),
+            Some(other) => self.others.get(other)?.as_ref(),
         }
     }
 
     fn take(&mut self, place: usize) -> Option<Stored> {
-        self.get(place).and_then(Option::take)
+        match place.checked_sub(1) {
+            None => self.first.take(),
+            Some(other) => self.others.get_mut(other)?.take(),
+        }
     }
 
-    /// Where what a limit takes up stands: what one just like it has left behind, or else its predecessor.
-    fn place_of(&mut self, limit: &Limit, place: usize) -> usize {
-        let mut made = |at: &usize| matches!(self.get(*at), Some(Some(stored)) if limit.rule.made(stored));
-        if made(&place) { place } else { (0..MOST).find(made).unwrap_or(place) }
+    /// Where what a limit takes up stands: what one just like it has left behind, or else what no other of the limits is
+    /// like, in its place if possible. [`MOST`] is nowhere: it starts anew.
+    fn place_of(&self, limit: &Limit, place: usize, limits: &Limits) -> usize {
+        let made = |limit: &Limit, at: usize| self.get(at).is_some_and(|stored| limit.rule.made(stored));
+        if made(limit, place) {
+            return place;
+        }
+        let free = |at: &usize| self.get(*at).is_some() && !limits.iter().any(|other| made(other, *at));
+        let alike = (0..MOST).find(|at| made(limit, *at));
+        alike.or_else(|| std::iter::once(place).chain(0..MOST).find(free)).unwrap_or(MOST)
     }
 }
 
@@ -298,7 +307,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
         0 => Ban::default(),
         _ => Ban {
             until: u64_at(rest, 0)?,
-            counted: u64_at(rest, 8)?,
+            forgotten: u64_at(rest, 8)?,
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };

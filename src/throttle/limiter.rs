@@ -119,8 +119,8 @@ impl Opened {
 
 /// What a transaction says of an [`Ask`].
 struct Said {
-    /// How long to wait, and what was taken.
-    decided: Result<(Duration, Slots), Refusal>,
+    /// When its turn is, how long that is to wait, and what was taken.
+    decided: Result<(u64, Duration, Slots), Refusal>,
     quotas: Quotas,
     /// Instances of other processes that wait in front.
     strangers: Vec<u64>,
@@ -165,7 +165,7 @@ impl Transition {
                 let (ticket, instance) = (self.ticket, self.instance);
                 steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
             }
-            (Duration::from_nanos(turn - now), slots)
+            (turn, Duration::from_nanos(turn - now), slots)
         });
         let by = decided.as_ref().err().map(|refusal| refusal.by);
         if let (Some(block), true) = (terms.block, by.is_some()) {
@@ -227,9 +227,12 @@ struct Taken {
 }
 
 impl Taken {
-    /// Gives `units` back, or takes what is missing.
+    /// Gives back what was taken too much, or takes what is missing.
     fn settle(self, actual: u32) {
         let Taken { scope, key, terms, slots, row } = self;
+        if actual == slots.cost {
+            return;
+        }
         let times = Times::of(&scope, &terms.limits);
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
@@ -238,6 +241,10 @@ impl Taken {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
+            // The limits have changed since: they are not to be changed back.
+            if opened.cell.is_changed() {
+                return ((), Change::Keep, steps);
+            }
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
             opened.cell.charge(actual.saturating_sub(slots.cost), now);
             ((), opened.put(terms.tag, terms.retention), steps)
@@ -275,7 +282,7 @@ pub(super) struct Spent(Option<Box<Taken>>);
 impl Spent {
     /// Says what the request really cost.
     pub(super) fn settle(self, actual: u32) {
-        if let Some(taken) = self.0.filter(|taken| taken.slots.cost != actual) {
+        if let Some(taken) = self.0 {
             taken.settle(actual);
         }
     }
@@ -393,11 +400,10 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
             let Said { decided, quotas, strangers } = said?;
             let again = (!strangers.is_empty())
                 .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers }));
-            let decided = decided.map(|(wait, slots)| {
-                let turn = slots.asked.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+            let decided = decided.map(|(turn, wait, slots)| {
                 let row = (!wait.is_zero()).then_some((turn, ticket));
                 let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
-                (wait, Turn((taken.slots.cost > 0).then(|| Box::new(taken))))
+                (wait, Turn(Some(Box::new(taken))))
             });
             Ok(Verdict { decided, quotas, again })
         },
@@ -701,6 +707,15 @@ impl Limiter {
         block_on(self.peek())
     }
 
+    /// As [`peek_all`](Limiter::peek_all).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn peek_all_blocking(&self) -> Result<Vec<Quota>, Error> {
+        block_on(self.peek_all())
+    }
+
     /// As [`reset`](Limiter::reset).
     ///
     /// # Errors
@@ -726,6 +741,15 @@ impl Limiter {
     /// If the cache cannot be used.
     pub fn block_blocking(&self, hold: Duration) -> Result<(), Error> {
         block_on(self.block(hold))
+    }
+
+    /// As [`leave_at_most`](Limiter::leave_at_most).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn leave_at_most_blocking(&self, remaining: u32) -> Result<(), Error> {
+        block_on(self.leave_at_most(remaining))
     }
 }
 
