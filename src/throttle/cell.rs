@@ -21,6 +21,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// Not stored; see [`is_remade`](Cell::is_remade).
+    remade: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -84,7 +86,7 @@ impl Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), remade: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -97,13 +99,14 @@ impl Cell {
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !same { at.now.saturating_add(1) } else { found.since };
-        Cell { since, first, others, ban: found.ban }
+        let remade = rebooted || !same;
+        let since = if remade { at.now.saturating_add(1) } else { found.since };
+        Cell { since, first, others, ban: found.ban, remade }
     }
 
     /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
-    pub(super) fn is_remade(&self, now: u64) -> bool {
-        self.since > now
+    pub(super) fn is_remade(&self) -> bool {
+        self.remade
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {

@@ -157,7 +157,7 @@ impl Transition {
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty() || opened.cell.is_remade(now);
+        let mut changed = !steps.is_empty() || opened.cell.is_remade();
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
             let slots = opened.cell.take(turn, ask.cost, now);
@@ -242,7 +242,7 @@ impl Taken {
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
             // The limits have changed since: they are not to be changed back.
-            if opened.cell.is_changed() {
+            if opened.cell.is_remade() {
                 return ((), Change::Keep, steps);
             }
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
@@ -377,7 +377,7 @@ fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
     scope.glance(&key, |found, now| {
         let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
         let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
-        if opened.cell.is_remade(now) || opened.cell.is_waited_for(opened.at) {
+        if opened.cell.is_remade() || opened.cell.is_waited_for(opened.at) {
             return None;
         }
         let quotas = opened.cell.quotas(&terms.limits, Some(refusal.by), now);
