@@ -7,6 +7,7 @@ use super::{
     policy::{Flat, Policy, Standing},
 };
 use crate::{
+    accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Kind, Pending, Scope},
     error::Error,
@@ -77,9 +78,9 @@ where
                 future.open = spent.map(|spent| (spent, layer.policy.keep(&request)));
                 State::Calling { future: self.inner.call(request) }
             }
-            // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
-            Step::Decide(verdict) => State::Deciding { verdict, next: Some((self.inner.clone(), request)) },
-            Step::Wait(waiting) => State::Waiting { waiting, next: Some((self.inner.clone(), request)) },
+            // The clone asks for its own readiness when its turn comes.
+            Step::Decide(verdict) => State::Deciding { verdict, next: Some((to_call_later(&mut self.inner), request)) },
+            Step::Wait(waiting) => State::Waiting { waiting, next: Some((to_call_later(&mut self.inner), request)) },
             Step::Say(output) => State::Said { output: Some(output) },
         };
         future
