@@ -13,9 +13,10 @@ use std::{fmt, str::FromStr, sync::Arc};
 /// The most limits that one name can have.
 pub(super) const MOST: usize = 8;
 
-/// The list of algorithms: to add one, write its file and its line here.
+/// The list of algorithms, each with what it is stored under and the word that tells its texts from the others': to add
+/// one, write its file and its line here.
 macro_rules! algorithms {
-    ($($kind:literal $Algorithm:ident),+ $(,)?) => {
+    ($($kind:literal $Algorithm:ident $word:literal),+ $(,)?) => {
         /// How a limit counts.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub(super) enum Rule {
@@ -170,20 +171,22 @@ macro_rules! algorithms {
             type Err = ParseLimitError;
 
             fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
-                let mut error = None;
+                let mut reason = String::new();
                 $(
                     match text.parse::<$Algorithm>() {
                         Ok(rule) => return Ok(Rule::$Algorithm(rule)),
-                        Err(why) => error = error.or(Some(why.to_string())),
+                        // What was meant is known by its word.
+                        Err(why) if text.contains($word) => reason = why.to_string(),
+                        Err(_) => {}
                     }
                 )+
-                Err(ParseLimitError { text: text.into(), reason: error.unwrap_or_default() })
+                Err(ParseLimitError::new(text, reason))
             }
         }
     };
 }
 
-algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
+algorithms! { 1 Rate "", 2 SlidingWindow "sliding", 3 CalendarWindow "utc-" }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
@@ -299,7 +302,7 @@ impl FromStr for Limits {
         let limits = text.split(',').map(str::parse).collect::<Result<Vec<Limit>, _>>()?;
         match limits.len() {
             ..=MOST => Ok(limits.into()),
-            count => Err(ParseLimitError { text: text.into(), reason: format!("{count} limits, {MOST} at most") }),
+            count => Err(ParseLimitError::new(text, format!("{count} limits, {MOST} at most"))),
         }
     }
 }
@@ -309,6 +312,15 @@ impl FromStr for Limits {
 pub struct ParseLimitError {
     text: String,
     reason: String,
+}
+
+/// How much of a wrong text the error keeps.
+const SHOWN_CHARS: usize = 200;
+
+impl ParseLimitError {
+    fn new(text: &str, reason: String) -> ParseLimitError {
+        ParseLimitError { text: text.chars().take(SHOWN_CHARS).collect(), reason }
+    }
 }
 
 impl fmt::Display for ParseLimitError {

@@ -123,7 +123,7 @@ mod rate;
 mod service;
 mod sliding;
 
-pub use calendar::CalendarWindow;
+pub use calendar::{CalendarWindow, ParseCalendarWindowError};
 pub use layer::{ThrottleLayer, WaitingThrottleLayer};
 pub use limiter::{LimitError, Limiter, Permit};
 pub use limits::{Limit, Limits, ParseLimitError};
@@ -131,4 +131,4 @@ pub use policy::Policy;
 pub use quota::{Decision, Quota};
 pub use rate::{ParseRateError, Rate};
 pub use service::{ResponseFuture, Throttle};
-pub use sliding::SlidingWindow;
+pub use sliding::{ParseSlidingWindowError, SlidingWindow};
