@@ -101,13 +101,13 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// that is gone; a limit that is new beside others starts full. A change counts from the first request after it. Who
     /// waits keeps the turn that was given out, and what was taken before is not settled any more.
     pub fn rate_of<F>(self, limits: F) -> ThrottleLayer<N, A, RateOf<P, F>> {
-        self.policy(|inner| RateOf { inner, f: limits })
+        self.wrap(|inner| RateOf { inner, f: limits })
     }
 
     /// What a request takes from the budget: 1 unless said otherwise. More than the burst is always refused; 0 passes
     /// without being counted.
     pub fn cost<F>(self, cost: F) -> ThrottleLayer<N, A, Costing<P, F>> {
-        self.policy(|inner| Costing { inner, f: cost })
+        self.wrap(|inner| Costing { inner, f: cost })
     }
 
     /// What a request really cost, once its response says so: `keep` takes from the request what `cost` wants to know of it.
@@ -117,26 +117,33 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     ///
     /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
-        self.policy(|inner| Settling { inner, f: (keep, cost) })
+        self.wrap(|inner| Settling { inner, f: (keep, cost) })
     }
 
     /// Does not count calls whose response is like this, whatever [`settle`](ThrottleLayer::settle) says: what they took is
     /// given back, as far as time has not done so meanwhile. A call that fails without a response stays spent.
     pub fn refund_if<F>(self, uncounted: F) -> ThrottleLayer<N, A, Refunding<P, F>> {
-        self.policy(|inner| Refunding { inner, f: uncounted })
+        self.wrap(|inner| Refunding { inner, f: uncounted })
     }
 
     /// Requests that pass, uncounted.
     pub fn allow<F>(self, allowed: F) -> ThrottleLayer<N, A, Allowing<P, F>> {
-        self.policy(|inner| Allowing { inner, f: allowed })
+        self.wrap(|inner| Allowing { inner, f: allowed })
     }
 
     /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
-        self.policy(|inner| Denying { inner, f: denied })
+        self.wrap(|inner| Denying { inner, f: denied })
     }
 
-    fn policy<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
+    /// A [`Policy`](super::policy::Policy) of your own, in place of all that was said by [`rate_of`](ThrottleLayer::rate_of),
+    /// [`cost`](ThrottleLayer::cost), [`settle`](ThrottleLayer::settle), [`refund_if`](ThrottleLayer::refund_if),
+    /// [`allow`](ThrottleLayer::allow) and [`deny`](ThrottleLayer::deny) before. What they say after it goes around it.
+    pub fn policy<Q>(self, policy: Q) -> ThrottleLayer<N, A, Q> {
+        self.wrap(|_| policy)
+    }
+
+    fn wrap<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
         let ThrottleLayer { scope, ask, name, answer, policy, manner } = self;
         ThrottleLayer { scope, ask, name, answer, policy: wrap(policy), manner }
     }

@@ -88,17 +88,10 @@
 //! [`Cache::throttle`](crate::Cache::throttle) one without any layer. The [`Decision`] rides in the extensions of request and response, counts are
 //! in [`Stats`](crate::Stats), and every refusal is a `tracing` event of level debug with the scope and the limit.
 //!
-//! # How many names
-//!
-//! State has a fixed size ([`Builder::state_size`](crate::Builder::state_size)), half of which is for throttle cells: some 100 bytes a name. When that is
-//! full, cells that have run full again go first, for they mean nothing; then those nearest to full, each of which gives its
-//! name a fresh budget too early. [`Stats::cells_evicted`](crate::Stats::cells_evicted) counts these: if it grows, the
-//! state is too small for the number of names that are throttled at once.
-//!
 //! # A flood of names
 //!
-//! All names share one file of [fixed size](crate::Builder::state_size); neither memory nor disk grows with their number.
-//! What is full again is dropped along the way. Where that is not enough, a new name takes the place of one among 32: a
+//! All names share one file of [fixed size](crate::Builder::state_size), half of which is for them: some 100 bytes a name.
+//! Neither memory nor disk grows with their number. What is full again, and so means nothing, is dropped along the way. Where that is not enough, a new name takes the place of one among 32: a
 //! name of the scope that has most of them, and there the one nearest to full. So a flood displaces its own names: those
 //! of other scopes keep their budgets, and so do those of its scope that have spent more than its names did.
 //!

@@ -18,25 +18,72 @@ pub enum Standing {
 /// Whom a throttle counts, how, and what the response changes about it.
 ///
 /// Made by the methods of [`ThrottleLayer`](super::ThrottleLayer) such as [`cost`](super::ThrottleLayer::cost), each of
-/// which wraps the policy before it; implement it yourself where closures are not enough.
+/// which wraps the policy before it; implement it yourself where closures are not enough, and give it to
+/// [`ThrottleLayer::policy`](super::ThrottleLayer::policy).
+///
+/// ```
+/// use http::{Request, Response};
+/// use tower_floodgate::{Cache, ThrottleLayer, throttle::{Rate, policy::Policy}};
+///
+/// /// A request costs what it uploads, in KiB, unless it turns out to be an upload that was there already.
+/// #[derive(Clone)]
+/// struct Uploads;
+///
+/// impl<B> Policy<Request<Vec<u8>>, Response<B>> for Uploads {
+///     type Kept = ();
+///
+///     fn keep(&self, _: &Request<Vec<u8>>) {}
+///
+///     fn cost(&self, request: &Request<Vec<u8>>) -> u32 {
+///         u32::try_from(request.body().len().div_ceil(1024)).unwrap_or(u32::MAX)
+///     }
+///
+///     fn settle(&self, (): (), response: &Response<B>) -> Option<u32> {
+///         (response.status() == http::StatusCode::NOT_MODIFIED).then_some(0)
+///     }
+/// }
+///
+/// # use tower::{Layer, ServiceExt};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let cache = Cache::temporary()?;
+/// # let store = tower::service_fn(|_: Request<Vec<u8>>| async { Ok::<_, std::convert::Infallible>(Response::new(String::new())) });
+/// let layer = ThrottleLayer::of(cache.scope("store"), Rate::per_minute(1_000)).policy(Uploads);
+/// # let service = layer.layer(store);
+/// # assert_eq!(service.clone().oneshot(Request::new(vec![0; 900 * 1024])).await?.status(), 200);
+/// # assert_eq!(service.oneshot(Request::new(vec![0; 900 * 1024])).await?.status(), 429);
+/// # Ok(()) }
+/// ```
 pub trait Policy<Req, Res> {
     /// What is kept of a request until its response is there.
     type Kept;
 
-    /// Whether it is counted at all.
-    fn standing(&self, request: &Req) -> Standing;
+    /// Whether it is counted at all: it is, unless said otherwise.
+    fn standing(&self, request: &Req) -> Standing {
+        let _ = request;
+        Standing::Counted
+    }
 
-    /// The limits of its name; `None`: the layer's own.
-    fn limits(&self, request: &Req) -> Option<Limits>;
+    /// The limits of its name; `None`: the layer's own, unless said otherwise.
+    fn limits(&self, request: &Req) -> Option<Limits> {
+        let _ = request;
+        None
+    }
 
-    /// Units that it takes of every limit, or is estimated to; 0 passes without being counted.
-    fn cost(&self, request: &Req) -> u32;
+    /// Units that it takes of every limit, or is estimated to: 1 unless said otherwise; 0 passes without being counted.
+    fn cost(&self, request: &Req) -> u32 {
+        let _ = request;
+        1
+    }
 
     /// What [`settle`](Policy::settle) wants to know of it.
     fn keep(&self, request: &Req) -> Self::Kept;
 
-    /// What it really cost, as far as the response tells; 0 does not count. `None`: what was taken for it.
-    fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32>;
+    /// What it really cost, as far as the response tells; 0 does not count. `None`: what was taken for it, unless said
+    /// otherwise.
+    fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32> {
+        let _ = (kept, response);
+        None
+    }
 }
 
 /// Every request is counted, and costs 1.
@@ -46,23 +93,7 @@ pub struct Flat;
 impl<Req, Res> Policy<Req, Res> for Flat {
     type Kept = ();
 
-    fn standing(&self, _: &Req) -> Standing {
-        Standing::Counted
-    }
-
-    fn limits(&self, _: &Req) -> Option<Limits> {
-        None
-    }
-
-    fn cost(&self, _: &Req) -> u32 {
-        1
-    }
-
     fn keep(&self, _: &Req) {}
-
-    fn settle(&self, (): (), _: &Res) -> Option<u32> {
-        None
-    }
 }
 
 /// What a policy around another leaves to that one.
