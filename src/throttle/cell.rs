@@ -83,6 +83,24 @@ impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
     #[inline]
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
+        let alone = stored.and_then(|stored| Cell::reopen(stored, limits, at, booted));
+        alone.unwrap_or_else(|| Cell::make(stored, limits, at, booted))
+    }
+
+    /// The shortest way, and by far the most frequent: one limit, nothing changed.
+    #[inline]
+    fn reopen(stored: &[u8], limits: &Limits, at: Moment, booted: u64) -> Option<Cell> {
+        let (&[1], rest) = stored.split_first_chunk()? else { return None };
+        let (since, budget) = rest.split_first_chunk()?;
+        let since = u64::from_le_bytes(*since);
+        if since < booted || !limits.others().is_empty() {
+            return None;
+        }
+        let first = limits.first.rule.reopen(budget, at)?;
+        Some(Cell { since, first, others: Vec::new(), ban: Ban::default(), remade: false })
+    }
+
+    fn make(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
@@ -225,6 +243,9 @@ impl Cell {
         let mut first = quota(&self.first, &limits.first);
         if self.banned(now).is_some() {
             first.remaining = 0;
+        }
+        if self.others.is_empty() {
+            return Quotas { first, others: Vec::new() };
         }
         let mut others: Vec<Quota> =
             self.others.iter().zip(limits.others()).map(|(budget, limit)| quota(budget, limit)).collect();
