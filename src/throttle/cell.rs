@@ -21,6 +21,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// Not stored; see [`is_remade`](Cell::is_remade).
+    remade: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -28,9 +30,9 @@ pub(super) struct Cell {
 struct Ban {
     /// Nothing is admitted before.
     until: u64,
-    /// Refusals since `counted`.
+    /// Refusals that count until `forgotten`.
     refusals: u32,
-    counted: u64,
+    forgotten: u64,
 }
 
 /// When a name is shut out: after so many refusals within `hold`, for that long.
@@ -44,8 +46,8 @@ pub(super) struct Block {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slots {
     pub(super) cost: u32,
-    /// Machine time at which they were taken.
-    pub(super) asked: u64,
+    /// Machine time at which they were taken, or a moment later where limits changed just then.
+    asked: u64,
     first: Slot,
     others: Vec<Slot>,
 }
@@ -79,16 +81,17 @@ pub(super) enum By {
 
 impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
+    #[inline]
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), remade: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
         let mut open = |place: usize, limit: &Limit| {
-            let from = found.place_of(limit, place);
+            let from = found.place_of(limit, place, limits);
             let (budget, kept) = limit.rule.open(found.take(from), at, rebooted);
             same &= kept && from == place;
             budget
@@ -96,13 +99,14 @@ impl Cell {
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !same { at.now + 1 } else { found.since };
-        Cell { since, first, others, ban: found.ban }
+        let remade = rebooted || !same;
+        let since = if remade { at.now.saturating_add(1) } else { found.since };
+        Cell { since, first, others, ban: found.ban, remade }
     }
 
     /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
-    pub(super) fn is_remade(&self, now: u64) -> bool {
-        self.since > now
+    pub(super) fn is_remade(&self) -> bool {
+        self.remade
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
@@ -114,6 +118,7 @@ impl Cell {
     }
 
     /// The turn of a request that comes now. Cost 0 is always admitted at once.
+    #[inline]
     pub(super) fn plan(&self, now: u64, cost: u32, patience: Duration) -> Result<u64, Refusal> {
         if cost == 0 {
             return Ok(now);
@@ -124,16 +129,18 @@ impl Cell {
     }
 
     /// Takes what was planned.
+    #[inline]
     pub(super) fn take(&mut self, turn: u64, cost: u32, now: u64) -> Slots {
         if cost == 0 {
             return Slots::default();
         }
         let first = self.first.take(turn, cost);
         let others = self.others.iter_mut().map(|budget| budget.take(turn, cost)).collect();
-        Slots { cost, asked: now, first, others }
+        Slots { cost, asked: now.max(self.since), first, others }
     }
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
+    #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until);
         let mut by = By::Ban;
@@ -191,8 +198,8 @@ impl Cell {
         if self.ban.until > now {
             return false;
         }
-        if self.ban.refusals == 0 || now.saturating_sub(self.ban.counted) > block.hold {
-            self.ban = Ban { refusals: 0, counted: now, ..self.ban };
+        if self.ban.refusals == 0 || now > self.ban.forgotten {
+            self.ban = Ban { refusals: 0, forgotten: now.saturating_add(block.hold), ..self.ban };
         }
         self.ban.refusals += 1;
         if self.ban.refusals >= block.refusals {
@@ -212,6 +219,7 @@ impl Cell {
     }
 
     /// What is left, that of `by` or else the scarcest first.
+    #[inline]
     pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
         let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
@@ -237,18 +245,18 @@ impl Cell {
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until)
+        budgets.max(self.ban.until).max(self.ban.forgotten)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 });
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
-            out.extend_from_slice(&self.ban.counted.to_le_bytes());
+            out.extend_from_slice(&self.ban.forgotten.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
         }
         out
@@ -264,25 +272,35 @@ struct Read {
 }
 
 impl Read {
-    fn get(&mut self, place: usize) -> Option<&mut Option<Stored>> {
+    fn get(&self, place: usize) -> Option<&Stored> {
         match place.checked_sub(1) {
-            None => Some(&mut self.first),
-            Some(other) => self.others.get_mut(other),
+            None => self.first.as_ref(),
+            Some(other) => self.others.get(other)?.as_ref(),
         }
     }
 
     fn take(&mut self, place: usize) -> Option<Stored> {
-        self.get(place).and_then(Option::take)
+        match place.checked_sub(1) {
+            None => self.first.take(),
+            Some(other) => self.others.get_mut(other)?.take(),
+        }
     }
 
-    /// Where what a limit takes up stands: what one just like it has left behind, or else its predecessor.
-    fn place_of(&mut self, limit: &Limit, place: usize) -> usize {
-        let mut made = |at: &usize| matches!(self.get(*at), Some(Some(stored)) if limit.rule.made(stored));
-        if made(&place) { place } else { (0..MOST).find(made).unwrap_or(place) }
+    /// Where what a limit takes up stands: what one just like it has left behind, or else what no other of the limits is
+    /// like, in its place if possible. [`MOST`] is nowhere: it starts anew.
+    fn place_of(&self, limit: &Limit, place: usize, limits: &Limits) -> usize {
+        let made = |limit: &Limit, at: usize| self.get(at).is_some_and(|stored| limit.rule.made(stored));
+        if made(limit, place) {
+            return place;
+        }
+        let free = |at: &usize| self.get(*at).is_some() && !limits.iter().any(|other| made(other, *at));
+        let alike = (0..MOST).find(|at| made(limit, *at));
+        alike.or_else(|| std::iter::once(place).chain(0..MOST).find(free)).unwrap_or(MOST)
     }
 }
 
 /// Bytes of any kind are survived: what is no cell is none.
+#[inline]
 fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;
@@ -292,7 +310,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
         0 => Ban::default(),
         _ => Ban {
             until: u64_at(rest, 0)?,
-            counted: u64_at(rest, 8)?,
+            forgotten: u64_at(rest, 8)?,
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };

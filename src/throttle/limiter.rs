@@ -99,6 +99,7 @@ struct Opened {
 }
 
 impl Opened {
+    #[inline]
     fn new(found: Found<'_>, limits: &Limits, times: Times, now: u64) -> Opened {
         let at = times.at(now);
         let (payload, tag) = match found {
@@ -118,8 +119,8 @@ impl Opened {
 
 /// What a transaction says of an [`Ask`].
 struct Said {
-    /// How long to wait, and what was taken.
-    decided: Result<(Duration, Slots), Refusal>,
+    /// When its turn is, how long that is to wait, and what was taken.
+    decided: Result<(u64, Duration, Slots), Refusal>,
     quotas: Quotas,
     /// Instances of other processes that wait in front.
     strangers: Vec<u64>,
@@ -156,7 +157,7 @@ impl Transition {
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty() || opened.cell.is_remade(now);
+        let mut changed = !steps.is_empty() || opened.cell.is_remade();
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
             let slots = opened.cell.take(turn, ask.cost, now);
@@ -164,7 +165,7 @@ impl Transition {
                 let (ticket, instance) = (self.ticket, self.instance);
                 steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
             }
-            (Duration::from_nanos(turn - now), slots)
+            (turn, Duration::from_nanos(turn - now), slots)
         });
         let by = decided.as_ref().err().map(|refusal| refusal.by);
         if let (Some(block), true) = (terms.block, by.is_some()) {
@@ -213,7 +214,7 @@ impl Transition {
 
 /// What was taken for a request: given back when dropped, until it is [spent](Turn::spend).
 #[derive(Debug)]
-pub(super) struct Turn(Option<Taken>);
+pub(super) struct Turn(Option<Box<Taken>>);
 
 #[derive(Debug)]
 struct Taken {
@@ -226,9 +227,12 @@ struct Taken {
 }
 
 impl Taken {
-    /// Gives `units` back, or takes what is missing.
+    /// Gives back what was taken too much, or takes what is missing.
     fn settle(self, actual: u32) {
         let Taken { scope, key, terms, slots, row } = self;
+        if actual == slots.cost {
+            return;
+        }
         let times = Times::of(&scope, &terms.limits);
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
@@ -237,6 +241,10 @@ impl Taken {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
+            // The limits have changed since: they are not to be changed back.
+            if opened.cell.is_remade() {
+                return ((), Change::Keep, steps);
+            }
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
             opened.cell.charge(actual.saturating_sub(slots.cost), now);
             ((), opened.put(terms.tag, terms.retention), steps)
@@ -269,12 +277,12 @@ impl Drop for Turn {
 
 /// What was taken and used; it stays spent unless it is [settled](Spent::settle).
 #[derive(Debug)]
-pub(super) struct Spent(Option<Taken>);
+pub(super) struct Spent(Option<Box<Taken>>);
 
 impl Spent {
     /// Says what the request really cost.
     pub(super) fn settle(self, actual: u32) {
-        if let Some(taken) = self.0.filter(|taken| taken.slots.cost != actual) {
+        if let Some(taken) = self.0 {
             taken.settle(actual);
         }
     }
@@ -327,8 +335,15 @@ struct Again {
 impl Verdict {
     /// Asks once more if any of those in front turn out to be dead, with their turns given back. The turn of this answer
     /// is given back first.
+    #[inline]
     pub(super) fn again(&mut self) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers } = *self.again.take()?;
+        let again = self.again.take()?;
+        self.ask_again(*again)
+    }
+
+    #[cold]
+    fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
+        let Again { scope, key, ask, mut strangers } = again;
         strangers.retain(|&instance| scope.is_dead(instance));
         if strangers.is_empty() {
             return None;
@@ -339,13 +354,35 @@ impl Verdict {
 }
 
 /// Asks for a turn, in one transaction; in two if others wait in front and are found dead.
+#[inline]
 pub(super) fn ask(scope: &Scope, key: Key, ask: Ask) -> Pending<Result<Verdict, Error>> {
-    let mut pending = ask_over(scope, key, ask, Vec::new());
-    match pending.now() {
-        Some(Ok(mut verdict)) => verdict.again().unwrap_or_else(|| Pending::ready(Ok(verdict))),
-        Some(Err(error)) => Pending::ready(Err(error)),
-        None => pending,
+    if let Some(verdict) = refuse_at_a_glance(scope, key, &ask) {
+        return Pending::ready(Ok(verdict));
     }
+    let mut pending = ask_over(scope, key, ask, Vec::new());
+    match &mut pending {
+        Pending::Ready(Some(Ok(verdict))) => verdict.again().unwrap_or(pending),
+        _ => pending,
+    }
+}
+
+/// Refuses what a glance at the cell shows to be refused. All else, such as what has to be written down, takes a
+/// transaction.
+#[inline]
+fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
+    let terms = &*ask.terms;
+    if terms.block.is_some() || !ask.patience.is_zero() {
+        return None;
+    }
+    scope.glance(&key, |found, now| {
+        let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
+        let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
+        if opened.cell.is_remade() || opened.cell.is_waited_for(opened.at) {
+            return None;
+        }
+        let quotas = opened.cell.quotas(&terms.limits, Some(refusal.by), now);
+        Some(Verdict { decided: Err(refusal), quotas, again: None })
+    })?
 }
 
 fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
@@ -363,11 +400,10 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
             let Said { decided, quotas, strangers } = said?;
             let again = (!strangers.is_empty())
                 .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers }));
-            let decided = decided.map(|(wait, slots)| {
-                let turn = slots.asked.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+            let decided = decided.map(|(turn, wait, slots)| {
                 let row = (!wait.is_zero()).then_some((turn, ticket));
                 let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
-                (wait, Turn((taken.slots.cost > 0).then_some(taken)))
+                (wait, Turn(Some(Box::new(taken))))
             });
             Ok(Verdict { decided, quotas, again })
         },
@@ -469,6 +505,10 @@ impl Refusal {
             (By::Limit(_), None) => Reason::TooCostly,
         }
     }
+
+    fn into_error(self, quota: Quota) -> LimitError {
+        LimitError::Throttled { reason: self.reason(), retry_after: self.after, quota }
+    }
 }
 
 impl Limiter {
@@ -507,20 +547,26 @@ impl Limiter {
     ///
     /// As [`check`](Limiter::check).
     pub async fn acquire_timeout(&self, patience: Duration) -> Result<Permit, LimitError> {
-        let (wait, turn, quota) = self.turn(patience).await?;
-        let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
-        Ok(Permit { quota, spent })
+        let mut asked = self.ask_for(patience);
+        loop {
+            let mut verdict = asked.await.map_err(LimitError::Cache)?;
+            if let Some(again) = verdict.again() {
+                asked = again;
+                continue;
+            }
+            let quota = verdict.quotas.first;
+            return match verdict.decided {
+                Ok((wait, turn)) => {
+                    let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
+                    Ok(Permit { quota, spent })
+                }
+                Err(refusal) => Err(refusal.into_error(quota)),
+            };
+        }
     }
 
-    async fn turn(&self, patience: Duration) -> Result<(Duration, Turn, Quota), LimitError> {
-        let mut pending = ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() });
-        loop {
-            let mut verdict = pending.await.map_err(LimitError::Cache)?;
-            match verdict.again() {
-                Some(again) => pending = again,
-                None => return verdict.turn(),
-            }
-        }
+    fn ask_for(&self, patience: Duration) -> Pending<Result<Verdict, Error>> {
+        ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() })
     }
 
     /// What is left of the scarcest limit, without taking any of it.
@@ -624,7 +670,19 @@ impl Limiter {
     ///
     /// As [`acquire_timeout`](Limiter::acquire_timeout).
     pub fn acquire_timeout_blocking(&self, patience: Duration) -> Result<Permit, LimitError> {
-        let (wait, turn, quota) = block_on(self.turn(patience))?;
+        let mut asked = self.ask_for(patience);
+        let verdict = loop {
+            let mut verdict = asked.wait().map_err(LimitError::Cache)?;
+            match verdict.again() {
+                Some(again) => asked = again,
+                None => break verdict,
+            }
+        };
+        let quota = verdict.quotas.first;
+        let (wait, turn) = match verdict.decided {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Err(refusal.into_error(quota)),
+        };
         let handle = self.scope.handle();
         let mut slept_at = handle.now();
         let due = slept_at.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
@@ -647,6 +705,15 @@ impl Limiter {
     /// If the cache cannot be used.
     pub fn peek_blocking(&self) -> Result<Quota, Error> {
         block_on(self.peek())
+    }
+
+    /// As [`peek_all`](Limiter::peek_all).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn peek_all_blocking(&self) -> Result<Vec<Quota>, Error> {
+        block_on(self.peek_all())
     }
 
     /// As [`reset`](Limiter::reset).
@@ -675,18 +742,14 @@ impl Limiter {
     pub fn block_blocking(&self, hold: Duration) -> Result<(), Error> {
         block_on(self.block(hold))
     }
-}
 
-impl Verdict {
-    fn turn(self) -> Result<(Duration, Turn, Quota), LimitError> {
-        match self.decided {
-            Ok((wait, turn)) => Ok((wait, turn, self.quotas.first)),
-            Err(refusal) => Err(LimitError::Throttled {
-                reason: refusal.reason(),
-                retry_after: refusal.after,
-                quota: self.quotas.first,
-            }),
-        }
+    /// As [`leave_at_most`](Limiter::leave_at_most).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn leave_at_most_blocking(&self, remaining: u32) -> Result<(), Error> {
+        block_on(self.leave_at_most(remaining))
     }
 }
 
