@@ -7,7 +7,7 @@ use super::{
     limits::{Limits, Rule},
 };
 use crate::{
-    cache::{CELLS, Cache, Change, Found, Key, Kind, Line, Pending, Scope, Step, Waiter, block_on},
+    cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Line, Pending, Scope, Step, Waiter, block_on},
     error::Error,
     rejection::Reason,
 };
@@ -263,6 +263,7 @@ impl Turn {
         let handle = scope.handle();
         let now = handle.now();
         let due = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        scope.note(Event::WaitBegan);
         Waiting { sleep: handle.sleep(wait), due, slept_at: now, scope: scope.clone(), turn: Some(self) }
     }
 }
@@ -313,6 +314,12 @@ impl Future for Waiting {
             self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
         }
         Poll::Ready(self.turn.take().map_or(Spent(None), Turn::spend))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.scope.note(Event::WaitEnded);
     }
 }
 

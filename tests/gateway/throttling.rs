@@ -6,12 +6,11 @@ use crate::{
     process::{Browser, Gateway},
 };
 use nix::sys::signal::Signal;
-use std::time::{Duration, Instant};
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
-use tower_floodgate::{
-    Cache,
-    throttle::{Limiter, Rate},
+use std::{
+    path::Path,
+    time::{Duration, Instant},
 };
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -55,41 +54,40 @@ async fn thirty_who_may_wait_at_two_gateways_are_all_served_one_after_another() 
 
 /// One request every two seconds. Two gateways where one may wait for that, and one that tells at once how long it would be.
 struct Line {
-    _directory: tempfile::TempDir,
+    _cache: tempfile::TempDir,
     waiting: [Gateway; 2],
+    asked: [u64; 2],
     telling: Gateway,
     browser: Browser,
-    budget: Limiter,
-    /// When the first passed, and how many wait.
-    began: Instant,
-    length: u32,
 }
 
 impl Line {
-    const STEP: Duration = secs(2);
-
     async fn new() -> Line {
-        let directory = directory();
-        let flags = ["--throttle", "1/2", "--throttle-by", "all"];
-        let patient = [&flags[..], &["--throttle-wait", "60"]].concat();
-        let waiting = [(); 2].map(|()| Gateway::start(directory.path(), &patient));
-        let telling = Gateway::start(directory.path(), &flags);
-        let budget = Cache::open(directory.path()).unwrap().scope("gateway").throttle("all", Rate::new(1, Line::STEP));
-        let browser = Browser::http1();
-        let line = Line { _directory: directory, waiting, telling, browser, budget, began: Instant::now(), length: 0 };
+        let cache = directory();
+        let patient = |path: &Path| {
+            let admin = ["--admin", "127.0.0.1:0", "--throttle-wait", "60"];
+            Gateway::start(path, &[&["--throttle", "1/2", "--throttle-by", "all"][..], &admin].concat())
+        };
+        let waiting = [patient(cache.path()), patient(cache.path())];
+        let telling = Gateway::start(cache.path(), &["--throttle", "1/2", "--throttle-by", "all"]);
+        let line = Line { _cache: cache, waiting, asked: [0; 2], telling, browser: Browser::http1() };
         assert_eq!(line.delay().await, secs(0), "the first passes");
         line
     }
 
     /// A client that waits for its turn. It hangs up when it is dropped.
     async fn wait(&mut self, nth: usize) -> TcpStream {
-        let mut client = TcpStream::connect(self.waiting[nth].address).await.unwrap();
+        let gateway = &self.waiting[nth];
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
         client.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        self.length += 1;
-        // The end of the last turn tells how many there are.
-        let least = Line::STEP * (self.length + 1) - Line::STEP / 2;
-        while self.began.elapsed() + self.budget.peek().await.unwrap().reset < least {
-            assert!(self.began.elapsed() < secs(60), "{} do not wait", self.length);
+        self.asked[nth] += 1;
+        let stats = format!("http://{}/stats", gateway.admin.unwrap());
+        // Who waits, or has waited.
+        let come = async || {
+            let stats: serde_json::Value = serde_json::from_str(&self.browser.get(&stats).await.body).unwrap();
+            stats["waiting"].as_u64().unwrap() + stats["waited"].as_u64().unwrap()
+        };
+        while come().await < self.asked[nth] {
             sleep(Duration::from_millis(1)).await;
         }
         client
