@@ -315,9 +315,9 @@ fn killed_at_any_moment_four_processes_admit_no_more_than_the_rate() {
     assert!(bound::units(&admitted) >= 100, "too little happened to say anything");
     assert_eq!(place.cache.stats().damaged, 0);
 
-    // As much more as the rate may have left there is found out.
-    let somewhere = admitted[random.below(admitted.len() as u64) as usize];
-    admitted.push(Admitted { units: 21, ..somewhere });
+    // What no rate like this one admits at a moment is found out.
+    let moment = admitted[random.below(admitted.len() as u64) as usize].not_before;
+    admitted.push(Admitted { not_before: moment, not_after: moment, units: 21 });
     assert!(overdrawn(&admitted, 20, step).is_some());
 }
 
