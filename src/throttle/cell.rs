@@ -1,8 +1,9 @@
 //! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
 
 use super::{
-    Quota,
+    Advice, Quota,
     algorithm::{Moment, Slot},
+    learnt::{self, Learnt},
     limits::{Budget, Limit, Limits, MOST, Stored},
 };
 use crate::cache::record::u64_at;
@@ -12,6 +13,8 @@ use std::time::Duration;
 const ROUNDS: usize = 32;
 /// Set in the first byte if a [`Ban`] follows the budgets.
 const BANNED: u8 = 0x80;
+/// Set in the first byte if a [`Learnt`] comes last.
+const LEARNT: u8 = 0x40;
 
 /// The budgets of one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +24,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// Of those only who call a foreign server.
+    learnt: Option<Learnt>,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -73,6 +78,8 @@ pub(super) enum By {
     Limit(usize),
     /// Too many refusals before, or somebody who said so.
     Ban,
+    /// What the answers of a foreign server have said.
+    Learnt,
     /// Too many wait already.
     Queue,
 }
@@ -83,7 +90,7 @@ impl Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default() };
+            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), learnt: None };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -97,7 +104,10 @@ impl Cell {
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
         let since = if rebooted || !same { at.now + 1 } else { found.since };
-        Cell { since, first, others, ban: found.ban }
+        if let Some(learnt) = &mut found.learnt {
+            learnt.advance(at.now);
+        }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt }
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
@@ -132,6 +142,11 @@ impl Cell {
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until);
         let mut by = By::Ban;
+        if let Some(learnt) = &self.learnt
+            && learnt.earliest(turn) > turn
+        {
+            (turn, by) = (learnt.earliest(turn), By::Learnt);
+        }
         let alone = self.others.is_empty();
         for _ in 0..ROUNDS {
             let before = turn;
@@ -181,6 +196,36 @@ impl Cell {
         }
     }
 
+    /// Whether who has waited for its turn may go now, as far as bans and foreign servers are concerned.
+    pub(super) fn is_open(&self, now: u64) -> bool {
+        self.ban.until <= now && self.learnt.is_none_or(|learnt| learnt.earliest(now) <= now)
+    }
+
+    fn learnt(&mut self, now: u64) -> &mut Learnt {
+        let learnt = self.learnt.get_or_insert_default();
+        learnt.advance(now);
+        learnt
+    }
+
+    /// A request goes to a foreign server, which will [answer](Cell::answered).
+    pub(super) fn sent(&mut self, now: u64) {
+        self.learnt(now).sent();
+    }
+
+    /// The request that went at `sent` is back with some advice, or never will be.
+    pub(super) fn answered(&mut self, sent: u64, advice: Option<&Advice>, now: u64) {
+        let learnt = self.learnt(now);
+        learnt.returned(sent);
+        if let Some(advice) = advice {
+            learnt.told(advice, sent, now);
+        }
+    }
+
+    /// Somebody has heard of a foreign server just now.
+    pub(super) fn told(&mut self, advice: &Advice, now: u64) {
+        self.learnt(now).told(advice, now, now);
+    }
+
     /// Counts a refusal. `false`: there is nothing to be written down, since the name is shut out already.
     pub(super) fn refused(&mut self, block: Block, now: u64) -> bool {
         if self.ban.until > now {
@@ -226,25 +271,32 @@ impl Cell {
         if let Some(other) = leading.checked_sub(1).and_then(|place| others.get_mut(place)) {
             std::mem::swap(&mut first, other);
         }
+        if let Some(room) = self.learnt.and_then(|learnt| learnt.room(now)) {
+            first.remaining = first.remaining.min(room);
+        }
         Quotas { first, others }
     }
 
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until)
+        budgets.max(self.ban.until).max(self.learnt.map_or(0, |learnt| learnt.ends()))
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 });
+        let learnt = if self.learnt.is_some() { LEARNT } else { 0 };
+        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 } | learnt);
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
             out.extend_from_slice(&self.ban.counted.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
+        }
+        if let Some(learnt) = &self.learnt {
+            learnt.write(&mut out);
         }
         out
     }
@@ -256,6 +308,7 @@ struct Read {
     first: Option<Stored>,
     others: Vec<Option<Stored>>,
     ban: Ban,
+    learnt: Option<Learnt>,
 }
 
 impl Read {
@@ -282,7 +335,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;
     let first = Some(Stored::read(&mut rest)?);
-    let others = (1..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
+    let others = (1..head & !(BANNED | LEARNT)).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
     let ban = match head & BANNED {
         0 => Ban::default(),
         _ => Ban {
@@ -291,7 +344,11 @@ fn read(bytes: &[u8]) -> Option<Read> {
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };
-    Some(Read { since: u64::from_le_bytes(*since), first, others, ban })
+    let learnt = match head & LEARNT {
+        0 => None,
+        _ => Some(Learnt::read(rest.last_chunk::<{ learnt::SIZE }>()?)?),
+    };
+    Some(Read { since: u64::from_le_bytes(*since), first, others, ban, learnt })
 }
 
 impl Slots {

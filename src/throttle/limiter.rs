@@ -1,7 +1,7 @@
 //! The decision of a throttle, without tower: one row, one pure function, one turn.
 
 use super::{
-    Quota,
+    Advice, Quota,
     algorithm::Moment,
     cell::{Block, By, Cell, Quotas, Refusal, Slots},
     limits::{Limits, Rule},
@@ -39,7 +39,14 @@ pub(super) struct Terms {
     pub(super) tag: u64,
     /// How long the cell is kept at least, in ns.
     pub(super) retention: u64,
+    /// Whether requests go to a foreign server, whose answers are heeded.
+    pub(super) learns: bool,
+    /// The longest span that its answers can ask for.
+    pub(super) longest: Duration,
 }
+
+/// The longest span that is believed unless the user says otherwise: one hour, GitHub's window.
+const LONGEST: Duration = Duration::from_secs(3_600);
 
 /// What is to be decided.
 #[derive(Clone, Debug)]
@@ -51,7 +58,8 @@ pub(super) struct Ask {
 
 impl Ask {
     pub(super) fn new(limits: Limits) -> Ask {
-        let terms = Terms { limits, queue: MOST_WAITING, block: None, tag: 0, retention: 0 };
+        let (queue, longest) = (MOST_WAITING, LONGEST);
+        let terms = Terms { limits, queue, block: None, tag: 0, retention: 0, learns: false, longest };
         Ask { terms: Arc::new(terms), cost: 1, patience: Duration::ZERO }
     }
 
@@ -120,6 +128,8 @@ impl Opened {
 struct Said {
     /// How long to wait, and what was taken.
     decided: Result<(Duration, Slots), Refusal>,
+    /// When the request went, if it is waited for.
+    sent: Option<u64>,
     quotas: Quotas,
     /// Instances of other processes that wait in front.
     strangers: Vec<u64>,
@@ -133,6 +143,14 @@ struct Transition {
     ticket: u64,
     /// Instances whose turns will not be taken.
     dead: Vec<u64>,
+    /// What was taken before for the same request, whose turn has come.
+    held: Option<Held>,
+}
+
+/// What somebody has who waits: a slot of each limit, and a row.
+struct Held {
+    slots: Slots,
+    row: Option<(u64, u64)>,
 }
 
 impl Transition {
@@ -143,6 +161,17 @@ impl Transition {
         if !self.dead.is_empty() {
             self.bury(&mut opened.cell, line, now, &mut steps);
         }
+        if let Some(Held { slots, row }) = &self.held {
+            steps.extend(row.map(|(turn, ticket)| Step::Leave { turn, ticket }));
+            if opened.cell.is_open(now) {
+                opened.cell.sent(now);
+                let quotas = opened.cell.quotas(&terms.limits, None, now);
+                let decided = Ok((Duration::ZERO, slots.clone()));
+                let said = Said { decided, sent: Some(now), quotas, strangers: Vec::new() };
+                return (said, opened.put(terms.tag, terms.retention), steps);
+            }
+            opened.cell.free(slots, slots.cost, now);
+        }
         let mut planned = opened.cell.plan(now, ask.cost, ask.patience);
         let mut strangers = Vec::new();
         if planned != Ok(now) {
@@ -151,18 +180,22 @@ impl Transition {
                 false => Vec::new(),
             };
             strangers = self.strangers(&waiting);
-            if let (Ok(turn), true) = (planned, waiting.len() >= terms.queue) {
+            if let (Ok(turn), true, None) = (planned, waiting.len() >= terms.queue, &self.held) {
                 let next = waiting.first().map_or(turn, |first| first.turn).saturating_sub(now);
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty();
+        let mut changed = !steps.is_empty() || self.held.is_some();
+        let mut sent = None;
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
             let slots = opened.cell.take(turn, ask.cost, now);
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
                 steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
+            } else if terms.learns && ask.cost > 0 {
+                opened.cell.sent(now);
+                sent = Some(now);
             }
             (Duration::from_nanos(turn - now), slots)
         });
@@ -172,7 +205,7 @@ impl Transition {
         }
         let quotas = opened.cell.quotas(&terms.limits, by, now);
         let change = if changed { opened.put(terms.tag, terms.retention) } else { Change::Keep };
-        (Said { decided, quotas, strangers }, change, steps)
+        (Said { decided, sent, quotas, strangers }, change, steps)
     }
 
     /// Gives back the turns of the dead.
@@ -213,22 +246,27 @@ struct Taken {
     slots: Slots,
     /// The waiter's row, if it has one.
     row: Option<(u64, u64)>,
+    /// When the request went, if it is counted as on its way.
+    sent: Option<u64>,
 }
 
 impl Taken {
-    /// Gives `units` back, or takes what is missing.
-    fn settle(self, actual: u32) {
-        let Taken { scope, key, terms, slots, row } = self;
+    /// Gives back what was not used, or takes what is missing, and heeds the advice.
+    fn settle(self, actual: u32, advice: Option<Advice>) {
+        let Taken { scope, key, terms, slots, row, sent } = self;
         let times = Times::of(&scope, &terms.limits);
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
             // A cell that is gone was full, or evicted: there is nothing to give back to.
-            if matches!(found, Found::Absent) && actual <= slots.cost {
+            if matches!(found, Found::Absent) && actual <= slots.cost && advice.is_none() {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
             opened.cell.charge(actual.saturating_sub(slots.cost), now);
+            if let Some(sent) = sent {
+                opened.cell.answered(sent, advice.as_ref(), now);
+            }
             ((), opened.put(terms.tag, terms.retention), steps)
         });
     }
@@ -241,18 +279,47 @@ impl Turn {
     }
 
     /// Waits for the turn, which is used from then on.
-    pub(super) fn comes_after(self, wait: Duration, scope: &Scope) -> Waiting {
+    pub(super) fn comes_after(self, wait: Duration, patience: Duration, scope: &Scope) -> Waiting {
         let handle = scope.handle();
         let now = handle.now();
-        let due = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        Waiting { sleep: handle.sleep(wait), due, slept_at: now, scope: scope.clone(), turn: Some(self) }
+        let (due, scope) = (now.saturating_add(nanos(wait)), scope.clone());
+        let (sleep, turn) = (handle.sleep(wait), Some(self));
+        Waiting { sleep, due, slept_at: now, began: now, patience, scope, turn, look: None }
+    }
+
+    /// Whether to ask before the turn is used: the foreign server may have said something since it was given out.
+    fn may_have_been_overtaken(&self) -> bool {
+        self.0.as_ref().is_some_and(|taken| taken.terms.learns)
+    }
+
+    /// Asks again, now that the turn has come. `Err`: it can be used, as far as anybody knows.
+    fn look_again(self, patience: Duration) -> Pending<Result<Verdict, Turn>> {
+        let Some(taken) = &self.0 else { return Pending::ready(Err(self)) };
+        let Taken { scope, key, terms, slots, row, .. } = taken;
+        let ask = Ask { terms: terms.clone(), cost: slots.cost, patience };
+        let question = Question::new(scope, *key, ask);
+        let (scope, held) = (scope.clone(), Held { slots: slots.clone(), row: *row });
+        let transition = Transition { held: Some(held), ..question.transition(Vec::new()) };
+        scope.update_line(
+            CELLS,
+            *key,
+            move |found, line, now| transition.run(found, line, now),
+            move |said| match said {
+                Ok(said) => {
+                    // Its slots are in the answer again, or were given back.
+                    self.spend().0.take();
+                    Ok(question.verdict(said))
+                }
+                Err(_) => Err(self),
+            },
+        )
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(taken) = self.0.take() {
-            taken.settle(0);
+            taken.settle(0, None);
         }
     }
 }
@@ -262,39 +329,100 @@ impl Drop for Turn {
 pub(super) struct Spent(Option<Taken>);
 
 impl Spent {
-    /// Says what the request really cost.
-    pub(super) fn settle(self, actual: u32) {
-        if let Some(taken) = self.0.filter(|taken| taken.slots.cost != actual) {
-            taken.settle(actual);
+    /// Says what the request really cost, where that is known, and what its answer advises.
+    pub(super) fn settle(mut self, actual: Option<u32>, advice: Option<Advice>) {
+        if let Some(taken) = self.0.take() {
+            let actual = actual.unwrap_or(taken.slots.cost);
+            if actual != taken.slots.cost || taken.sent.is_some() {
+                let advice = advice.filter(|_| taken.sent.is_some()).map(|advice| advice.cut(taken.terms.longest));
+                taken.settle(actual, advice.filter(|advice| *advice != Advice::default()));
+            }
+        }
+    }
+}
+
+impl Drop for Spent {
+    // Without an answer it is not on its way any more.
+    fn drop(&mut self) {
+        if let Some(taken) = self.0.take_if(|taken| taken.sent.is_some()) {
+            let cost = taken.slots.cost;
+            taken.settle(cost, None);
         }
     }
 }
 
 /// The wait for a [`Turn`]; dropped early, the turn is given back.
+///
+/// Who learns from a foreign server looks again when the turn comes, and may have to wait for another, or be refused:
+/// then the output is the refusal.
 pub(super) struct Waiting {
     sleep: Pin<Box<dyn Sleep>>,
     /// Machine time in ns of the turn, and of the last time that sleep began.
     due: u64,
     slept_at: u64,
+    /// When the first wait began, and how long all may take.
+    began: u64,
+    patience: Duration,
     scope: Scope,
     turn: Option<Turn>,
+    look: Option<Pending<Result<Verdict, Turn>>>,
+}
+
+impl Waiting {
+    /// From the first asking to the turn.
+    pub(super) fn waited(&self) -> Duration {
+        Duration::from_nanos(self.due.saturating_sub(self.began))
+    }
+
+    /// Comes to an end, or sleeps until another turn.
+    fn looked(&mut self, looked: Result<Verdict, Turn>) -> Option<Result<Spent, Verdict>> {
+        let verdict = match looked {
+            Ok(verdict) => verdict,
+            Err(turn) => return Some(Ok(turn.spend())),
+        };
+        match verdict.decided {
+            Ok((wait, turn)) if wait.is_zero() => return Some(Ok(turn.spend())),
+            Ok((wait, turn)) => {
+                self.slept_at = self.scope.handle().now();
+                self.due = self.slept_at.saturating_add(nanos(wait));
+                self.sleep = self.scope.handle().sleep(wait);
+                self.turn = Some(turn);
+                None
+            }
+            Err(_) => Some(Err(verdict)),
+        }
+    }
 }
 
 impl Future for Waiting {
-    type Output = Spent;
+    type Output = Result<Spent, Verdict>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Spent> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
+            if let Some(look) = &mut self.look {
+                let looked = ready!(Pin::new(look).poll(cx));
+                self.look = None;
+                match self.looked(looked) {
+                    Some(output) => return Poll::Ready(output),
+                    None => continue,
+                }
+            }
             ready!(self.sleep.as_mut().poll(cx));
             let now = self.scope.handle().now();
             // A user's clock may wake early. If it stood still meanwhile, sleeping on would never end.
-            if now >= self.due || now <= self.slept_at {
-                break;
+            let stands_still = now <= self.slept_at;
+            if now < self.due && !stands_still {
+                self.slept_at = now;
+                self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
+                continue;
             }
-            self.slept_at = now;
-            self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
+            let Some(turn) = self.turn.take() else { return Poll::Ready(Ok(Spent(None))) };
+            if stands_still || !turn.may_have_been_overtaken() {
+                return Poll::Ready(Ok(turn.spend()));
+            }
+            let waited = Duration::from_nanos(now.saturating_sub(self.began));
+            self.look = Some(turn.look_again(self.patience.saturating_sub(waited)));
         }
-        Poll::Ready(self.turn.take().map_or(Spent(None), Turn::spend))
     }
 }
 
@@ -339,29 +467,55 @@ pub(super) fn ask(scope: &Scope, key: Key, ask: Ask) -> Pending<Result<Verdict, 
 }
 
 fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
-    let waits = !ask.patience.is_zero();
-    let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
-    let ticket = if waits { rand::random() } else { 0 };
-    let times = Times::of(scope, &ask.terms.limits);
-    let (held, asked) = (scope.clone(), ask.clone());
-    let transition = Transition { ask, times, instance, ticket, dead };
+    let question = Question::new(scope, key, ask);
+    let transition = question.transition(dead);
     scope.update_line(
         CELLS,
         key,
         move |found, line, now| transition.run(found, line, now),
-        move |said| {
-            let Said { decided, quotas, strangers } = said?;
-            let again = (!strangers.is_empty())
-                .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers }));
-            let decided = decided.map(|(wait, slots)| {
-                let turn = slots.asked.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-                let row = (!wait.is_zero()).then_some((turn, ticket));
-                let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
-                (wait, Turn((taken.slots.cost > 0).then_some(taken)))
-            });
-            Ok(Verdict { decided, quotas, again })
-        },
+        move |said| said.map(|said| question.verdict(said)),
     )
+}
+
+/// What is asked of a cell, and makes a [`Verdict`] out of the answer.
+struct Question {
+    scope: Scope,
+    key: Key,
+    ask: Ask,
+    instance: u64,
+    ticket: u64,
+}
+
+impl Question {
+    fn new(scope: &Scope, key: Key, ask: Ask) -> Question {
+        let waits = !ask.patience.is_zero();
+        let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
+        let ticket = if waits { rand::random() } else { 0 };
+        Question { scope: scope.clone(), key, ask, instance, ticket }
+    }
+
+    fn transition(&self, dead: Vec<u64>) -> Transition {
+        let times = Times::of(&self.scope, &self.ask.terms.limits);
+        let Question { ask, instance, ticket, .. } = self;
+        Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead, held: None }
+    }
+
+    fn verdict(self, said: Said) -> Verdict {
+        let Said { decided, sent, quotas, strangers } = said;
+        let Question { scope, key, ask, ticket, .. } = self;
+        let again = (!strangers.is_empty())
+            .then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers }));
+        let decided = decided.map(|(wait, slots)| {
+            let row = (!wait.is_zero()).then_some((slots.asked.saturating_add(nanos(wait)), ticket));
+            let taken = Taken { scope, key, terms: ask.terms, slots, row, sent };
+            (wait, Turn((taken.slots.cost > 0).then_some(taken)))
+        });
+        Verdict { decided, quotas, again }
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl fmt::Debug for Again {
@@ -446,7 +600,7 @@ impl Permit {
     /// Says what it really cost: what was reserved too much is given back, as far as time has not done so meanwhile, and
     /// what is missing is taken, even beyond the limit.
     pub fn settle(self, actual: u32) {
-        self.spent.settle(actual);
+        self.spent.settle(Some(actual), None);
     }
 }
 
@@ -455,7 +609,7 @@ impl Refusal {
         match (self.by, self.after) {
             (By::Ban, _) => Reason::Blocked,
             (By::Queue, _) => Reason::QueueFull,
-            (By::Limit(_), Some(_)) => Reason::Throttled,
+            (By::Limit(_), Some(_)) | (By::Learnt, _) => Reason::Throttled,
             (By::Limit(_), None) => Reason::TooCostly,
         }
     }
@@ -498,8 +652,13 @@ impl Limiter {
     /// As [`check`](Limiter::check).
     pub async fn acquire_timeout(&self, patience: Duration) -> Result<Permit, LimitError> {
         let (wait, turn, quota) = self.turn(patience).await?;
-        let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
-        Ok(Permit { quota, spent })
+        if wait.is_zero() {
+            return Ok(Permit { quota, spent: turn.spend() });
+        }
+        match turn.comes_after(wait, patience, &self.scope).await {
+            Ok(spent) => Ok(Permit { quota, spent }),
+            Err(refused) => refused.turn().map(|(_, turn, quota)| Permit { quota, spent: turn.spend() }),
+        }
     }
 
     async fn turn(&self, patience: Duration) -> Result<(Duration, Turn, Quota), LimitError> {
@@ -575,6 +734,18 @@ impl Limiter {
     /// If the cache cannot be used.
     pub async fn leave_at_most(&self, remaining: u32) -> Result<(), Error> {
         self.change(move |cell, now| cell.leave_at_most(remaining, now)).await
+    }
+
+    /// What a foreign server has said just now of the budget that this one stands for, as a layer that
+    /// [learns](super::ThrottleLayer::learn) heeds it; for calls that are made without a layer. No span is longer than an
+    /// hour.
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub async fn learn(&self, advice: Advice) -> Result<(), Error> {
+        let advice = advice.cut(self.ask.terms.longest);
+        self.change(move |cell, now| cell.told(&advice, now)).await
     }
 
     fn change(&self, change: impl Fn(&mut Cell, u64) + Send + 'static) -> Pending<Result<(), Error>> {

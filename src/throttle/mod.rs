@@ -100,10 +100,12 @@
 //! The request passes, uncounted, and is noted in [`Stats`](crate::Stats);
 //! [`fail_closed`](ThrottleLayer::fail_closed) refuses it instead. A damaged cell counts as a full budget.
 
+mod advice;
 mod algorithm;
 mod calendar;
 mod cell;
 mod layer;
+mod learnt;
 mod limiter;
 mod limits;
 pub mod policy;
@@ -112,6 +114,7 @@ mod rate;
 mod service;
 mod sliding;
 
+pub use advice::Advice;
 pub use calendar::CalendarWindow;
 pub use layer::{ThrottleLayer, WaitingThrottleLayer};
 pub use limiter::{LimitError, Limiter, Permit};

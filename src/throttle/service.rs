@@ -112,6 +112,7 @@ struct Outcome<A, P> {
     answer: A,
     policy: P,
     manner: Manner,
+    patience: Duration,
 }
 
 impl<A, P> Outcome<A, P> {
@@ -125,6 +126,7 @@ impl<A, P> Outcome<A, P> {
             answer: layer.answer.clone(),
             policy: layer.policy.clone(),
             manner: layer.manner,
+            patience: layer.ask.patience,
         }
     }
 
@@ -186,7 +188,7 @@ impl<A, P> Outcome<A, P> {
                     return Step::Call(Some(turn.spend()));
                 }
                 self.scope.note(Event::Waited);
-                Step::Wait(turn.comes_after(wait, &self.scope))
+                Step::Wait(turn.comes_after(wait, self.patience, &self.scope))
             }
             Err(refusal) => {
                 let reason = refusal.reason();
@@ -278,11 +280,20 @@ where
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
-                    let spent = ready!(Pin::new(waiting).poll(cx));
+                    let waited = ready!(Pin::new(&mut *waiting).poll(cx));
                     let next = next.take();
-                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                    *this.open = Some((spent, this.outcome.policy.keep(request)));
-                    State::Readying { next }
+                    match waited {
+                        Ok(spent) => {
+                            if let Some(told) = this.told {
+                                told.waited = waiting.waited();
+                            }
+                            let request = &next.as_ref().expect(POLLED_AGAIN).1;
+                            *this.open = Some((spent, this.outcome.policy.keep(request)));
+                            State::Readying { next }
+                        }
+                        // What a foreign server said meanwhile leaves it no turn.
+                        Err(refused) => State::Deciding { verdict: Pending::ready(Ok(refused)), next },
+                    }
                 }
                 StateProj::Readying { next } => {
                     ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
@@ -291,10 +302,9 @@ where
                 }
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
-                    if let Some((spent, kept)) = this.open.take()
-                        && let Some(actual) = this.outcome.policy.settle(kept, &response)
-                    {
-                        spent.settle(actual);
+                    if let Some((spent, kept)) = this.open.take() {
+                        let policy = &this.outcome.policy;
+                        spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
                     let admission = Admission { decision: this.told.take(), guard: None };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
