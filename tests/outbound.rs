@@ -204,17 +204,45 @@ fn ours(cache: &Cache) -> ThrottleLayer {
 
 const RULES: [Rule; 3] = [Rule::Window, Rule::Bucket, Rule::Drops];
 
+async fn shared<L, S, B>(layer: L, server: Server, time: Duration, every: Duration) -> (usize, (usize, usize))
+where
+    L: Layer<Wire, Service = S>,
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    let wire = Wire(Arc::new(Mutex::new(server)));
+    let stranger = wire.clone();
+    let stranger = tokio::spawn(async move {
+        loop {
+            sleep(every).await;
+            stranger.server().decide();
+        }
+    });
+    work(layer.layer(wire.clone()), 20, Instant::now() + time).await;
+    stranger.abort();
+    let server = wire.server();
+    (server.admitted, server.refused)
+}
+
 #[tokio::test(start_paused = true)]
 async fn explore() {
     for rule in RULES {
-        for (limit, window) in [(30, secs(1)), (30, secs(5)), (30, secs(60)), (5, secs(1)), (300, secs(60)), (50, secs(1)), (1, secs(1))] {
-            let time = secs(20).max(window * 2);
+        for (limit, window, every) in [
+            (60, secs(1), ms(100)),
+            (60, secs(60), secs(10)),
+            (60, secs(60), secs(2)),
+            (300, secs(60), ms(400)),
+            (300, secs(60), ms(100)),
+        ] {
+            let time = secs(120).max(window * 2);
             let server = || Server::new(rule, limit, window);
-            let most = (limit as f64 * time.as_secs_f64() / window.as_secs_f64()) as u32 + limit;
-            let refusing = fare(ours(&cache()).learn(), server(), time).await;
-            let waiting = fare(ours(&cache()).learn().wait(), server(), time).await;
-            let control = fare(ours(&cache()), server(), time).await;
-            println!("{rule:?} {limit}/{window:?}: most {most} refusing {refusing:?} waiting {waiting:?} control {control:?}");
+            let refusing = shared(ours(&cache()).learn(), server(), time, every).await;
+            let waiting = shared(ours(&cache()).learn().wait(), server(), time, every).await;
+            let control = shared(ours(&cache()), server(), time, every).await;
+            println!(
+                "{rule:?} {limit}/{window:?} {every:?}: refusing {refusing:?} waiting {waiting:?} control {control:?}"
+            );
         }
     }
 }

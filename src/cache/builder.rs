@@ -63,8 +63,8 @@ impl Builder {
     }
 
     /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of it,
-    /// some 600,000, locks up to three eighths. The disk space is taken at once. Who makes the directory decides; later
-    /// openings keep what it has.
+    /// at least some 170,000 and [the least missed](crate::throttle#a-flood-of-names) go first, locks up to three eighths.
+    /// The disk space is taken at once. Who makes the directory decides; later openings keep what it has.
     ///
     /// # Panics
     ///

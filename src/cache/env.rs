@@ -91,6 +91,11 @@ impl Env {
         self.heed.path()
     }
 
+    /// The last transaction that was committed, by any process. Some nanoseconds.
+    pub(crate) fn last_transaction(&self) -> u64 {
+        self.heed.info().last_txn_id as u64
+    }
+
     /// Whether this process is a forked child of the one that opened it.
     pub(crate) fn forked(&self) -> bool {
         self.forks != sys::forks()
@@ -179,6 +184,11 @@ pub(crate) struct Txn<'e> {
 }
 
 impl Txn<'_> {
+    /// The transaction whose commit it sees.
+    pub(crate) fn seen(&self) -> u64 {
+        self.rw.id() as u64 - 1
+    }
+
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
         self.env.tables[table.0].get(&self.rw, key).map_err(from_heed)
     }

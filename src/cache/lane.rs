@@ -113,6 +113,7 @@ impl Lane {
     }
 
     /// Applies the operation here and now, unless the gate is taken.
+    #[inline]
     fn try_now(&self, own: &mut impl Run) -> Option<Result<(), Error>> {
         if self.env.forked() {
             return Some(Err(Error::Forked));
@@ -139,6 +140,7 @@ impl Lane {
     /// Applies the operation here and now, or queues it. `settle` makes the result out of it, after the commit.
     ///
     /// If nobody waits for the result any more it is dropped: what has to be undone is undone by its drop.
+    #[inline]
     pub(crate) fn submit<R, G>(
         &self,
         mut run: R,
@@ -406,7 +408,11 @@ impl Lane {
         let first = self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)));
         match first {
             Err(Error::Full) => {
-                self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed)))?;
+                match self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed))) {
+                    // Without room, it may still do with less.
+                    Ok(()) | Err(Error::Full) => {}
+                    failed => return failed,
+                }
                 self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)))
             }
             result => result,

@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// How long an opening waits for another one to finish.
 const OPENING: Duration = Duration::from_secs(10);

@@ -117,7 +117,7 @@ pub(super) fn waiting(
 const CLEARED: usize = 8;
 
 impl State {
-    /// Applies the steps; whether anything was changed. `crowded`: no row more than there are.
+    /// Applies the steps; whether anything was changed. `crowded`: no row is added, since the transaction failed before.
     pub(super) fn step(
         &self,
         txn: &mut Txn<'_>,
@@ -180,3 +180,6 @@ fn clear_passed(txn: &mut Txn<'_>, key: &Key, now: u64) -> Result<bool, Error> {
     }
     Ok(!passed.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

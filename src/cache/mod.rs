@@ -38,12 +38,11 @@ mod handle;
 mod keeper;
 mod lane;
 mod layout;
-#[allow(dead_code)] // until the throttle's waiters use it
 mod line;
 mod pending;
-#[allow(dead_code)] // as above
 mod presence;
 mod purges;
+mod recent;
 pub(crate) mod record;
 mod scope;
 mod shared;
@@ -63,7 +62,6 @@ pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use handle::Task;
-#[allow(unused_imports)] // as above
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use pending::{Pending, Slot, block_on};
 pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};

@@ -184,3 +184,6 @@ impl Drop for Own {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,8 +77,19 @@ impl Secret {
         // A different function altogether: names that meet in one do not in the other.
         let [scope_half, _] = halves(scope);
         let echo = xxh3_64_with_seed(name, self.echo ^ scope_half ^ kind as u64);
-        Key { hash: digest(&self.row, kind, scope, name).to_le_bytes(), echo }
+        let mut hash = digest(&self.row, kind, scope, name).to_le_bytes();
+        // Of the scope's own key the last bytes are zero, the first tell it from others.
+        hash[SCOPE_MARK..].copy_from_slice(&scope[..16 - SCOPE_MARK]);
+        Key { hash, echo }
     }
+}
+
+/// The last bytes of a key tell scopes apart. The order of the keys is that of names, whatever their scope.
+const SCOPE_MARK: usize = 12;
+
+/// What the keys of one scope have in common, and those of two do not.
+pub(crate) fn scope_mark(key: &[u8; 16]) -> &[u8] {
+    &key[SCOPE_MARK..]
 }
 
 fn halves(bytes: &[u8; 16]) -> [u64; 2] {

@@ -6,7 +6,7 @@ use super::{
     line,
     pending::Pending,
     purges::Subject,
-    record::{Entry, Key, Kind, ScopeId},
+    record::{Entry, Found, Key, Kind, ScopeId},
     state,
 };
 use crate::error::Error;
@@ -85,8 +85,14 @@ impl Scope {
         self.handle().shared.state.post(table, key, move || handle.now(), transition);
     }
 
+    /// See [`state::State::glance`].
+    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
+        let handle = self.handle();
+        handle.shared.state.glance(key, |found| f(found, handle.now()))
+    }
+
     /// See [`state::State::update_line`].
-    #[allow(dead_code)] // until the throttle's waiters use it
+    #[inline]
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
         table: env::Table,
@@ -99,20 +105,17 @@ impl Scope {
     }
 
     /// See [`state::State::post_line`].
-    #[allow(dead_code)] // as above
     pub(crate) fn post_line(&self, table: env::Table, key: Key, transition: impl line::Transition<()>) {
         let handle = self.handle().clone();
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
     /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
-    #[allow(dead_code)] // as above
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.presence.instance()
     }
 
     /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
-    #[allow(dead_code)] // as above
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead(instance)
     }

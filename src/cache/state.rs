@@ -5,11 +5,13 @@ use super::{
     lane::{Lane, Run},
     line::{self, Line, WaiterKey},
     pending::Pending,
+    recent::Recents,
     record::{self, Found, Key, Row},
 };
 use crate::error::Error;
 use std::{
     cell::Cell,
+    cmp::Reverse,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -25,17 +27,20 @@ pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that never are.
 pub(crate) const LOCKS: Table = Table(1);
-/// Who waits behind a row, see [`line`].
+/// Who waits behind a row, see [`line`](mod@line).
 pub(crate) const WAITERS: Table = Table(2);
 
-/// Each so many writes, so many of the next rows are looked at and dropped if they mean nothing any more.
+/// Each so many rows that are new, so many of the next are looked at and dropped if they mean nothing any more.
 pub(super) const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
 /// A cell that runs full may be asked for again at once; one more row is cheaper than to make it anew each time.
 const CELL_GRACE: u64 = Duration::from_secs(1).as_nanos() as u64;
-/// Locks are swept more rarely, and only long after their last lease has ended: they were left by processes that died.
-const SWEEP_LOCKS_EVERY: u64 = 64;
+/// All are swept each so many writes; locks only long after their last lease has ended: they were left by processes that died.
+const SWEEP_ALL_EVERY: u64 = 64;
 const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
+
+/// Where cells have to go, they are chosen among so many.
+const CHOICE: usize = 32;
 
 /// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
 /// same.
@@ -53,11 +58,14 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) lane: Lane,
+    recents: Recents,
     /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
     lock_cursor: Mutex<[u8; 16]>,
     pub(super) waiter_cursor: Mutex<WaiterKey>,
     writes: AtomicU64,
+    /// Cells that were made.
+    cells: AtomicU64,
     pub(super) joins: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) damaged: AtomicU64,
@@ -73,10 +81,12 @@ impl State {
     pub(crate) fn new(lane: Lane) -> State {
         State {
             lane,
+            recents: Recents::default(),
             cursor: Mutex::default(),
             lock_cursor: Mutex::default(),
             waiter_cursor: Mutex::default(),
             writes: AtomicU64::new(0),
+            cells: AtomicU64::new(0),
             joins: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
@@ -103,6 +113,15 @@ impl State {
         self.update_line(table, key, now, beside_the_line(transition), settle)
     }
 
+    /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
+    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
+        if self.lane.env.forked() {
+            return None;
+        }
+        let last = self.lane.env.last_transaction();
+        self.recents.get(&key.hash, last, |row| f(record::decode_row(Some(row), key)))
+    }
+
     /// As `update`, for what must happen however late, and whose result nobody awaits. Never blocks.
     pub(crate) fn post(
         self: &Arc<Self>,
@@ -115,6 +134,7 @@ impl State {
     }
 
     /// As `update`, by a transition that sees the line behind its row and may change it in the same transaction.
+    #[inline]
     pub(crate) fn update_line<R, G>(
         self: &Arc<Self>,
         table: Table,
@@ -128,7 +148,7 @@ impl State {
         G: Send + 'static,
     {
         let update = Update::new(self, table, key, now, transition);
-        self.lane.submit(update, |update, result| settle(update.outcome(result)))
+        self.lane.submit(update, |mut update, result| settle(update.outcome(result)))
     }
 
     /// As `update_line`, for what must happen however late, and whose result nobody awaits. Never blocks.
@@ -151,12 +171,14 @@ impl State {
         self.lane.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
     }
 
-    fn sweep(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
-        let writes = self.writes.fetch_add(1, Relaxed);
-        if writes.is_multiple_of(SWEEP_EVERY) {
+    /// `made`: a cell was, and makes up for by looking at two others.
+    fn sweep(&self, txn: &mut Txn<'_>, now: u64, made: bool) -> Result<(), Error> {
+        if made && self.cells.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
             sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
         }
-        if writes.is_multiple_of(SWEEP_LOCKS_EVERY) {
+        let writes = self.writes.fetch_add(1, Relaxed);
+        if writes.is_multiple_of(SWEEP_ALL_EVERY) {
+            sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
             sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
             sweep_next(txn, WAITERS, &self.waiter_cursor, now)?;
         }
@@ -186,15 +208,17 @@ impl State {
         Ok(false)
     }
 
-    /// Cells may use half the pages; a new one beyond that takes the place of others, those nearest to full first.
+    /// Cells may use half the pages; a new one beyond that takes the place of others, see [`drop_least`].
     fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
             return Ok(());
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows = next_rows(txn, CELLS, &*cursor, 2 * SWEEP_ROWS)?;
+        let mut rows = next_rows(txn, CELLS, &*cursor, CHOICE)?;
+        // At the end of the table there is no choice, so it goes on at the start.
+        rows.extend(next_rows(txn, CELLS, &[0; 16], CHOICE - rows.len())?);
         *cursor = rows.last().map_or([0; 16], |row| row.0);
-        let live = drop_nearest_to_full(txn, rows, 4, now)?;
+        let live = drop_least(txn, rows, CHOICE / 8, now)?;
         self.evicted.fetch_add(live, Relaxed);
         Ok(())
     }
@@ -239,17 +263,17 @@ pub(super) fn row_key<const N: usize>(key: &[u8]) -> [u8; N] {
     row
 }
 
-fn drop_nearest_to_full(
-    txn: &mut Txn<'_>,
-    mut rows: Vec<([u8; 16], u64)>,
-    most: usize,
-    now: u64,
-) -> Result<u64, Error> {
-    rows.sort_unstable_by_key(|row| row.1);
+/// Drops `most` of the rows: what is full again; then, of the scope that has most of the rows, what is nearest to full. A
+/// flood of names thus takes the place of its own kind and not that of other scopes' busy names, however long its cells
+/// last. Answers how many were not full.
+fn drop_least(txn: &mut Txn<'_>, rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
+    let of_scope = |key| rows.iter().filter(|row| record::scope_mark(&row.0) == record::scope_mark(key)).count();
+    let mut ranked: Vec<_> = rows.iter().map(|(key, end)| (*end > now, Reverse(of_scope(key)), *end, *key)).collect();
+    ranked.sort_unstable();
     let mut live = 0;
-    for (key, expires) in rows.into_iter().take(most) {
-        txn.delete(CELLS, &key)?;
-        live += u64::from(expires > now);
+    for (lives, _, _, key) in ranked.into_iter().take(most) {
+        let dropped = txn.delete(CELLS, &key)?;
+        live += u64::from(dropped && lives);
     }
     Ok(live)
 }
@@ -258,7 +282,7 @@ fn drop_nearest_to_full(
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
     let rows = next_rows(txn, CELLS, &[0; 16], 64)?;
     let any = !rows.is_empty();
-    drop_nearest_to_full(txn, rows, 32, 0)?;
+    drop_least(txn, rows, 32, 0)?;
     Ok(any)
 }
 
@@ -270,8 +294,8 @@ struct Update<C, F, R> {
     now: u64,
     transition: F,
     outcome: Option<Result<R, Error>>,
-    /// There was no room for a waiter: the next run does without.
-    crowded: bool,
+    /// It has run before, in a transaction that failed, and mostly for want of room: now it lists no waiter.
+    again: bool,
 }
 
 /// What has become of an update's row.
@@ -286,11 +310,12 @@ enum Written {
 impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     fn new(state: &Arc<State>, table: Table, key: Key, clock: C, transition: F) -> Self {
         let state = state.clone();
-        Update { state, table, key, clock, now: 0, transition, outcome: None, crowded: false }
+        Update { state, table, key, clock, now: 0, transition, outcome: None, again: false }
     }
 
-    fn outcome(self, result: Result<(), Error>) -> Result<R, Error> {
-        result.and_then(|()| self.outcome.unwrap_or(Err(Error::Panicked)))
+    #[inline]
+    fn outcome(&mut self, result: Result<(), Error>) -> Result<R, Error> {
+        result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
     }
 
     /// Writes the row, of which `before` bytes are there.
@@ -327,6 +352,7 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let again = std::mem::replace(&mut self.again, true);
         let bytes = txn.get(self.table, &self.key.hash)?;
         let before = bytes.map(<[u8]>::len);
         let found = record::decode_row(bytes, &self.key);
@@ -350,14 +376,16 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             return Err(error);
         }
         self.outcome = Some(Ok(result));
+        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes) {
+            self.state.recents.keep(&self.key.hash, txn.seen(), bytes);
+        }
         let written = self.write(txn, change, before)?;
-        let stepped = !steps.is_empty() && !matches!(written, Written::Refused) && {
-            let stepped = self.state.step(txn, &self.key, self.now, steps, self.crowded);
-            self.crowded |= matches!(stepped, Err(Error::Full));
-            stepped?
-        };
+        let stepped = !steps.is_empty()
+            && !matches!(written, Written::Refused)
+            && self.state.step(txn, &self.key, self.now, steps, again)?;
         if stepped || matches!(written, Written::Put) {
-            self.state.sweep(txn, self.now)?;
+            let made = self.table == CELLS && before.is_none() && matches!(written, Written::Put);
+            self.state.sweep(txn, self.now, made)?;
         }
         Ok(stepped || matches!(written, Written::Put | Written::Removed(true)))
     }

@@ -2,10 +2,19 @@
 
 use super::{Builder, Cache, env::Env, gate::Gate, lane::Lane, state::State};
 use crate::time::clock_fn;
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 use std::{
-    path::PathBuf,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{ChildStderr, Command, Stdio},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering::SeqCst},
         mpsc,
     },
@@ -84,4 +93,91 @@ pub(crate) fn tamper<T>(lane: &Lane, f: impl FnOnce(&mut super::env::Txn<'_>) ->
     let env: &Env = &lane.env;
     let held = env.gate.lock_for(LONG).unwrap().unwrap();
     env.write(&held, |txn| Ok((f(txn), true))).unwrap()
+}
+
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// To be kept while a process is started. Until it runs its own program it shares the file locks of this one, even those
+/// of a cache that is closed meanwhile.
+pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kept by who relies on it that what it closes is in nobody's use.
+pub(crate) fn nobody_starts() -> RwLockWriteGuard<'static, ()> {
+    STARTING.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Another process, killed when dropped: this test binary run again for one ignored test, with a [`part`] to play.
+pub(crate) struct Child {
+    process: std::process::Child,
+    lines: BufReader<ChildStderr>,
+}
+
+/// What a child is to do, and in which directory.
+pub(crate) fn part() -> Option<(String, PathBuf)> {
+    Some((std::env::var("FLOODGATE_PART").ok()?, std::env::var_os("FLOODGATE_PATH")?.into()))
+}
+
+/// A child says a line to its parent.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    eprintln!("{line}");
+}
+
+/// A child waits for the next line of its parent.
+pub(crate) fn hear() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+impl Child {
+    pub(crate) fn start(test: &str, part: &str, path: &Path) -> Child {
+        let _starting = starting();
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .env("FLOODGATE_PART", part)
+            .env("FLOODGATE_PATH", path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap());
+        Child { process, lines }
+    }
+
+    /// What the child says next; empty at its end.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().try_into().unwrap())
+    }
+
+    /// Returns when the child is stopped.
+    pub(crate) fn stop(&self) {
+        kill(self.pid(), Signal::SIGSTOP).unwrap();
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(_, Signal::SIGSTOP)), "{status:?}");
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }

@@ -10,6 +10,7 @@ use self::{
 use super::{
     Quota,
     algorithm::{Algorithm, Moment, Slot, Spent},
+    rate::number,
 };
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -45,7 +46,7 @@ const KEPT: u64 = 26 * HOUR;
 /// request in between, opens it again. Turns of waiting requests are machine time: if the wall clock steps meanwhile, they
 /// are off the calendar by as much, and are still counted in the window for which they were given out.
 ///
-/// Displays as `50/hour`, `1000/day` or `20000/month`, and parses from that.
+/// Displays as `50/utc-hour`, `1000/utc-day` or `20000/utc-month`, and parses from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CalendarWindow {
     count: u32,
@@ -109,10 +110,8 @@ impl CalendarWindow {
                 (self.unit.window_at(planned.saturating_add(half)).saturating_sub(book.window), next)
             }
         };
-        book.used.drop_first(passed);
-        book.serial = book.serial.saturating_add(passed.into());
-        book.window = next;
-        book.ends = at.now.saturating_add(self.unit.start(next + 1).saturating_sub(at.wall));
+        let ends = at.now.saturating_add(self.unit.start(next + 1).saturating_sub(at.wall));
+        book.plan(passed, next, ends);
         book.adrift = false;
     }
 }
@@ -126,6 +125,8 @@ pub(crate) struct Book {
     ends: u64,
     /// A reboot with the wall clock before the window: `ends` is the latest end then, the calendar may end it earlier.
     adrift: bool,
+    /// By how much the turns of those who wait may come before their windows, since these begin later than was planned.
+    early: u64,
     /// A number for the open window that no other has had, the next ones counted on. Slots name their window by it.
     serial: u64,
     /// What was taken from the open window and the next ones.
@@ -156,6 +157,15 @@ impl Book {
         }
     }
 
+    /// After so many windows this one is open, until then. Those who wait know nothing of it.
+    fn plan(&mut self, passed: u32, window: u32, ends: u64) {
+        let planned = self.turn(passed.saturating_add(1)).unwrap_or(u64::MAX);
+        self.used.drop_first(passed);
+        self.serial = self.serial.saturating_add(passed.into());
+        self.early = if self.used.len() < 2 { 0 } else { self.early.saturating_add(ends.saturating_sub(planned)) };
+        (self.window, self.ends) = (window, ends);
+    }
+
     fn last_turn(&self) -> u64 {
         self.turn(self.used.len().saturating_sub(1)).unwrap_or(u64::MAX)
     }
@@ -167,7 +177,7 @@ impl Algorithm for CalendarWindow {
     fn fresh(&self, at: Moment) -> Book {
         let window = self.unit.window_at(at.wall);
         let ends = at.now.saturating_add(self.unit.start(window + 1) - at.wall);
-        Book { rule: *self, window, ends, adrift: false, serial: at.now, used: Used::default() }
+        Book { rule: *self, window, ends, adrift: false, early: 0, serial: at.now, used: Used::default() }
     }
 
     fn made(&self, book: &Book) -> bool {
@@ -200,19 +210,19 @@ impl Algorithm for CalendarWindow {
         let end_shown = at.now.saturating_add(self.unit.start(shown + 1).saturating_sub(at.wall));
         if rebooted {
             // Those whose turn has come by machine time may have had it.
-            book.used.keep_first(book.ahead(at.now).saturating_add(1));
+            book.used.keep_first(book.ahead(at.now.saturating_add(book.early)).saturating_add(1));
             book.adrift = true;
             book.ends = book.ends.min(at.now.saturating_add(self.unit.length(book.window)));
         }
         if book.adrift && shown == book.window {
             book.adrift = false;
-            book.ends = end_shown;
+            book.plan(0, shown, end_shown);
         }
         let later = book.adrift && shown > book.window;
         if later || (at.now >= book.ends && shown != book.window) {
             self.open_next(book, at);
         } else if at.now >= book.ends {
-            book.ends = end_shown;
+            book.plan(0, shown, end_shown);
         }
     }
 
@@ -267,6 +277,7 @@ impl Algorithm for CalendarWindow {
         out.extend_from_slice(&[book.rule.unit as u8, u8::from(book.adrift)]);
         out.extend_from_slice(&book.rule.count.to_le_bytes());
         out.extend_from_slice(&book.window.to_le_bytes());
+        out.extend_from_slice(&book.early.to_le_bytes());
         out.extend_from_slice(&book.ends.to_le_bytes());
         out.extend_from_slice(&book.serial.to_le_bytes());
         for run in book.used.runs() {
@@ -279,6 +290,7 @@ impl Algorithm for CalendarWindow {
         let (&[unit, adrift], bytes) = bytes.split_first_chunk()?;
         let (count, bytes) = bytes.split_first_chunk()?;
         let (window, bytes) = bytes.split_first_chunk()?;
+        let (early, bytes) = bytes.split_first_chunk()?;
         let (ends, bytes) = bytes.split_first_chunk()?;
         let (serial, bytes) = bytes.split_first_chunk()?;
         let (runs, rest) = bytes.as_chunks::<4>();
@@ -300,6 +312,7 @@ impl Algorithm for CalendarWindow {
             window,
             ends: u64::from_le_bytes(*ends),
             adrift: adrift == 1,
+            early: u64::from_le_bytes(*early),
             serial: u64::from_le_bytes(*serial),
             used,
         })
@@ -316,10 +329,10 @@ impl FromStr for CalendarWindow {
     type Err = ParseCalendarWindowError;
 
     fn from_str(text: &str) -> Result<Self, ParseCalendarWindowError> {
-        let fail = |reason| ParseCalendarWindowError { text: text.into(), reason };
+        let fail = |reason| ParseCalendarWindowError { text: text.chars().take(SHOWN_CHARS).collect(), reason };
         let (count, name) = text.split_once('/').ok_or_else(|| fail(Reason::Shape))?;
         let unit = Unit::ALL.iter().find(|(_, unit)| *unit == name.trim()).ok_or_else(|| fail(Reason::Unit))?;
-        let count = count.trim().parse().ok().filter(|&count| count > 0).ok_or_else(|| fail(Reason::Count))?;
+        let count = number(count).filter(|&count| count > 0).ok_or_else(|| fail(Reason::Count))?;
         Ok(CalendarWindow { count, unit: unit.0 })
     }
 }
@@ -330,6 +343,9 @@ pub struct ParseCalendarWindowError {
     text: Box<str>,
     reason: Reason,
 }
+
+/// How much of a wrong text the error keeps.
+const SHOWN_CHARS: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
@@ -345,7 +361,7 @@ impl fmt::Display for ParseCalendarWindowError {
             Reason::Count => "the count must be from 1 to 4294967295",
             Reason::Unit => "the unit must be `hour`, `day` or `month`",
         };
-        write!(f, "{:?} is no calendar window: {reason}; write it like `1000/day`", self.text)
+        write!(f, "{:?} is no calendar window: {reason}; write it like `1000/utc-day`", self.text)
     }
 }
 

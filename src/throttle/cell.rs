@@ -26,6 +26,8 @@ pub(super) struct Cell {
     ban: Ban,
     /// Of those only who call a foreign server.
     learnt: Option<Learnt>,
+    /// It is not what was stored: the machine has started since, or a limit was changed. Not stored.
+    changed: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -86,11 +88,13 @@ pub(super) enum By {
 
 impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
+    #[inline]
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), learnt: None };
+            let (since, first, ban) = (at.now, open(&limits.first), Ban::default());
+            return Cell { since, first, others, ban, learnt: None, changed: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -103,11 +107,17 @@ impl Cell {
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let since = if rebooted || !same { at.now + 1 } else { found.since };
+        let changed = rebooted || !same;
+        let since = if changed { at.now.saturating_add(1) } else { found.since };
         if let Some(learnt) = &mut found.learnt {
             learnt.advance(at.now);
         }
-        Cell { since, first, others, ban: found.ban, learnt: found.learnt }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt, changed }
+    }
+
+    /// Whether it is to be stored even if nothing is taken: what has become of it depends on when that was found out.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
@@ -119,6 +129,7 @@ impl Cell {
     }
 
     /// The turn of a request that comes now. Cost 0 is always admitted at once.
+    #[inline]
     pub(super) fn plan(&self, now: u64, cost: u32, patience: Duration) -> Result<u64, Refusal> {
         if cost == 0 {
             return Ok(now);
@@ -129,6 +140,7 @@ impl Cell {
     }
 
     /// Takes what was planned.
+    #[inline]
     pub(super) fn take(&mut self, turn: u64, cost: u32, now: u64) -> Slots {
         if cost == 0 {
             return Slots::default();
@@ -139,6 +151,7 @@ impl Cell {
     }
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
+    #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until);
         let mut by = By::Ban;
@@ -221,11 +234,6 @@ impl Cell {
         }
     }
 
-    /// Somebody has heard of a foreign server just now.
-    pub(super) fn told(&mut self, advice: &Advice, now: u64) {
-        self.learnt(now).told(advice, now, now);
-    }
-
     /// Counts a refusal. `false`: there is nothing to be written down, since the name is shut out already.
     pub(super) fn refused(&mut self, block: Block, now: u64) -> bool {
         if self.ban.until > now {
@@ -252,6 +260,7 @@ impl Cell {
     }
 
     /// What is left, that of `by` or else the scarcest first.
+    #[inline]
     pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
         let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
@@ -331,6 +340,7 @@ impl Read {
 }
 
 /// Bytes of any kind are survived: what is no cell is none.
+#[inline]
 fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;

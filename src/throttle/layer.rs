@@ -2,8 +2,8 @@
 
 use super::{
     Limit, Limiter, Limits, Rate,
+    ask::{Ask, MOST_WAITING, nanos},
     cell::Block,
-    limiter::{Ask, MOST_WAITING},
     limits::Rule,
     policy::{Allowing, Costing, Denying, Flat, Learning, LearningBy, RateOf, Refunding, Settling},
     service::Throttle,
@@ -273,10 +273,6 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
         }
         Limiter::new(&self.scope, name.as_bytes(), ask)
     }
-}
-
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<S, N: Clone, A: Clone, P: Clone> Layer<S> for ThrottleLayer<N, A, P> {

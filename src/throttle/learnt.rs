@@ -8,7 +8,7 @@
 //! When the server's window ends, nothing is known but that there is more. One request goes ahead to ask, and the others
 //! follow at the server's own average pace until its answer is there.
 
-use super::Advice;
+use super::{Advice, ask::nanos};
 use crate::cache::record::u64_at;
 use std::time::Duration;
 
@@ -157,10 +157,6 @@ impl Learnt {
         let (step, forgotten, epoch) = (number(4)?, number(5)?, number(6)?);
         Some(Learnt { held, low, limit, since, until, step, forgotten, epoch, open, before })
     }
-}
-
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ macro_rules! algorithms {
 
         impl Stored {
             /// Takes the next budget off the front of a cell.
+            #[inline]
             pub(super) fn read(bytes: &mut &[u8]) -> Option<Stored> {
                 let (&[kind, low, high], rest) = bytes.split_first_chunk()?;
                 let (state, rest) = rest.split_at_checked(u16::from_le_bytes([low, high]).into())?;
@@ -62,6 +63,7 @@ macro_rules! algorithms {
             }
 
             /// The budget as it is now, and whether it is what was stored rather than made out of that.
+            #[inline]
             pub(super) fn open(&self, stored: Option<Stored>, at: Moment, rebooted: bool) -> (Budget, bool) {
                 match (self, stored) {
                     $((Rule::$Algorithm(rule), Some(Stored::$Algorithm(mut state))) if rule.made(&state) => {
@@ -69,7 +71,10 @@ macro_rules! algorithms {
                         (Budget::$Algorithm(*rule, state), true)
                     })+
                     $((Rule::$Algorithm(rule), Some(other)) => {
-                        (Budget::$Algorithm(*rule, rule.with_spent(other.spent(at), at)), false)
+                        let spent = other.spent(at);
+                        // Nobody waits any more.
+                        let last_turn = if rebooted { 0 } else { spent.last_turn };
+                        (Budget::$Algorithm(*rule, rule.with_spent(Spent { last_turn, ..spent }, at)), false)
                     })+
                     $((Rule::$Algorithm(rule), None) => (Budget::$Algorithm(*rule, rule.fresh(at)), true)),+
                 }
@@ -176,7 +181,7 @@ algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
-/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/day`. It is parsed from that, and by serde from such a string.
+/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/utc-day`. It is parsed from that, and by serde from such a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     pub(super) rule: Rule,
@@ -304,7 +309,7 @@ impl fmt::Display for ParseLimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/day`",
+            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/utc-day`",
             self.text, self.reason
         )
     }

@@ -41,7 +41,7 @@
 //! let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(10).burst(20))
 //!     .and(Limit::from(CalendarWindow::per_utc_month(100_000)).named("plan"));
 //!
-//! let same: Limits = "10/s burst 20, 100000/month".parse()?;
+//! let same: Limits = "10/s burst 20, 100000/utc-month".parse()?;
 //! let layer = ThrottleLayer::of(cache.scope("api"), same)
 //!     .rate_of(|request: &http::Request<()>| match request.headers().contains_key("x-premium") {
 //!         true => Rate::per_second(100),
@@ -95,6 +95,17 @@
 //! name a fresh budget too early. [`Stats::cells_evicted`](crate::Stats::cells_evicted) counts these: if it grows, the
 //! state is too small for the number of names that are throttled at once.
 //!
+//! # A flood of names
+//!
+//! All names share one file of [fixed size](crate::Builder::state_size); neither memory nor disk grows with their number.
+//! What is full again is dropped along the way. Where that is not enough, a new name takes the place of one among 32: a
+//! name of the scope that has most of them, and there the one nearest to full. So a flood displaces its own names: those
+//! of other scopes keep their budgets, and so do those of its scope that have spent more than its names did.
+//!
+//! A name that is dropped early has its full burst again, which may be once too often: the [`Stats`](crate::Stats) say how
+//! many were, in `cells_evicted`. Who expects more busy names than fit makes the file larger; a limit whose names cost
+//! nothing to invent gets a scope of its own.
+//!
 //! # When the cache fails
 //!
 //! The request passes, uncounted, and is noted in [`Stats`](crate::Stats);
@@ -102,6 +113,7 @@
 
 mod advice;
 mod algorithm;
+mod ask;
 mod calendar;
 mod cell;
 mod layer;
@@ -113,6 +125,7 @@ mod quota;
 mod rate;
 mod service;
 mod sliding;
+mod turn;
 
 pub use advice::Advice;
 pub use calendar::CalendarWindow;

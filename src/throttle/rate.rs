@@ -13,7 +13,7 @@ use state::State;
 use std::fmt;
 use std::time::Duration;
 pub use text::ParseRateError;
-pub(super) use text::duration;
+pub(super) use text::{duration, number};
 
 /// 100 years in nanoseconds. No span and no debt is longer, so that a time of today plus both stays below `u64::MAX`.
 const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;

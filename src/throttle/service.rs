@@ -2,9 +2,10 @@
 
 use super::{
     Decision,
+    ask::{self, Ask, Verdict},
     layer::{Manner, ThrottleLayer},
-    limiter::{self, Ask, Spent, Verdict, Waiting},
     policy::{Flat, Policy, Standing},
+    turn::{Spent, Waiting},
 };
 use crate::{
     answer::{Admission, Answer, Http},
@@ -63,7 +64,7 @@ where
             future.outcome.deny(&request)
         } else {
             let mut verdict =
-                limiter::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
+                ask::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
             match verdict.now() {
                 Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
                 None => Step::Decide(verdict),

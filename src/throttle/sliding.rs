@@ -10,7 +10,7 @@
 use super::{
     Quota,
     algorithm::{Algorithm, Moment, Slot, Spent},
-    rate::duration,
+    rate::{duration, number},
 };
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -34,7 +34,7 @@ const MOST_PIECES: usize = 64;
 /// Waiting requests are given the earliest turn at which they fit; a small one may fit before an earlier, costlier one,
 /// which is not delayed by it. A name takes more room than with a `Rate`: some 10 bytes for each piece, mostly below 200.
 ///
-/// Displays as `100/60s sliding`, and parses from that; the time is written as that of a [`Rate`](super::Rate).
+/// Displays as `100/60s sliding`, and parses from that, with the time as a [`Rate`](super::Rate) takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlidingWindow {
     count: u32,
@@ -81,6 +81,11 @@ impl SlidingWindow {
 
     /// How much any one window that holds `turn` has already, at most.
     fn used(&self, log: &Log, turn: u64) -> u64 {
+        if log.last_turn() <= turn {
+            // Nobody waits: it is the window that ends with the turn.
+            let within = |piece: &&Piece| turn - piece.last < self.per;
+            return log.pieces.iter().filter(within).map(|piece| u64::from(piece.units)).sum();
+        }
         (0..log.pieces.len()).map(|left| self.units_from(log, left, turn)).max().unwrap_or(0)
     }
 
@@ -93,6 +98,9 @@ impl SlidingWindow {
 
     /// Until when the pieces forbid a turn for which they must leave `room` units; `None` if they do not.
     fn forbidden_until(&self, log: &Log, turn: u64, room: u64) -> Option<u64> {
+        if self.used(log, turn) <= room {
+            return None;
+        }
         // From the last: it forbids for longest.
         let left = (0..log.pieces.len()).rev().find(|&left| self.units_from(log, left, turn) > room)?;
         Some(log.pieces[left].last.saturating_add(self.per))
@@ -165,8 +173,8 @@ impl Algorithm for SlidingWindow {
     type State = Log;
 
     fn fresh(&self, at: Moment) -> Log {
-        // Folded, since both halves of the time alone come again.
-        let mark = (at.now ^ (at.now >> 32)) as u32;
+        let seed = at.now ^ self.per.rotate_left(16) ^ u64::from(self.count).rotate_left(40);
+        let mark = (seed ^ (seed >> 32)) as u32;
         Log { count: self.count, per: self.per, mark, pieces: Vec::new() }
     }
 
@@ -335,7 +343,7 @@ fn read_number(bytes: &mut &[u8]) -> Option<u64> {
 impl fmt::Display for SlidingWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
-        let (unit, symbol) = units.into_iter().find(|(unit, _)| self.per % unit == 0).unwrap_or((1, "ns"));
+        let (unit, symbol) = units.into_iter().find(|(unit, _)| self.per.is_multiple_of(*unit)).unwrap_or((1, "ns"));
         write!(f, "{}/{}{symbol} sliding", self.count, self.per / unit)
     }
 }
@@ -344,12 +352,12 @@ impl FromStr for SlidingWindow {
     type Err = ParseSlidingWindowError;
 
     fn from_str(text: &str) -> Result<Self, ParseSlidingWindowError> {
-        let fail = |reason| ParseSlidingWindowError { text: text.into(), reason };
+        let fail = |reason| ParseSlidingWindowError { text: text.chars().take(SHOWN_CHARS).collect(), reason };
         let parts = text.trim().strip_suffix("sliding").and_then(|limit| limit.split_once('/'));
         let (count, per) = parts.ok_or_else(|| fail(Reason::Shape))?;
-        let count = count.trim().parse().map_err(|_| fail(Reason::Count))?;
-        let per = duration(per);
-        let per = per.filter(|per| SlidingWindow::checked(1, *per).is_some()).ok_or_else(|| fail(Reason::Time))?;
+        let count = number(count).ok_or_else(|| fail(Reason::Count))?;
+        let per =
+            duration(per).filter(|per| SlidingWindow::checked(1, *per).is_some()).ok_or_else(|| fail(Reason::Time))?;
         SlidingWindow::checked(count, per).ok_or_else(|| fail(Reason::Count))
     }
 }
@@ -360,6 +368,9 @@ pub struct ParseSlidingWindowError {
     text: Box<str>,
     reason: Reason,
 }
+
+/// How much of a wrong text the error keeps.
+const SHOWN_CHARS: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {

@@ -72,6 +72,7 @@ fn a_full_map_is_an_error_and_nothing_of_the_batch_stays() {
 fn spawned_programs_do_not_inherit_the_data_file() {
     let dir = tempfile::tempdir().unwrap();
     let env = Env::open(dir.path(), &options()).unwrap();
+    let _starting = crate::cache::testing::starting();
     let inherited = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
     // Other tests may be opening theirs at this very moment.
     let ours = dir.path().join("data.mdb");

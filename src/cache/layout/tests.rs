@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::testing::nobody_starts;
 
 const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false };
 
@@ -37,6 +38,7 @@ fn the_second_user_is_not_alone_and_gets_the_same_secret() {
 
 #[test]
 fn another_boot_keeps_generations_only_after_a_clean_end() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let (directory, _) = open(dir.path()).unwrap();
     let before = directory.layout.clone();
@@ -58,6 +60,7 @@ fn another_boot_keeps_generations_only_after_a_clean_end() {
 
 #[test]
 fn another_boot_keeps_what_every_user_had_synced() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let full = |sync| Directory::open(dir.path(), &Wanted { sync, ..WANTED }, |_, _, _| Ok(())).unwrap().0;
     let crash = |boot: &str| edit(dir.path(), "boot=", &format!("boot={boot}"));
@@ -76,6 +79,7 @@ fn another_boot_keeps_what_every_user_had_synced() {
 
 #[test]
 fn machine_time_does_not_follow_a_calendar_that_goes_back() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let (directory, _) = open(dir.path()).unwrap();
     directory.close(|| true);

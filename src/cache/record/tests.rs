@@ -16,6 +16,16 @@ fn kind_and_scope_are_part_of_the_key() {
 }
 
 #[test]
+fn keys_of_a_scope_have_one_mark_and_those_of_another_have_another() {
+    let secret = secret();
+    let key = |scope: &str, name: &[u8]| secret.key(Kind::Throttle, &secret.scope(scope), name).hash;
+    assert_eq!(scope_mark(&key("a", b"x")), scope_mark(&key("a", b"y")));
+    let marks: std::collections::HashSet<_> =
+        (0..1000).map(|i| scope_mark(&key(&i.to_string(), b"x")).to_vec()).collect();
+    assert_eq!(marks.len(), 1000);
+}
+
+#[test]
 fn a_row_of_another_name_is_absent_and_a_flipped_bit_is_damage() {
     let (key, other) = (secret().key(Kind::Lock, &[0; 16], b"x"), secret().key(Kind::Lock, &[0; 16], b"y"));
     let large = Row { expires: 1, tag: 2, payload: &[7; 1000] };

@@ -1,6 +1,6 @@
 use crate::cache::{
     Cache, Holding, Kind, Renew,
-    testing::{Hand, Holder, LONG, builder, state},
+    testing::{Hand, Holder, LONG, builder, nobody_starts, state},
 };
 use std::{
     sync::{
@@ -12,6 +12,7 @@ use std::{
 
 #[test]
 fn the_files_are_closed_when_the_last_handle_is_gone() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     for round in 0..50 {
         let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();

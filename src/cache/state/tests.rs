@@ -109,6 +109,29 @@ fn a_flood_of_cells_stays_bounded_drops_the_full_ones_first_and_never_a_lock() {
 }
 
 #[test]
+fn a_flood_of_one_scope_takes_no_cell_of_another() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let now = cache.handle.now();
+    let (flooded, busy) = (cache.scope("flooded"), cache.scope("busy"));
+    let row = |expires| move |_: Found<'_>, _| ((), Change::Put { expires, tag: 0, payload: vec![1; 8] });
+    for i in 0..20 {
+        busy.update(CELLS, key(&busy, &i.to_string()), row(now + 1_000_000_000), |result| result).wait().unwrap();
+    }
+    for i in 0..50_000 {
+        // They last far longer, so that by the time alone the others would go first.
+        let key = key(&flooded, &i.to_string());
+        flooded.update(CELLS, key, row(now + 86_400_000_000_000), |result| result).wait().unwrap();
+    }
+    let held = |i: &u64| {
+        let found = |found: Found<'_>, _| (matches!(found, Found::Row(_)), Change::Keep);
+        busy.update(CELLS, key(&busy, &i.to_string()), found, |result| result).wait().unwrap()
+    };
+    assert_eq!((0..20).filter(held).count(), 20);
+    assert!(cache.stats().cells_evicted > 40_000);
+}
+
+#[test]
 fn a_state_full_of_locks_says_so_and_gives_way_as_they_go() {
     let cache = cache();
     let mut held = 0;
@@ -186,8 +209,7 @@ fn a_damaged_row_is_shown_as_such_counted_and_replaced() {
     let cache = cache();
     let (root, name) = (cache.root(), key(cache.root(), "a"));
     tamper(&state(&cache).lane, |txn| {
-        let mut row =
-            record::with_row(&name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
+        let mut row = record::with_row(&name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
         row[30] ^= 1;
         txn.put(LOCKS, &name.hash, &row).unwrap();
     });

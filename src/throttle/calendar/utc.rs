@@ -14,7 +14,8 @@ pub(super) enum Unit {
 }
 
 impl Unit {
-    pub(super) const ALL: [(Unit, &str); 3] = [(Unit::Hour, "hour"), (Unit::Day, "day"), (Unit::Month, "month")];
+    pub(super) const ALL: [(Unit, &str); 3] =
+        [(Unit::Hour, "utc-hour"), (Unit::Day, "utc-day"), (Unit::Month, "utc-month")];
 
     pub(super) fn window_at(self, wall: u64) -> u32 {
         let number = match self {

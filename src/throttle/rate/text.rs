@@ -40,7 +40,7 @@ fn parse(text: &str) -> Result<Rate, Problem> {
 }
 
 /// Digits only: `u32::from_str` would take a plus sign too.
-fn number<T: FromStr>(text: &str) -> Option<T> {
+pub(in crate::throttle) fn number<T: FromStr>(text: &str) -> Option<T> {
     let text = text.trim();
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }

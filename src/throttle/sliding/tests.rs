@@ -94,18 +94,26 @@ fn another_limit_takes_over_what_is_spent() {
     new.free(&mut changed, slot, 7, NOW + 5);
     assert_eq!(remaining(&new, &changed, NOW + 5), 29, "a slot of the old limit");
 
-    old.take(&mut log, NOW + 3 * SECOND, 1);
+    let waits = old.take(&mut log, NOW + 3 * SECOND, 1);
     let spent = SlidingWindow::spent(&log, at(NOW));
     assert_eq!(spent.last_turn, NOW + 3 * SECOND);
-    let changed = new.with_spent(spent, at(NOW));
-    assert_eq!(new.earliest(&changed, NOW, 1), Some(NOW + 63 * SECOND), "behind all who wait");
+    let mut changed = new.with_spent(spent, at(NOW));
+    new.free(&mut changed, waits, 1, NOW);
+    assert_eq!(new.earliest(&changed, NOW, 1), Some(NOW + 63 * SECOND), "behind all who wait, and those who leave");
 }
 
 #[test]
 fn it_is_written_as_it_is_read() {
     let rule = window(100, 60 * SECOND);
     assert_eq!((rule.count(), rule.per(), rule.to_string()), (100, Duration::from_secs(60), "100/60s sliding".into()));
-    for text in ["100/60s sliding", "100/1m sliding", "100/60 sliding", " 100 / minute  sliding", "100/1min sliding"] {
+    for text in [
+        "100/60s sliding",
+        "100/1m sliding",
+        "100/60 sliding",
+        " 100 / minute  sliding",
+        "100/1min sliding",
+        "100/60000ms sliding",
+    ] {
         assert_eq!(text.parse(), Ok(rule), "{text}");
     }
     assert_eq!("5/1500us sliding".parse::<SlidingWindow>().unwrap().to_string(), "5/1500us sliding");
@@ -119,7 +127,8 @@ fn it_is_written_as_it_is_read() {
     says("0/60s sliding", "the count");
     says("4294967296/60s sliding", "the count");
     says("-1/60s sliding", "the count");
-    for time in ["", "0", "0s", "-5", "5 apples", "101y", "99999999999999999999", "9999999999999999999y", "é"] {
+    says("+1/60s sliding", "the count");
+    for time in ["", "0", "0s", "-5", "5 apples", "36526d", "99999999999999999999", "9999999999999999999y", "é"] {
         says(&format!("1/{time} sliding"), "the time");
     }
 }
