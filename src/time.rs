@@ -22,7 +22,7 @@ pub trait Clock: Send + Sync + 'static {
     /// Machine time: nanoseconds matter, the origin does not, and it never runs backwards.
     fn now(&self) -> Duration;
 
-    /// The calendar's time, read for HTTP dates only.
+    /// The calendar's time, read for HTTP dates and for the windows of a calendar. It may step.
     fn wall(&self) -> SystemTime {
         SystemTime::now()
     }

@@ -233,6 +233,19 @@ async fn evicting_a_tag_makes_its_budgets_full_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_refused_by_a_changed_limit_regains_at_its_pace() {
+    let cache = cache();
+    let slow = cache.throttle("plan", Rate::per_day(4));
+    for _ in 0..4 {
+        slow.check().await.unwrap();
+    }
+    let quick = cache.throttle("plan", Rate::per_second(4));
+    assert!(quick.check().await.is_err(), "what is spent stays spent");
+    advance(ms(250)).await;
+    quick.check().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limit_of_the_same_cell_keeps_the_layers_tag() {
     let cache = cache();
     let rate = Rate::new(4, secs(4 * 3_600));

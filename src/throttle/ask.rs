@@ -20,8 +20,8 @@ use std::{
 const LOOK: usize = 256;
 /// The longest queue that can be asked for.
 pub(super) const MOST_WAITING: usize = 10_000;
-/// Instances that one decision asks after at most.
-const ASKED_AFTER: usize = 8;
+/// Instances that one decision asks after at most: some 200 microseconds, at most every 25 ms.
+const ASKED_AFTER: usize = 64;
 
 /// How a name is throttled.
 #[derive(Clone, Debug)]
@@ -122,8 +122,8 @@ impl Opened {
 
 /// What a transaction says of an [`Ask`].
 pub(super) struct Said {
-    /// How long to wait, and what was taken.
-    decided: Result<(Duration, Slots), Refusal>,
+    /// When its turn is, how long that is to wait, and what was taken.
+    decided: Result<(u64, Duration, Slots), Refusal>,
     /// When the request went, if it is waited for.
     sent: Option<u64>,
     quotas: Quotas,
@@ -156,7 +156,7 @@ impl Transition {
             if opened.cell.is_open(now) {
                 opened.cell.sent(now);
                 let quotas = opened.cell.quotas(&terms.limits, None, now);
-                let decided = Ok((Duration::ZERO, slots.clone()));
+                let decided = Ok((now, Duration::ZERO, slots.clone()));
                 let said = Said { decided, sent: Some(now), quotas, strangers: Vec::new() };
                 return (said, opened.put(terms.tag, terms.retention), steps);
             }
@@ -175,7 +175,7 @@ impl Transition {
                 planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
-        let mut changed = !steps.is_empty() || self.held.is_some() || opened.cell.is_changed();
+        let mut changed = !steps.is_empty() || self.held.is_some() || opened.cell.is_remade();
         let mut sent = None;
         let decided = planned.map(|turn| {
             changed |= ask.cost > 0;
@@ -183,11 +183,11 @@ impl Transition {
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
                 steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
-            } else if terms.learns && ask.cost > 0 {
+            } else if terms.learns {
                 opened.cell.sent(now);
-                sent = Some(now);
+                (sent, changed) = (Some(now), true);
             }
-            (Duration::from_nanos(turn - now), slots)
+            (turn, Duration::from_nanos(turn - now), slots)
         });
         let by = decided.as_ref().err().map(|refusal| refusal.by);
         if let (Some(block), true) = (terms.block, by.is_some()) {
@@ -198,9 +198,14 @@ impl Transition {
         (Said { decided, sent, quotas, strangers }, change, steps)
     }
 
-    /// Gives back the turns of the dead.
+    /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
+    /// in the line for who comes later: a cell keeps few holes.
     fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
+            let planned = cell.plan(now, self.ask.cost, Duration::MAX);
+            if planned.is_ok_and(|turn| turn <= waiter.turn) {
+                break;
+            }
             if let Some(slots) = Slots::read(&waiter.payload) {
                 cell.free(&slots, slots.cost, now);
             }
@@ -214,12 +219,17 @@ impl Transition {
         waiting
     }
 
+    /// Those whose turns come first: the others will be asked after later.
     fn strangers(&self, waiting: &[Waiter]) -> Vec<u64> {
-        let mut strangers: Vec<u64> = waiting.iter().map(|waiter| waiter.instance).collect();
-        strangers.retain(|&instance| instance != self.instance);
-        strangers.sort_unstable();
-        strangers.dedup();
-        strangers.truncate(ASKED_AFTER);
+        let mut strangers = Vec::new();
+        for waiter in waiting.iter().take(LOOK) {
+            if waiter.instance != self.instance && !strangers.contains(&waiter.instance) {
+                strangers.push(waiter.instance);
+                if strangers.len() == ASKED_AFTER {
+                    break;
+                }
+            }
+        }
         strangers
     }
 }
@@ -285,7 +295,7 @@ fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
     scope.glance(&key, |found, now| {
         let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
         let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
-        if opened.cell.is_changed() || opened.cell.is_waited_for(opened.at) {
+        if opened.cell.is_remade() || opened.cell.is_waited_for(opened.at) {
             return None;
         }
         let quotas = opened.cell.quotas(&terms.limits, Some(refusal.by), now);
@@ -332,8 +342,8 @@ impl Question {
         let Question { scope, key, ask, ticket, .. } = self;
         let again =
             (!strangers.is_empty()).then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers }));
-        let decided = decided.map(|(wait, slots)| {
-            let row = (!wait.is_zero()).then_some((slots.asked.saturating_add(nanos(wait)), ticket));
+        let decided = decided.map(|(turn, wait, slots)| {
+            let row = (!wait.is_zero()).then_some((turn, ticket));
             let taken = Taken { scope, key, terms: ask.terms, slots, row, sent };
             (wait, Turn::new(taken))
         });

@@ -26,8 +26,8 @@ pub(super) struct Cell {
     ban: Ban,
     /// Of those only who call a foreign server.
     learnt: Option<Learnt>,
-    /// It is not what was stored: the machine has started since, or a limit was changed. Not stored.
-    changed: bool,
+    /// Not stored; see [`is_remade`](Cell::is_remade).
+    remade: bool,
 }
 
 /// What keeps a name out whatever is left of its budgets.
@@ -35,9 +35,9 @@ pub(super) struct Cell {
 struct Ban {
     /// Nothing is admitted before.
     until: u64,
-    /// Refusals since `counted`.
+    /// Refusals that count until `forgotten`.
     refusals: u32,
-    counted: u64,
+    forgotten: u64,
 }
 
 /// When a name is shut out: after so many refusals within `hold`, for that long.
@@ -51,8 +51,8 @@ pub(super) struct Block {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slots {
     pub(super) cost: u32,
-    /// Machine time at which they were taken.
-    pub(super) asked: u64,
+    /// Machine time at which they were taken, or a moment later where limits changed just then.
+    asked: u64,
     first: Slot,
     others: Vec<Slot>,
 }
@@ -94,12 +94,12 @@ impl Cell {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
             let (since, first, ban) = (at.now, open(&limits.first), Ban::default());
-            return Cell { since, first, others, ban, learnt: None, changed: false };
+            return Cell { since, first, others, ban, learnt: None, remade: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
         let mut open = |place: usize, limit: &Limit| {
-            let from = found.place_of(limit, place);
+            let from = found.place_of(limit, place, limits);
             let (budget, kept) = limit.rule.open(found.take(from), at, rebooted);
             same &= kept && from == place;
             budget
@@ -107,17 +107,17 @@ impl Cell {
         let first = open(0, &limits.first);
         let others = limits.others().iter().enumerate().map(|(place, limit)| open(place + 1, limit)).collect();
         // Later than now: what was taken at this very moment was taken of the limits before.
-        let changed = rebooted || !same;
-        let since = if changed { at.now.saturating_add(1) } else { found.since };
+        let remade = rebooted || !same;
+        let since = if remade { at.now.saturating_add(1) } else { found.since };
         if let Some(learnt) = &mut found.learnt {
             learnt.advance(at.now);
         }
-        Cell { since, first, others, ban: found.ban, learnt: found.learnt, changed }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt, remade }
     }
 
-    /// Whether it is to be stored even if nothing is taken: what has become of it depends on when that was found out.
-    pub(super) fn is_changed(&self) -> bool {
-        self.changed
+    /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
+    pub(super) fn is_remade(&self) -> bool {
+        self.remade
     }
 
     fn budgets(&self) -> impl Iterator<Item = &Budget> {
@@ -147,7 +147,7 @@ impl Cell {
         }
         let first = self.first.take(turn, cost);
         let others = self.others.iter_mut().map(|budget| budget.take(turn, cost)).collect();
-        Slots { cost, asked: now, first, others }
+        Slots { cost, asked: now.max(self.since), first, others }
     }
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
@@ -239,8 +239,8 @@ impl Cell {
         if self.ban.until > now {
             return false;
         }
-        if self.ban.refusals == 0 || now.saturating_sub(self.ban.counted) > block.hold {
-            self.ban = Ban { refusals: 0, counted: now, ..self.ban };
+        if self.ban.refusals == 0 || now > self.ban.forgotten {
+            self.ban = Ban { refusals: 0, forgotten: now.saturating_add(block.hold), ..self.ban };
         }
         self.ban.refusals += 1;
         if self.ban.refusals >= block.refusals {
@@ -289,19 +289,20 @@ impl Cell {
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until).max(self.learnt.map_or(0, |learnt| learnt.ends()))
+        let learnt = self.learnt.map_or(0, |learnt| learnt.ends());
+        budgets.max(self.ban.until).max(self.ban.forgotten).max(learnt)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
         let learnt = if self.learnt.is_some() { LEARNT } else { 0 };
-        out.push(1 + self.others.len() as u8 | if banned { BANNED } else { 0 } | learnt);
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 } | learnt);
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
-            out.extend_from_slice(&self.ban.counted.to_le_bytes());
+            out.extend_from_slice(&self.ban.forgotten.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
         }
         if let Some(learnt) = &self.learnt {
@@ -321,21 +322,30 @@ struct Read {
 }
 
 impl Read {
-    fn get(&mut self, place: usize) -> Option<&mut Option<Stored>> {
+    fn get(&self, place: usize) -> Option<&Stored> {
         match place.checked_sub(1) {
-            None => Some(&mut self.first),
-            Some(other) => self.others.get_mut(other),
+            None => self.first.as_ref(),
+            Some(other) => self.others.get(other)?.as_ref(),
         }
     }
 
     fn take(&mut self, place: usize) -> Option<Stored> {
-        self.get(place).and_then(Option::take)
+        match place.checked_sub(1) {
+            None => self.first.take(),
+            Some(other) => self.others.get_mut(other)?.take(),
+        }
     }
 
-    /// Where what a limit takes up stands: what one just like it has left behind, or else its predecessor.
-    fn place_of(&mut self, limit: &Limit, place: usize) -> usize {
-        let mut made = |at: &usize| matches!(self.get(*at), Some(Some(stored)) if limit.rule.made(stored));
-        if made(&place) { place } else { (0..MOST).find(made).unwrap_or(place) }
+    /// Where what a limit takes up stands: what one just like it has left behind, or else what no other of the limits is
+    /// like, in its place if possible. [`MOST`] is nowhere: it starts anew.
+    fn place_of(&self, limit: &Limit, place: usize, limits: &Limits) -> usize {
+        let made = |limit: &Limit, at: usize| self.get(at).is_some_and(|stored| limit.rule.made(stored));
+        if made(limit, place) {
+            return place;
+        }
+        let free = |at: &usize| self.get(*at).is_some() && !limits.iter().any(|other| made(other, *at));
+        let alike = (0..MOST).find(|at| made(limit, *at));
+        alike.or_else(|| std::iter::once(place).chain(0..MOST).find(free)).unwrap_or(MOST)
     }
 }
 
@@ -350,7 +360,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
         0 => Ban::default(),
         _ => Ban {
             until: u64_at(rest, 0)?,
-            counted: u64_at(rest, 8)?,
+            forgotten: u64_at(rest, 8)?,
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };

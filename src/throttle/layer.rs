@@ -97,8 +97,9 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     ///
     /// Requests of one name share one budget, so limits should be a function of the name. When they change, what is
     /// spent stays spent: the share of the budget that was used up is used up of the new one too (half of 10 becomes
-    /// half of 100). A limit that is new beside others starts full. Who waits keeps the turn that was given out, and what was
-    /// taken before is not given back any more.
+    /// half of 100). Of several limits each takes over from one just like it, else from the one in its place, else from one
+    /// that is gone; a limit that is new beside others starts full. A change counts from the first request after it. Who
+    /// waits keeps the turn that was given out, and what was taken before is not settled any more.
     pub fn rate_of<F>(self, limits: F) -> ThrottleLayer<N, A, RateOf<P, F>> {
         self.policy(|inner| RateOf { inner, f: limits })
     }
@@ -111,15 +112,16 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
 
     /// What a request really cost, once its response says so: `keep` takes from the request what `cost` wants to know of it.
     /// The [`cost`](ThrottleLayer::cost) before was an estimate, which had to fit; now too much is given back, as far
-    /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit.
+    /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit. So an estimate of 0 always
+    /// passes, and is charged afterwards.
     ///
     /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
         self.policy(|inner| Settling { inner, f: (keep, cost) })
     }
 
-    /// Does not count calls whose response is like this: what they took is given back, as far as time has not done so meanwhile. A call that
-    /// fails without a response stays spent.
+    /// Does not count calls whose response is like this, whatever [`settle`](ThrottleLayer::settle) says: what they took is
+    /// given back, as far as time has not done so meanwhile. A call that fails without a response stays spent.
     pub fn refund_if<F>(self, uncounted: F) -> ThrottleLayer<N, A, Refunding<P, F>> {
         self.policy(|inner| Refunding { inner, f: uncounted })
     }
@@ -129,7 +131,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
         self.policy(|inner| Allowing { inner, f: allowed })
     }
 
-    /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied.
+    /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
         self.policy(|inner| Denying { inner, f: denied })
     }
@@ -265,6 +267,9 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     }
 
     /// The budget of a name, as [`name_of`](ThrottleLayer::name_of) writes it: to look at, reset, penalise or block.
+    ///
+    /// It goes by the layer's own limits. For a name to which [`rate_of`](ThrottleLayer::rate_of) gives others,
+    /// [`Scope::throttle`] takes those: by the wrong ones, all but the reading and the reset changes the limits of the name.
     pub fn limiter(&self, name: &str) -> Limiter {
         let mut ask = self.ask.clone();
         // What it admits is answered elsewhere.

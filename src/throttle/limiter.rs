@@ -336,6 +336,15 @@ impl Limiter {
         block_on(self.peek())
     }
 
+    /// As [`peek_all`](Limiter::peek_all).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn peek_all_blocking(&self) -> Result<Vec<Quota>, Error> {
+        block_on(self.peek_all())
+    }
+
     /// As [`reset`](Limiter::reset).
     ///
     /// # Errors
@@ -361,6 +370,15 @@ impl Limiter {
     /// If the cache cannot be used.
     pub fn block_blocking(&self, hold: Duration) -> Result<(), Error> {
         block_on(self.block(hold))
+    }
+
+    /// As [`leave_at_most`](Limiter::leave_at_most).
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub fn leave_at_most_blocking(&self, remaining: u32) -> Result<(), Error> {
+        block_on(self.leave_at_most(remaining))
     }
 }
 

@@ -46,6 +46,15 @@ macro_rules! algorithms {
                     $(Stored::$Algorithm(state) => <$Algorithm as Algorithm>::spent(state, at)),+
                 }
             }
+
+            /// What another limit takes up. Nobody waits over a restart; who did had found all spent.
+            fn left_behind(&self, at: Moment, rebooted: bool) -> Spent {
+                let spent = self.spent(at);
+                match rebooted && spent.last_turn > at.now {
+                    true => Spent { share: Spent::WHOLE, last_turn: 0 },
+                    false => spent,
+                }
+            }
         }
 
         /// A limit and what is left of it.
@@ -71,10 +80,7 @@ macro_rules! algorithms {
                         (Budget::$Algorithm(*rule, state), true)
                     })+
                     $((Rule::$Algorithm(rule), Some(other)) => {
-                        let spent = other.spent(at);
-                        // Nobody waits any more.
-                        let last_turn = if rebooted { 0 } else { spent.last_turn };
-                        (Budget::$Algorithm(*rule, rule.with_spent(Spent { last_turn, ..spent }, at)), false)
+                        (Budget::$Algorithm(*rule, rule.with_spent(other.left_behind(at, rebooted), at)), false)
                     })+
                     $((Rule::$Algorithm(rule), None) => (Budget::$Algorithm(*rule, rule.fresh(at)), true)),+
                 }

@@ -37,7 +37,7 @@ pub trait Policy<Req, Res> {
     /// What [`settle`](Policy::settle) wants to know of it.
     fn keep(&self, request: &Req) -> Self::Kept;
 
-    /// What it really cost, as far as the response tells. `None`: what was taken for it.
+    /// What it really cost, as far as the response tells; 0 does not count. `None`: what was taken for it.
     fn settle(&self, kept: Self::Kept, response: &Res) -> Option<u32>;
 
     /// What it says of the budget that a foreign server gives us. Nothing unless it is written, and heeded only by a layer
@@ -201,14 +201,18 @@ where
     K: Fn(&Req) -> T,
     F: Fn(T, &Res) -> u32,
 {
-    type Kept = T;
+    type Kept = (P::Kept, T);
 
-    fn keep(&self, request: &Req) -> T {
-        (self.f.0)(request)
+    fn keep(&self, request: &Req) -> Self::Kept {
+        (self.inner.keep(request), (self.f.0)(request))
     }
 
-    fn settle(&self, kept: T, response: &Res) -> Option<u32> {
-        Some((self.f.1)(kept, response))
+    // What does not count does not, in whatever order that was said.
+    fn settle(&self, (inner, kept): Self::Kept, response: &Res) -> Option<u32> {
+        match self.inner.settle(inner, response) {
+            Some(0) => Some(0),
+            _ => Some((self.f.1)(kept, response)),
+        }
     }
 
     inner!(standing);

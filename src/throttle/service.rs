@@ -54,20 +54,22 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let layer = &self.layer;
         let mut future = ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(layer) };
-        let mut name = NameBuf::new();
-        let standing = layer.policy.standing(&request);
-        if standing == Standing::Allowed || layer.name.name(&request, &mut name) == Named::Pass {
-            future.state = State::Calling { future: self.inner.call(request) };
-            return future;
-        }
-        let step = if standing == Standing::Denied {
-            future.outcome.deny(&request)
-        } else {
-            let mut verdict =
-                ask::ask(&layer.scope, layer.scope.key(Kind::Throttle, name.as_bytes()), layer.ask(&request));
-            match verdict.now() {
-                Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
-                None => Step::Decide(verdict),
+        let step = match layer.policy.standing(&request) {
+            Standing::Allowed => Step::Call(None),
+            Standing::Denied => future.outcome.deny(&request),
+            Standing::Counted => {
+                let mut name = NameBuf::new();
+                match layer.name.name(&request, &mut name) {
+                    Named::Pass => Step::Call(None),
+                    Named::Yes => {
+                        let key = layer.scope.key(Kind::Throttle, name.as_bytes());
+                        let mut verdict = ask::ask(&layer.scope, key, layer.ask(&request));
+                        match verdict.now() {
+                            Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
+                            None => Step::Decide(verdict),
+                        }
+                    }
+                }
             }
         };
         future.state = match step {
@@ -131,12 +133,26 @@ impl<A, P> Outcome<A, P> {
         }
     }
 
+    /// Counts a request that is let pass now.
+    fn admitted(&self, decision: &Decision) {
+        let Decision { quota, waited, .. } = decision;
+        self.scope.note(Event::Admitted);
+        if u64::from(quota.remaining) * 5 <= u64::from(quota.limit) {
+            self.scope.note(Event::NearLimit);
+        }
+        if !waited.is_zero() {
+            self.scope.note(Event::Waited);
+        }
+    }
+
     fn deny<Req, Res, Err>(&self, request: &Req) -> Step<Result<A::Response, Err>>
     where
         A: Answer<Req, Res, Err>,
     {
+        let scope = self.scope.shared_name();
         self.scope.note(Event::Denied);
-        self.refuse(request, Rejection::new(Reason::Denied, self.scope.shared_name()))
+        tracing::debug!(%scope, reason = ?Reason::Denied, shadow = self.manner.shadow, "throttled");
+        self.refuse(request, Rejection::new(Reason::Denied, scope))
     }
 
     fn refuse<Req, Res, Err>(&self, request: &Req, why: Rejection) -> Step<Result<A::Response, Err>>
@@ -178,23 +194,31 @@ impl<A, P> Outcome<A, P> {
         let (quota, others) = (quotas.first, quotas.others);
         match decided {
             Ok((wait, turn)) => {
-                self.scope.note(Event::Admitted);
-                if u64::from(quota.remaining) * 5 <= u64::from(quota.limit) {
-                    self.scope.note(Event::NearLimit);
-                }
                 let decision = Decision { waited: wait, others, ..Decision::new(name, quota) };
                 self.answer.mark(request, &decision);
+                let step = match wait.is_zero() {
+                    true => {
+                        self.admitted(&decision);
+                        Step::Call(Some(turn.spend()))
+                    }
+                    false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
+                };
                 *told = Some(decision);
-                if wait.is_zero() {
-                    return Step::Call(Some(turn.spend()));
-                }
-                self.scope.note(Event::Waited);
-                Step::Wait(turn.comes_after(wait, self.patience, &self.scope))
+                step
             }
             Err(refusal) => {
                 let reason = refusal.reason();
                 self.scope.note(Event::Throttled);
-                tracing::debug!(scope = %name, limit = quota.name.as_deref(), ?reason, retry_after = ?refusal.after, shadow = self.manner.shadow, "throttled");
+                tracing::debug!(
+                    scope = %name,
+                    limit = quota.name.as_deref(),
+                    most = quota.limit,
+                    window = ?quota.window,
+                    ?reason,
+                    retry_after = ?refusal.after,
+                    shadow = self.manner.shadow,
+                    "throttled"
+                );
                 let why = Rejection {
                     retry_after: refusal.after,
                     quota: Some(quota.clone()),
@@ -285,8 +309,9 @@ where
                     let next = next.take();
                     match waited {
                         Ok(spent) => {
-                            if let Some(told) = this.told {
-                                told.waited = waiting.waited();
+                            if let Some(decision) = this.told {
+                                decision.waited = waiting.waited();
+                                this.outcome.admitted(decision);
                             }
                             let request = &next.as_ref().expect(POLLED_AGAIN).1;
                             *this.open = Some((spent, this.outcome.policy.keep(request)));

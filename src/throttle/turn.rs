@@ -35,6 +35,9 @@ impl Taken {
     /// Gives back what was not used, or takes what is missing, and heeds the advice.
     fn settle(self, actual: u32, advice: Option<Advice>) {
         let Taken { scope, key, terms, slots, row, sent } = self;
+        if actual == slots.cost && sent.is_none() {
+            return;
+        }
         let times = Times::of(&scope, &terms.limits);
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
@@ -43,6 +46,10 @@ impl Taken {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
+            // The limits have changed since: they are not to be changed back.
+            if opened.cell.is_remade() {
+                return ((), Change::Keep, steps);
+            }
             opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
             opened.cell.charge(actual.saturating_sub(slots.cost), now);
             if let Some(sent) = sent {
@@ -54,10 +61,9 @@ impl Taken {
 }
 
 impl Turn {
-    /// A cost of 0 takes nothing.
     #[inline]
     pub(super) fn new(taken: Taken) -> Turn {
-        Turn((taken.slots.cost > 0).then(|| Box::new(taken)))
+        Turn(Some(Box::new(taken)))
     }
 
     /// What was taken is used from now on.
@@ -120,10 +126,8 @@ impl Spent {
     pub(super) fn settle(mut self, actual: Option<u32>, advice: Option<Advice>) {
         if let Some(taken) = self.0.take() {
             let actual = actual.unwrap_or(taken.slots.cost);
-            if actual != taken.slots.cost || taken.sent.is_some() {
-                let advice = advice.filter(|_| taken.sent.is_some()).map(|advice| advice.cut(taken.terms.longest));
-                taken.settle(actual, advice.filter(|advice| *advice != Advice::default()));
-            }
+            let advice = advice.filter(|_| taken.sent.is_some()).map(|advice| advice.cut(taken.terms.longest));
+            taken.settle(actual, advice.filter(|advice| *advice != Advice::default()));
         }
     }
 }

@@ -3,6 +3,8 @@
 mod caching;
 mod flags;
 mod limits;
+mod load;
 mod origin;
 mod process;
 mod proxying;
+mod throttling;

@@ -68,10 +68,13 @@ impl Gateway {
         format!("http://{}{path}", self.address)
     }
 
-    /// SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
-        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it still runs");
+        kill(Pid::from_raw(pid), signal).expect("it still runs");
     }
 
     /// SIGKILL: it has no chance to clean up.

@@ -182,7 +182,7 @@ fn cells_that_are_full_again_are_swept_by_other_writes() {
         put(&cache, CELLS, &i.to_string(), end, 0).unwrap();
     }
     hand.advance(Duration::from_secs(2));
-    for _ in 0..500 {
+    for _ in 0..4_000 {
         put(&cache, CELLS, "busy", u64::MAX, 0).unwrap();
     }
     // The busy one, and the rows of the other tables.

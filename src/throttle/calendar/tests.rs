@@ -383,7 +383,7 @@ fn it_is_written_as_it_is_read() {
     ] {
         assert_eq!((rule.to_string().as_str(), text.parse()), (text, Ok(rule)));
     }
-    assert_eq!(" 7 / day ".parse(), Ok(CalendarWindow::per_utc_day(7)));
+    assert_eq!(" 7 / utc-day ".parse(), Ok(CalendarWindow::per_utc_day(7)));
     assert_eq!(CalendarWindow::per_utc_day(7).count(), 7);
     let says = |text: &str, what: &str| {
         let message = text.parse::<CalendarWindow>().unwrap_err().to_string();

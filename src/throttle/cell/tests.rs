@@ -112,6 +112,14 @@ fn a_restart_of_the_machine_forgets_who_waited() {
     let cell = Cell::open(stored.as_deref(), &limits, at(later), later - 1);
     assert_eq!(cell.plan(later, 10, EVER), Ok(later + SECOND), "nobody is blocked longer than the burst takes");
     assert_eq!(cell.plan(later, 1, Duration::ZERO).unwrap_err().after, Some(Duration::from_millis(100)));
+
+    // Limits that have changed meanwhile find all spent.
+    let others = [Rate::new(20, Duration::from_secs(2)).into(), SlidingWindow::new(20, Duration::from_secs(2)).into()];
+    for limits in others {
+        let cell = Cell::open(stored.as_deref(), &limits, at(later), later - 1);
+        assert_eq!(cell.plan(later, 20, EVER), Ok(later + 2 * SECOND), "{limits:?}");
+        assert!(cell.plan(later, 1, Duration::ZERO).is_err(), "{limits:?}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@
 use super::super::algorithm::{Slot, Spent};
 use super::LONGEST_SPAN;
 
-/// No more holes are kept. Beyond, one is skipped early if nobody waits, else the shortest is lost.
+/// No more holes are kept. Beyond, one is skipped early if nobody waits, else the last of the shortest is lost.
 pub(super) const MOST_HOLES: usize = 32;
 
 /// From a position to another.
@@ -258,7 +258,9 @@ impl State {
         while self.holes.len() > MOST_HOLES {
             if self.nobody_waits() {
                 self.skip();
-            } else if let Some((shortest, _)) = self.holes.iter().enumerate().min_by_key(|(_, hole)| hole.1 - hole.0) {
+            } else if let Some((shortest, _)) =
+                self.holes.iter().enumerate().rev().min_by_key(|(_, hole)| hole.1 - hole.0)
+            {
                 self.holes.remove(shortest);
             }
         }

@@ -127,6 +127,19 @@ fn who_leaves_from_the_middle_leaves_a_place() {
 }
 
 #[test]
+fn of_more_places_than_are_kept_the_earliest_are() {
+    let rate = Rate::per_second(1);
+    let mut state = fresh(&rate);
+    let waiters = turns(&rate, &mut state, NOW, &[1; 82]);
+    for (_, slot) in waiters.iter().skip(1).step_by(2).take(MOST_HOLES + 8) {
+        free(&rate, &mut state, NOW, *slot, 1);
+    }
+    let newcomers: Vec<u64> =
+        turns(&rate, &mut state, NOW, &[1; MOST_HOLES]).into_iter().map(|(turn, _)| turn).collect();
+    assert_eq!(newcomers, (0..MOST_HOLES as u64).map(|n| 2 * n + 1).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_last_ones_to_leave_leave_nothing() {
     let rate = Rate::per_second(1);
     let mut state = fresh(&rate);

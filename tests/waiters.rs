@@ -1,0 +1,404 @@
+//! Who waits for a turn in one process when another is killed or stopped, and what a reboot leaves of a budget.
+//!
+//! Where a test says which turn somebody got, the turns are so far apart that no machine is too slow for it.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::{
+    fs::{self, File},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_floodgate::{
+    Answer, Cache, Rejection, ThrottleLayer,
+    answer::Admission,
+    throttle::{Decision, Rate},
+};
+
+#[path = "support/bound.rs"]
+mod bound;
+#[path = "support/processes.rs"]
+mod processes;
+use bound::{Admitted, overdrawn};
+use nix::sys::signal::Signal;
+use processes::{Child, say};
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// The same clock in all processes, in ns.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn open(path: &Path) -> Cache {
+    // A long patience, so that a busy machine is not taken for a failed cache.
+    Cache::builder(path).state_size(1 << 20).patience(Duration::from_secs(30)).open().unwrap()
+}
+
+/// A cache, and where its users write down what was admitted.
+struct Place {
+    directory: tempfile::TempDir,
+    cache: Cache,
+}
+
+impl Place {
+    fn new() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("log")).unwrap();
+        let cache = open(&directory.path().join("cache"));
+        Place { directory, cache }
+    }
+
+    fn cache_path(&self) -> PathBuf {
+        self.directory.path().join("cache")
+    }
+
+    /// Starts a process in a role, under a rate such as `10/1s burst 2`.
+    fn start(&self, role: &str, rate: &str) -> Child {
+        let mut child = Child::start(role, &self.cache_path());
+        child.tell(rate);
+        assert_eq!(child.line(), "ready");
+        child
+    }
+
+    fn admitted(&self) -> Vec<Admitted> {
+        bound::logged(&self.directory.path().join("log"))
+    }
+}
+
+/// A request for a turn.
+#[derive(Clone, Debug)]
+struct Visit {
+    cost: u32,
+    /// What it will have cost.
+    actual: u32,
+    asked: u64,
+    /// When its turn comes, between two moments.
+    turn: (u64, u64),
+}
+
+impl Visit {
+    fn new(cost: u32, actual: u32) -> Visit {
+        Visit { cost, actual, asked: now(), turn: (0, 0) }
+    }
+}
+
+/// Knows the turns before they come, and tells them if it is to.
+#[derive(Clone, Copy)]
+struct Turns {
+    aloud: bool,
+}
+
+impl Answer<Visit, (), Rejection> for Turns {
+    type Response = ();
+
+    fn mark(&self, visit: &mut Visit, decision: &Decision) {
+        let waits = decision.waited.as_nanos() as u64;
+        visit.turn = (visit.asked + waits, now() + waits);
+        if self.aloud {
+            say(format_args!("turn {} {} {waits}", visit.turn.0, visit.turn.1));
+        }
+    }
+
+    fn admit(&self, (): (), _: Admission) {}
+
+    fn refuse(&self, _: &Visit, why: Rejection) -> ControlFlow<Result<(), Rejection>> {
+        ControlFlow::Break(Err(why))
+    }
+}
+
+/// A service that writes down whom it serves, with a throttle before it.
+fn throttled(
+    cache: &Cache,
+    rate: Rate,
+    patience: Duration,
+    turns: Turns,
+    log: &Arc<File>,
+) -> impl Service<Visit, Response = (), Error = Rejection, Future: Send> + Clone + Send + use<> {
+    let log = log.clone();
+    let serve = move |visit: Visit| {
+        let log = log.clone();
+        async move {
+            let (not_before, not_after) = visit.turn;
+            let served = now();
+            assert!(served >= not_before, "served {} ns before its turn", not_before - served);
+            // Less than was taken if the rest is given back, but perhaps that is not possible any more.
+            let units = visit.cost.min(visit.actual).into();
+            Admitted { not_before, not_after: not_after.min(served), units }.log(&log);
+            if turns.aloud {
+                say("served");
+            }
+            Ok(())
+        }
+    };
+    ThrottleLayer::of(cache.scope("line"), rate)
+        .cost(|visit: &Visit| visit.cost)
+        .settle(|visit: &Visit| visit.actual, |actual, (): &()| actual)
+        .wait_at_most(patience)
+        .answer(turns)
+        .layer(service_fn(serve))
+}
+
+/// The turn that somebody was given.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    not_before: u64,
+    not_after: u64,
+    wait: u64,
+}
+
+impl Turn {
+    fn parse(line: &str) -> Option<Turn> {
+        let numbers: Vec<u64> = line.strip_prefix("turn ")?.split(' ').map(|number| number.parse().unwrap()).collect();
+        let [not_before, not_after, wait] = numbers[..] else { panic!("{line}") };
+        Some(Turn { not_before, not_after, wait })
+    }
+
+    /// The number of the turn, if turns are so long and the one of number 0 was at that time.
+    fn number(&self, zero: u64, step: Duration) -> u64 {
+        let step = step.as_nanos() as u64;
+        let number = (self.not_before.saturating_sub(zero) + step / 2) / step;
+        let (from, to) = (zero + number * step - step / 4, zero + number * step + step / 4);
+        assert!(self.not_before >= from && self.not_after <= to, "{self:?} is no turn of {step} ns since {zero}");
+        number
+    }
+}
+
+/// Waits for a line.
+fn until(child: &mut Child, expected: &str) {
+    loop {
+        match child.line() {
+            line if line == expected => return,
+            line => assert!(!line.is_empty(), "the child has ended"),
+        }
+    }
+}
+
+/// Has a child ask for a turn, and answers which it was given.
+fn ask(child: &mut Child) -> Turn {
+    child.tell("ask 1");
+    loop {
+        let line = child.line();
+        assert!(!line.is_empty(), "the child has ended");
+        if let Some(turn) = Turn::parse(&line) {
+            return turn;
+        }
+    }
+}
+
+/// What was alive counts as alive for 25 ms.
+fn until_a_death_shows() {
+    std::thread::sleep(ms(30));
+}
+
+#[test]
+fn a_killed_process_leaves_its_turns_to_those_who_come_next_and_a_stopped_one_does_not() {
+    const EACH: u64 = 40;
+    let place = Place::new();
+    let step = Duration::from_secs(1_000);
+    let mut crew = [place.start("ask", "1/1000s"), place.start("ask", "1/1000s")];
+    let zero = ask(&mut crew[0]).not_before;
+    let numbers: Vec<_> = (0..2 * EACH).map(|n| ask(&mut crew[n as usize % 2]).number(zero, step)).collect();
+    assert_eq!(numbers, (1..=2 * EACH).collect::<Vec<_>>());
+    let [first, mut second] = crew;
+    let mut newcomer = || ask(&mut second).number(zero, step);
+
+    first.signal(Signal::SIGSTOP);
+    until_a_death_shows();
+    assert_eq!(newcomer(), 2 * EACH + 1, "it may come back");
+    first.kill();
+    until_a_death_shows();
+    // More turns than a cell keeps holes.
+    let numbers: Vec<_> = (0..EACH).map(|_| newcomer()).collect();
+    assert_eq!(numbers, (0..EACH).map(|n| 2 * n + 1).collect::<Vec<_>>(), "the earliest first");
+    assert_eq!(newcomer(), 2 * EACH + 2);
+    assert_eq!(place.admitted().len(), 1);
+}
+
+#[test]
+fn a_turn_of_a_killed_process_that_has_passed_is_gone() {
+    let place = Place::new();
+    let step = ms(250);
+    let mut crew = [place.start("ask", "1/250ms"), place.start("ask", "1/250ms")];
+    let zero = ask(&mut crew[0]).not_before;
+    for n in 0..40 {
+        ask(&mut crew[n % 2]);
+    }
+    let [first, mut second] = crew;
+    first.kill();
+    until(&mut second, "served");
+    let before = now();
+    let newcomer = ask(&mut second);
+    let decided = (before, newcomer.not_after - newcomer.wait);
+    let number = newcomer.number(zero, step);
+    let at = |number: u64| zero + number * step.as_nanos() as u64;
+    assert_eq!(number % 2, 1, "{number} was the other's");
+    assert!(at(number) >= decided.0, "{number} has passed");
+    assert!(number == 1 || at(number - 2) < decided.1, "{number} is not the earliest");
+}
+
+#[test]
+fn two_hundred_turns_of_a_killed_process_are_filled_one_by_one() {
+    let place = Place::new();
+    let step = ms(10).as_nanos() as u64;
+    let [mut first, mut second] = [place.start("ask", "100/1s burst 10"), place.start("ask", "100/1s burst 10")];
+    first.tell("ask 210");
+    (0..20).for_each(|_| until(&mut first, "served"));
+    first.kill();
+    second.tell("ask 100");
+    let (mut turns, mut served) = (Vec::new(), 0);
+    while served < 100 {
+        match second.line() {
+            line if line == "served" => served += 1,
+            line => turns.extend(Turn::parse(&line)),
+        }
+    }
+    assert!(turns[0].wait <= step, "{} ns are not the earliest", turns[0].wait);
+    let (last, zero) = (turns[99], turns[0]);
+    for (n, turn) in turns.iter().enumerate() {
+        let from_to = (turn.not_before.saturating_sub(zero.not_after), turn.not_after - zero.not_before);
+        let expected = n as u64 * step;
+        assert!((from_to.0..=from_to.1).contains(&expected), "{n}: {from_to:?}");
+    }
+    let admitted = place.admitted();
+    println!("{} admitted, the last turn {:?}", admitted.len(), last);
+    assert_eq!(overdrawn(&admitted, 10, step), None);
+}
+
+#[test]
+fn the_death_of_a_process_behind_many_others_is_noticed() {
+    let place = Place::new();
+    let step = Duration::from_secs(1_000);
+    let mut crew: Vec<Child> = (0..16).map(|_| place.start("ask", "1/1000s")).collect();
+    let zero = ask(&mut crew[0]).not_before;
+    let numbers: Vec<_> = crew.iter_mut().map(|child| ask(child).number(zero, step)).collect();
+    assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
+    while crew.len() > 1 {
+        let number = crew.len() as u64;
+        crew.pop().unwrap().kill();
+        until_a_death_shows();
+        assert_eq!(ask(&mut crew[0]).number(zero, step), number);
+    }
+}
+
+#[test]
+fn killed_at_any_moment_four_processes_admit_no_more_than_the_rate() {
+    const RATE: &str = "200/1s burst 20";
+    let place = Place::new();
+    let mut random = Random(7);
+    let began = now();
+    let mut crew: Vec<Child> = (0..4).map(|_| place.start("busy", RATE)).collect();
+    let mut killed = 0;
+    while now() < began + 5_000_000_000 {
+        std::thread::sleep(ms(random.below(100)));
+        let nth = random.below(4) as usize;
+        std::mem::replace(&mut crew[nth], place.start("busy", RATE)).kill();
+        killed += 1;
+    }
+    crew.into_iter().for_each(Child::kill);
+    let took = now() - began;
+    let step = 5_000_000;
+    let mut admitted = place.admitted();
+    let most = 20 + took / step;
+    println!("{} of {most} units in {} admissions; {killed} killed", bound::units(&admitted), admitted.len());
+    assert_eq!(overdrawn(&admitted, 20, step), None);
+    assert!(bound::units(&admitted) >= most / 4, "too little happened to say anything");
+    assert_eq!(place.cache.stats().damaged, 0);
+
+    // As much more as the rate may have left there is found out.
+    let somewhere = admitted[random.below(admitted.len() as u64) as usize];
+    admitted.push(Admitted { units: 21, ..somewhere });
+    assert!(overdrawn(&admitted, 20, step).is_some());
+}
+
+#[test]
+fn an_admission_too_many_is_found_wherever_it_is() {
+    let at = |time: u64| Admitted { not_before: time, not_after: time + 3, units: 1 };
+    let burst = (0..5).map(|_| at(1_000));
+    let full: Vec<_> = burst.chain((1..200).map(|n| at(1_000 + n * 10))).collect();
+    assert_eq!(overdrawn(&full, 5, 10), None);
+    assert_eq!(overdrawn(&[], 5, 10), None);
+    let mut random = Random(1);
+    for _ in 0..100 {
+        let mut more = full.clone();
+        more.push(at(1_000 + random.below(1_980)));
+        let (from, length, units) = overdrawn(&more, 5, 10).unwrap();
+        assert!(units * 10 > 50 + length && from >= 1_000);
+        let mut early = full.clone();
+        early[5 + random.below(100) as usize].not_before -= 11;
+        assert_eq!(overdrawn(&early, 5, 10), None, "it may have come in time");
+        let nth = 5 + random.below(100) as usize;
+        early = full.clone();
+        early[nth] = at(1_000 + (nth as u64 - 4) * 10 - 11);
+        assert!(overdrawn(&early, 5, 10).is_some(), "{nth}");
+    }
+}
+
+/// Numbers by lot, the same in each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+}
+
+/// Not a test of its own: what the children of this file's tests do.
+#[test]
+fn child() {
+    let Some(part) = processes::part() else { return };
+    let rate: Rate = processes::hear().parse().unwrap();
+    let cache = open(&part.cache);
+    let logs = part.cache.parent().unwrap().join("log");
+    let log = File::options().append(true).create_new(true).open(logs.join(std::process::id().to_string())).unwrap();
+    let log = Arc::new(log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _context = runtime.enter();
+    match part.role.as_str() {
+        "ask" => {
+            let service = throttled(&cache, rate, Duration::MAX, Turns { aloud: true }, &log);
+            say("ready");
+            while let Some(count) = processes::hear().strip_prefix("ask ") {
+                for _ in 0..count.parse().unwrap() {
+                    let service = service.clone();
+                    runtime.spawn(async move { service.oneshot(Visit::new(1, 1)).await });
+                }
+            }
+        }
+        "busy" => {
+            let patient = throttled(&cache, rate, ms(100), Turns { aloud: false }, &log);
+            let hasty = throttled(&cache, rate, ms(0), Turns { aloud: false }, &log);
+            for task in 0..4 {
+                let (patient, hasty) = (patient.clone(), hasty.clone());
+                let mut random = Random(u64::from(std::process::id()) * 4 + task);
+                runtime.spawn(async move {
+                    loop {
+                        let cost = 1 + random.below(4) as u32;
+                        let actual = random.below(5) as u32;
+                        let visit = Visit::new(cost, actual);
+                        // One in four gives up before its turn.
+                        let until = ms(if random.below(4) == 0 { random.below(40) } else { 10_000 });
+                        let _ = match random.below(4) {
+                            0 => tokio::time::timeout(until, hasty.clone().oneshot(visit)).await,
+                            _ => tokio::time::timeout(until, patient.clone().oneshot(visit)).await,
+                        };
+                        tokio::time::sleep(ms(random.below(3))).await;
+                    }
+                });
+            }
+            say("ready");
+            processes::wait_to_be_killed();
+        }
+        role => panic!("{role}"),
+    }
+}
