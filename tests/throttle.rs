@@ -526,14 +526,16 @@ async fn while_the_cache_fails_requests_pass_unless_told_otherwise() {
     // Another process sits in the middle of a write.
     let mut child = processes::Child::start("sit in the gate", dir.path());
     assert_eq!(child.line(), "in");
-    assert_eq!((status(&open).await, status(&open).await), (200, 200));
-    let refused = ask(&closed, Request::new(())).await;
+    assert_eq!(status(&open).await, 429, "known to be spent, and nobody can have changed it");
+    let (fresh, fresh_closed) = (open.clone().name("another"), closed.clone().name("another"));
+    assert_eq!((status(&fresh).await, status(&fresh).await), (200, 200));
+    let refused = ask(&fresh_closed, Request::new(())).await;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(text(refused.headers(), "retry-after"), Some("1"));
     let why = refused.extensions().get::<Rejection>().unwrap();
     assert_eq!((why.reason, why.retry_after), (Reason::CacheFailed, Some(secs(1))));
     let call = Request::builder().header("content-type", "application/grpc").body(()).unwrap();
-    let refused = ask(&closed, call).await;
+    let refused = ask(&fresh_closed, call).await;
     assert_eq!(text(refused.headers(), "grpc-status"), Some("14"), "UNAVAILABLE");
     assert_eq!(text(refused.headers(), "grpc-retry-pushback-ms"), Some("1000"));
     waiting.oneshot(()).await.unwrap();
@@ -541,12 +543,12 @@ async fn while_the_cache_fails_requests_pass_unless_told_otherwise() {
     assert_eq!(cache.stats().failures, 5);
 
     child.kill();
-    // The first after it may still be told of the failure; the budget is as it was.
-    while status(&closed).await == 503 {
+    // The first after it may still be told of the failure; the budgets are as they were.
+    while status(&fresh_closed).await == 503 {
         sleep(ms(1)).await;
     }
-    assert_eq!((status(&open).await, status(&closed).await), (429, 429));
-    assert_eq!(cache.stats().admitted, 1);
+    assert_eq!((status(&fresh).await, status(&open).await, status(&closed).await), (429, 429, 429));
+    assert_eq!(cache.stats().admitted, 2);
 }
 
 /// Not a test of its own: what the children of this file's tests do.

@@ -54,6 +54,7 @@ async fn stats(State(cache): State<Cache>) -> Json<Value> {
         "admitted": stats.admitted,
         "near_limit": stats.near_limit,
         "waited": stats.waited,
+        "waiting": stats.waiting,
         "throttled": stats.throttled,
         "shadowed": stats.shadowed,
         "denied": stats.denied,

@@ -15,6 +15,8 @@ pub(crate) enum Event {
     NotStored,
     Admitted,
     NearLimit,
+    WaitBegan,
+    WaitEnded,
     Waited,
     Throttled,
     Shadowed,
@@ -90,6 +92,8 @@ pub struct Stats {
     pub near_limit: u64,
     /// Of the admitted ones, those that waited for their turn.
     pub waited: u64,
+    /// Requests that wait for a throttle's turn now.
+    pub waiting: u64,
     /// Requests that were over a throttle's limit, the [shadowed](Stats::shadowed) ones included.
     pub throttled: u64,
     /// Requests that a throttle in [shadow](crate::ThrottleLayer::shadow) would have refused, and let pass.
@@ -119,6 +123,7 @@ impl Stats {
             admitted: count(Event::Admitted),
             near_limit: count(Event::NearLimit),
             waited: count(Event::Waited),
+            waiting: count(Event::WaitBegan).saturating_sub(count(Event::WaitEnded)),
             throttled: count(Event::Throttled),
             shadowed: count(Event::Shadowed),
             denied: count(Event::Denied),

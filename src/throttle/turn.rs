@@ -5,7 +5,7 @@ use super::{
     ask::{Ask, Opened, Question, Terms, Times, Transition, Verdict, nanos},
     cell::Slots,
 };
-use crate::cache::{CELLS, Change, Found, Key, Pending, Scope, Step};
+use crate::cache::{CELLS, Change, Event, Found, Key, Pending, Scope, Step};
 use hyper::rt::Sleep;
 use std::{
     future::Future,
@@ -77,6 +77,7 @@ impl Turn {
         let now = handle.now();
         let (due, scope) = (now.saturating_add(nanos(wait)), scope.clone());
         let (sleep, turn) = (handle.sleep(wait), Some(self));
+        scope.note(Event::WaitBegan);
         Waiting { sleep, due, slept_at: now, began: now, patience, scope, turn, look: None }
     }
 
@@ -215,6 +216,12 @@ impl Future for Waiting {
             let waited = Duration::from_nanos(now.saturating_sub(self.began));
             self.look = Some(Box::new(turn.look_again(self.patience.saturating_sub(waited))));
         }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.scope.note(Event::WaitEnded);
     }
 }
 
