@@ -174,7 +174,7 @@ impl Waiting {
             Err(turn) => return Some(Ok(turn.spend())),
         };
         match verdict.decided {
-            Ok((wait, turn)) if wait.is_zero() => return Some(Ok(turn.spend())),
+            Ok((wait, turn)) if wait.is_zero() => Some(Ok(turn.spend())),
             Ok((wait, turn)) => {
                 self.slept_at = self.scope.handle().now();
                 self.due = self.slept_at.saturating_add(nanos(wait));

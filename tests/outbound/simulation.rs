@@ -1,5 +1,6 @@
-//! Clients that learn from the answers of a foreign server, on paused time and over real HTTP.
+//! Twenty workers, a way that takes its time, and a server that counts by itself.
 
+use crate::paused::{cache, ms, secs};
 use http::{Request, Response};
 use std::{
     convert::Infallible,
@@ -14,10 +15,6 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 use tower_floodgate::{Cache, Rejection, ThrottleLayer, throttle::Rate};
-
-#[path = "support/paused.rs"]
-mod paused;
-use paused::{cache, ms, secs};
 
 /// How the server counts.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +47,8 @@ struct Server {
     admitted: usize,
     /// Refused of those sent before and after the first answer was there.
     refused: (usize, usize),
+    /// Somebody else takes one each so often.
+    strangers: Option<Duration>,
 }
 
 impl Server {
@@ -68,6 +67,7 @@ impl Server {
             first_answer: None,
             admitted: 0,
             refused: (0, 0),
+            strangers: None,
         }
     }
 
@@ -184,7 +184,7 @@ where
     all.join_all().await;
 }
 
-/// How 20 workers fare.
+/// How many the server admitted, and refused before and after the first answer was there, of 20 workers.
 async fn fare<L, S, B>(layer: L, server: Server, time: Duration) -> (usize, (usize, usize))
 where
     L: Layer<Wire, Service = S>,
@@ -192,30 +192,12 @@ where
     S::Future: Send,
     B: Send + 'static,
 {
-    let wire = Wire(Arc::new(Mutex::new(server)));
-    work(layer.layer(wire.clone()), 20, Instant::now() + time).await;
-    let server = wire.server();
-    (server.admitted, server.refused)
-}
-
-fn ours(cache: &Cache) -> ThrottleLayer {
-    ThrottleLayer::of(cache.scope("api"), Rate::per_second(100))
-}
-
-const RULES: [Rule; 3] = [Rule::Window, Rule::Bucket, Rule::Drops];
-
-async fn shared<L, S, B>(layer: L, server: Server, time: Duration, every: Duration) -> (usize, (usize, usize))
-where
-    L: Layer<Wire, Service = S>,
-    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Send + 'static,
-{
+    let strangers = server.strangers;
     let wire = Wire(Arc::new(Mutex::new(server)));
     let stranger = wire.clone();
     let stranger = tokio::spawn(async move {
-        loop {
-            sleep(every).await;
+        while let Some(pause) = strangers {
+            sleep(pause).await;
             stranger.server().decide();
         }
     });
@@ -225,24 +207,53 @@ where
     (server.admitted, server.refused)
 }
 
+/// A budget greater than the servers'.
+fn ours(cache: &Cache) -> ThrottleLayer {
+    ThrottleLayer::of(cache.scope("api"), Rate::per_second(100))
+}
+
+const RULES: [Rule; 3] = [Rule::Window, Rule::Bucket, Rule::Drops];
+
 #[tokio::test(start_paused = true)]
-async fn explore() {
+async fn twenty_workers_stop_before_the_server_refuses() {
     for rule in RULES {
-        for (limit, window, every) in [
-            (60, secs(1), ms(100)),
-            (60, secs(60), secs(10)),
-            (60, secs(60), secs(2)),
-            (300, secs(60), ms(400)),
-            (300, secs(60), ms(100)),
-        ] {
-            let time = secs(120).max(window * 2);
-            let server = || Server::new(rule, limit, window);
-            let refusing = shared(ours(&cache()).learn(), server(), time, every).await;
-            let waiting = shared(ours(&cache()).learn().wait(), server(), time, every).await;
-            let control = shared(ours(&cache()), server(), time, every).await;
-            println!(
-                "{rule:?} {limit}/{window:?} {every:?}: refusing {refusing:?} waiting {waiting:?} control {control:?}"
-            );
-        }
+        let server = || Server::new(rule, 30, secs(5));
+        let (admitted, refused) = fare(ours(&cache()).learn(), server(), secs(30)).await;
+        // 30 at once and 30 each 5 s; whole seconds are told, and rounded up, so some time is lost.
+        assert!(refused == (0, 0) && admitted >= 150, "{rule:?}: {admitted}, {refused:?}");
+        let (admitted, refused) = fare(ours(&cache()).learn().wait(), server(), secs(30)).await;
+        assert!(refused == (0, 0) && admitted >= 150, "waiting, {rule:?}: {admitted}, {refused:?}");
+        let (_, (_, refused)) = fare(ours(&cache()), server(), secs(30)).await;
+        assert!(refused > 1_000, "those who do not learn, {rule:?}: {refused}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_allows_fewer_than_there_are_workers_refuses_only_those_who_left_before_it_spoke() {
+    for rule in RULES {
+        let (admitted, refused) = fare(ours(&cache()).learn(), Server::new(rule, 5, secs(1)), secs(20)).await;
+        assert!(refused == (15, 0) && admitted >= 75, "{rule:?}: {admitted}, {refused:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_allows_more_changes_nothing() {
+    for rule in RULES {
+        let server = || Server::new(rule, 1_000, secs(1));
+        let learning = fare(ours(&cache()).learn(), server(), secs(5)).await;
+        assert_eq!(learning, fare(ours(&cache()), server(), secs(5)).await);
+        assert_eq!(learning.1, (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_who_spend_too_cost_few_refusals() {
+    // They take one each 400 ms, some two in the time of a call: at the end of a budget these may be refused.
+    for rule in RULES {
+        let server = || Server { strangers: Some(ms(400)), ..Server::new(rule, 100, secs(10)) };
+        let (admitted, (early, late)) = fare(ours(&cache()).learn(), server(), secs(60)).await;
+        assert!(early == 0 && late <= 12 && admitted >= 300, "{rule:?}: {admitted}, {early}, {late}");
+        let (_, (_, late)) = fare(ours(&cache()), server(), secs(60)).await;
+        assert!(late > 1_000, "those who do not learn, {rule:?}: {late}");
     }
 }
