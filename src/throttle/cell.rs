@@ -1,8 +1,9 @@
 //! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
 
 use super::{
-    Quota,
+    Advice, Quota,
     algorithm::{Moment, Slot},
+    learnt::{self, Learnt},
     limits::{Budget, Limit, Limits, MOST, Stored},
 };
 use crate::cache::record::u64_at;
@@ -12,6 +13,8 @@ use std::time::Duration;
 const ROUNDS: usize = 32;
 /// Set in the first byte if a [`Ban`] follows the budgets.
 const BANNED: u8 = 0x80;
+/// Set in the first byte if a [`Learnt`] comes last.
+const LEARNT: u8 = 0x40;
 
 /// The budgets of one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +24,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// Of those only who call a foreign server.
+    learnt: Option<Learnt>,
     /// Not stored; see [`is_remade`](Cell::is_remade).
     remade: bool,
 }
@@ -75,6 +80,8 @@ pub(super) enum By {
     Limit(usize),
     /// Too many refusals before, or somebody who said so.
     Ban,
+    /// What the answers of a foreign server have said.
+    Learnt,
     /// Too many wait already.
     Queue,
 }
@@ -104,7 +111,8 @@ impl Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), remade: false };
+            let (since, first, ban) = (at.now, open(&limits.first), Ban::default());
+            return Cell { since, first, others, ban, learnt: None, remade: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -119,7 +127,10 @@ impl Cell {
         // Later than now: what was taken at this very moment was taken of the limits before.
         let remade = rebooted || !same;
         let since = if remade { at.now.saturating_add(1) } else { found.since };
-        Cell { since, first, others, ban: found.ban, remade }
+        if let Some(learnt) = &mut found.learnt {
+            learnt.advance(at.now);
+        }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt, remade }
     }
 
     /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
@@ -162,6 +173,11 @@ impl Cell {
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until);
         let mut by = By::Ban;
+        if let Some(learnt) = &self.learnt
+            && learnt.earliest(turn) > turn
+        {
+            (turn, by) = (learnt.earliest(turn), By::Learnt);
+        }
         let alone = self.others.is_empty();
         for _ in 0..ROUNDS {
             let before = turn;
@@ -208,6 +224,31 @@ impl Cell {
             if excess > 0 {
                 budget.charge(excess, now);
             }
+        }
+    }
+
+    /// Whether who has waited for its turn may go now, as far as bans and foreign servers are concerned.
+    pub(super) fn is_open(&self, now: u64) -> bool {
+        self.ban.until <= now && self.learnt.is_none_or(|learnt| learnt.earliest(now) <= now)
+    }
+
+    fn learnt(&mut self, now: u64) -> &mut Learnt {
+        let learnt = self.learnt.get_or_insert_default();
+        learnt.advance(now);
+        learnt
+    }
+
+    /// A request goes to a foreign server, which will [answer](Cell::answered).
+    pub(super) fn sent(&mut self, now: u64) {
+        self.learnt(now).sent();
+    }
+
+    /// The request that went at `sent` is back with some advice, or never will be.
+    pub(super) fn answered(&mut self, sent: u64, advice: Option<&Advice>, now: u64) {
+        let learnt = self.learnt(now);
+        learnt.returned(sent);
+        if let Some(advice) = advice {
+            learnt.told(advice, sent, now);
         }
     }
 
@@ -260,25 +301,33 @@ impl Cell {
         if let Some(other) = leading.checked_sub(1).and_then(|place| others.get_mut(place)) {
             std::mem::swap(&mut first, other);
         }
+        if let Some(room) = self.learnt.and_then(|learnt| learnt.room(now)) {
+            first.remaining = first.remaining.min(room);
+        }
         Quotas { first, others }
     }
 
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until).max(self.ban.forgotten)
+        let learnt = self.learnt.map_or(0, |learnt| learnt.ends());
+        budgets.max(self.ban.until).max(self.ban.forgotten).max(learnt)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 });
+        let learnt = if self.learnt.is_some() { LEARNT } else { 0 };
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 } | learnt);
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
             out.extend_from_slice(&self.ban.forgotten.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
+        }
+        if let Some(learnt) = &self.learnt {
+            learnt.write(&mut out);
         }
         out
     }
@@ -290,6 +339,7 @@ struct Read {
     first: Option<Stored>,
     others: Vec<Option<Stored>>,
     ban: Ban,
+    learnt: Option<Learnt>,
 }
 
 impl Read {
@@ -326,7 +376,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;
     let first = Some(Stored::read(&mut rest)?);
-    let others = (1..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
+    let others = (1..head & !(BANNED | LEARNT)).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
     let ban = match head & BANNED {
         0 => Ban::default(),
         _ => Ban {
@@ -335,7 +385,11 @@ fn read(bytes: &[u8]) -> Option<Read> {
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };
-    Some(Read { since: u64::from_le_bytes(*since), first, others, ban })
+    let learnt = match head & LEARNT {
+        0 => None,
+        _ => Some(Learnt::read(rest.last_chunk::<{ learnt::SIZE }>()?)?),
+    };
+    Some(Read { since: u64::from_le_bytes(*since), first, others, ban, learnt })
 }
 
 impl Slots {
