@@ -104,7 +104,7 @@ impl Cell {
             return None;
         }
         let first = limits.first.rule.reopen(budget, at)?;
-        Some(Cell { since, first, others: Vec::new(), ban: Ban::default(), remade: false })
+        Some(Cell { since, first, others: Vec::new(), ban: Ban::default(), learnt: None, remade: false })
     }
 
     fn make(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
@@ -285,7 +285,7 @@ impl Cell {
         if self.banned(now).is_some() {
             first.remaining = 0;
         }
-        if self.others.is_empty() {
+        if self.others.is_empty() && self.learnt.is_none() {
             return Quotas { first, others: Vec::new() };
         }
         let mut others: Vec<Quota> =
