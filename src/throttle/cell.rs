@@ -25,7 +25,7 @@ pub(super) struct Cell {
     others: Vec<Budget>,
     ban: Ban,
     /// Of those only who call a foreign server.
-    learnt: Option<Learnt>,
+    learnt: Option<Box<Learnt>>,
     /// Not stored; see [`is_remade`](Cell::is_remade).
     remade: bool,
 }
@@ -130,7 +130,7 @@ impl Cell {
         if let Some(learnt) = &mut found.learnt {
             learnt.advance(at.now);
         }
-        Cell { since, first, others, ban: found.ban, learnt: found.learnt, remade }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt.map(Box::new), remade }
     }
 
     /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
@@ -229,7 +229,7 @@ impl Cell {
 
     /// Whether who has waited for its turn may go now, as far as bans and foreign servers are concerned.
     pub(super) fn is_open(&self, now: u64) -> bool {
-        self.ban.until <= now && self.learnt.is_none_or(|learnt| learnt.earliest(now) <= now)
+        self.ban.until <= now && self.learnt.as_ref().is_none_or(|learnt| learnt.earliest(now) <= now)
     }
 
     fn learnt(&mut self, now: u64) -> &mut Learnt {
@@ -301,7 +301,7 @@ impl Cell {
         if let Some(other) = leading.checked_sub(1).and_then(|place| others.get_mut(place)) {
             std::mem::swap(&mut first, other);
         }
-        if let Some(room) = self.learnt.and_then(|learnt| learnt.room(now)) {
+        if let Some(room) = self.learnt.as_ref().and_then(|learnt| learnt.room(now)) {
             first.remaining = first.remaining.min(room);
         }
         Quotas { first, others }
@@ -310,7 +310,7 @@ impl Cell {
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        let learnt = self.learnt.map_or(0, |learnt| learnt.ends());
+        let learnt = self.learnt.as_ref().map_or(0, |learnt| learnt.ends());
         budgets.max(self.ban.until).max(self.ban.forgotten).max(learnt)
     }
 
