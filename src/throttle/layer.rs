@@ -2,10 +2,10 @@
 
 use super::{
     Limit, Limiter, Limits, Rate,
+    ask::{Ask, MOST_WAITING, nanos},
     cell::Block,
-    limiter::{Ask, MOST_WAITING},
     limits::Rule,
-    policy::{Allowing, Costing, Denying, Flat, RateOf, Refunding, Settling},
+    policy::{Allowing, Costing, Denying, Flat, Learning, LearningBy, RateOf, Refunding, Settling},
     service::Throttle,
 };
 use crate::{
@@ -136,9 +136,53 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
         self.wrap(|inner| Denying { inner, f: denied })
     }
 
+    /// For clients: heeds what the answers of a foreign server say of its own budget, so that all who share this one stop
+    /// before the server has to refuse. Read are `Retry-After` where it has refused, `RateLimit`, and the many kinds of
+    /// `X-RateLimit-*`: see [`Advice::read_at`](super::Advice::read_at), and [in a client](super#in-a-client) for what becomes of it.
+    ///
+    /// Responses must be [`http::Response`]s; for others, and for other words, there is [`learn_by`](ThrottleLayer::learn_by).
+    /// A name should be what the server counts by: mostly the host, or the host and the credentials.
+    pub fn learn(self) -> ThrottleLayer<N, A, Learning<P>> {
+        let scope = self.scope.clone();
+        self.learning().wrap(|inner| Learning { inner, scope })
+    }
+
+    /// As [`learn`](ThrottleLayer::learn), by your own reading of the response.
+    ///
+    /// ```
+    /// # use tower_floodgate::{Cache, ThrottleLayer, throttle::{Advice, Rate}};
+    /// # let cache = Cache::temporary()?;
+    /// let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(50))
+    ///     .learn_by(|response: &reqwest::Response| Advice::read(response.status(), response.headers()));
+    /// # let _ = layer;
+    /// # Ok::<(), tower_floodgate::Error>(())
+    /// ```
+    pub fn learn_by<F>(self, advice: F) -> ThrottleLayer<N, A, LearningBy<P, F>> {
+        self.learning().wrap(|inner| LearningBy { inner, f: advice })
+    }
+
+    fn learning(mut self) -> Self {
+        self.ask.terms_mut().learns = true;
+        self
+    }
+
+    /// The longest time for which a foreign server's answer can hold requests back; what asks for more is cut. One hour unless said
+    /// otherwise. Only with [`learn`](ThrottleLayer::learn) or [`learn_by`](ThrottleLayer::learn_by) is anything held back.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    #[track_caller]
+    pub fn hold_at_most(mut self, longest: Duration) -> Self {
+        assert!(!longest.is_zero(), "a hold of {longest:?} at most never holds");
+        self.ask.terms_mut().longest = longest;
+        self
+    }
+
     /// A [`Policy`](super::policy::Policy) of your own, in place of all that was said by [`rate_of`](ThrottleLayer::rate_of),
     /// [`cost`](ThrottleLayer::cost), [`settle`](ThrottleLayer::settle), [`refund_if`](ThrottleLayer::refund_if),
-    /// [`allow`](ThrottleLayer::allow) and [`deny`](ThrottleLayer::deny) before. What they say after it goes around it.
+    /// [`allow`](ThrottleLayer::allow), [`deny`](ThrottleLayer::deny), [`learn`](ThrottleLayer::learn) and
+    /// [`learn_by`](ThrottleLayer::learn_by) before. What they say after it goes around it.
     pub fn policy<Q>(self, policy: Q) -> ThrottleLayer<N, A, Q> {
         self.wrap(|_| policy)
     }
@@ -235,12 +279,13 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// It goes by the layer's own limits. For a name to which [`rate_of`](ThrottleLayer::rate_of) gives others,
     /// [`Scope::throttle`] takes those: by the wrong ones, all but the reading and the reset changes the limits of the name.
     pub fn limiter(&self, name: &str) -> Limiter {
-        Limiter::new(&self.scope, name.as_bytes(), self.ask.clone())
+        let mut ask = self.ask.clone();
+        // What it admits is answered elsewhere.
+        if ask.terms.learns {
+            ask.terms_mut().learns = false;
+        }
+        Limiter::new(&self.scope, name.as_bytes(), ask)
     }
-}
-
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<S, N: Clone, A: Clone, P: Clone> Layer<S> for ThrottleLayer<N, A, P> {

@@ -65,6 +65,22 @@ macro_rules! algorithms {
         }
 
         impl Rule {
+            /// The budget that this very limit has stored, as it is now.
+            #[inline]
+            pub(super) fn reopen(&self, stored: &[u8], at: Moment) -> Option<Budget> {
+                let (&[kind, _, _], state) = stored.split_first_chunk()?;
+                match self {
+                    $(Rule::$Algorithm(rule) => {
+                        let mut state = <$Algorithm as Algorithm>::decode(state).filter(|_| kind == $kind)?;
+                        if !rule.made(&state) {
+                            return None;
+                        }
+                        rule.advance(&mut state, at, false);
+                        Some(Budget::$Algorithm(*rule, state))
+                    })+
+                }
+            }
+
             pub(super) fn made(&self, stored: &Stored) -> bool {
                 match (self, stored) {
                     $((Rule::$Algorithm(rule), Stored::$Algorithm(state)) => rule.made(state),)+

@@ -1,6 +1,8 @@
 //! Whom a throttle counts, how, and what the response changes about it.
 
-use super::Limits;
+use super::{Advice, Limits};
+use crate::cache::Scope;
+use http::Response;
 use std::fmt;
 
 /// Whether a request is counted at all.
@@ -84,6 +86,13 @@ pub trait Policy<Req, Res> {
         let _ = (kept, response);
         None
     }
+
+    /// What it says of the budget that a foreign server gives us. Nothing unless it is written, and heeded only by a layer
+    /// that [learns](super::ThrottleLayer::learn).
+    fn advice(&self, response: &Res) -> Option<Advice> {
+        let _ = response;
+        None
+    }
 }
 
 /// Every request is counted, and costs 1.
@@ -125,6 +134,11 @@ macro_rules! inner {
             self.inner.settle(kept, response)
         }
     };
+    (advice) => {
+        fn advice(&self, response: &Res) -> Option<Advice> {
+            self.inner.advice(response)
+        }
+    };
 }
 
 macro_rules! wrappers {
@@ -157,6 +171,8 @@ wrappers! {
     Settling;
     /// See [`ThrottleLayer::refund_if`](super::ThrottleLayer::refund_if).
     Refunding;
+    /// See [`ThrottleLayer::learn_by`](super::ThrottleLayer::learn_by).
+    LearningBy;
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Req) -> u32, Req, Res> Policy<Req, Res> for Costing<P, F> {
@@ -168,6 +184,7 @@ impl<P: Policy<Req, Res>, F: Fn(&Req) -> u32, Req, Res> Policy<Req, Res> for Cos
     inner!(limits);
     inner!(keep);
     inner!(settle);
+    inner!(advice);
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Req) -> L, L: Into<Limits>, Req, Res> Policy<Req, Res> for RateOf<P, F> {
@@ -179,6 +196,7 @@ impl<P: Policy<Req, Res>, F: Fn(&Req) -> L, L: Into<Limits>, Req, Res> Policy<Re
     inner!(cost);
     inner!(keep);
     inner!(settle);
+    inner!(advice);
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Allowing<P, F> {
@@ -193,6 +211,7 @@ impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Al
     inner!(cost);
     inner!(keep);
     inner!(settle);
+    inner!(advice);
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Denying<P, F> {
@@ -205,6 +224,7 @@ impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for De
     inner!(cost);
     inner!(keep);
     inner!(settle);
+    inner!(advice);
 }
 
 impl<P: Policy<Req, Res>, K, T, F, Req, Res> Policy<Req, Res> for Settling<P, (K, F)>
@@ -229,6 +249,7 @@ where
     inner!(standing);
     inner!(limits);
     inner!(cost);
+    inner!(advice);
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Res) -> bool, Req, Res> Policy<Req, Res> for Refunding<P, F> {
@@ -240,4 +261,53 @@ impl<P: Policy<Req, Res>, F: Fn(&Res) -> bool, Req, Res> Policy<Req, Res> for Re
     inner!(limits);
     inner!(cost);
     inner!(keep);
+    inner!(advice);
+}
+
+/// See [`ThrottleLayer::learn`](super::ThrottleLayer::learn).
+#[derive(Clone, Debug)]
+pub struct Learning<P> {
+    pub(super) inner: P,
+    /// Tells the time where an answer has no date.
+    pub(super) scope: Scope,
+}
+
+impl<P: Policy<Req, Response<B>>, Req, B> Policy<Req, Response<B>> for Learning<P> {
+    type Kept = P::Kept;
+
+    fn standing(&self, request: &Req) -> Standing {
+        self.inner.standing(request)
+    }
+
+    fn limits(&self, request: &Req) -> Option<Limits> {
+        self.inner.limits(request)
+    }
+
+    fn cost(&self, request: &Req) -> u32 {
+        self.inner.cost(request)
+    }
+
+    fn keep(&self, request: &Req) -> P::Kept {
+        self.inner.keep(request)
+    }
+
+    fn settle(&self, kept: P::Kept, response: &Response<B>) -> Option<u32> {
+        self.inner.settle(kept, response)
+    }
+
+    fn advice(&self, response: &Response<B>) -> Option<Advice> {
+        Some(Advice::read_at(response.status(), response.headers(), self.scope.handle().wall()))
+    }
+}
+
+impl<P: Policy<Req, Res>, F: Fn(&Res) -> Advice, Req, Res> Policy<Req, Res> for LearningBy<P, F> {
+    fn advice(&self, response: &Res) -> Option<Advice> {
+        Some((self.f)(response))
+    }
+
+    inner!(standing);
+    inner!(limits);
+    inner!(cost);
+    inner!(keep);
+    inner!(settle);
 }

@@ -2,9 +2,10 @@
 
 use super::{
     Decision,
+    ask::{self, Ask, Verdict},
     layer::{Manner, ThrottleLayer},
-    limiter::{self, Ask, Spent, Verdict, Waiting},
     policy::{Flat, Policy, Standing},
+    turn::{Spent, Waiting},
 };
 use crate::{
     accessors::to_call_later,
@@ -63,7 +64,7 @@ where
                     Named::Pass => Step::Call(None),
                     Named::Yes => {
                         let key = layer.scope.key(Kind::Throttle, name.as_bytes());
-                        let mut verdict = limiter::ask(&layer.scope, key, layer.ask(&request));
+                        let mut verdict = ask::ask(&layer.scope, key, layer.ask(&request));
                         match verdict.now() {
                             Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
                             None => Step::Decide(verdict),
@@ -115,6 +116,7 @@ struct Outcome<A, P> {
     answer: A,
     policy: P,
     manner: Manner,
+    patience: Duration,
 }
 
 impl<A, P> Outcome<A, P> {
@@ -128,6 +130,7 @@ impl<A, P> Outcome<A, P> {
             answer: layer.answer.clone(),
             policy: layer.policy.clone(),
             manner: layer.manner,
+            patience: layer.ask.patience,
         }
     }
 
@@ -199,7 +202,7 @@ impl<A, P> Outcome<A, P> {
                         self.admitted(&decision);
                         Step::Call(Some(turn.spend()))
                     }
-                    false => Step::Wait(turn.comes_after(wait, &self.scope)),
+                    false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
                 };
                 *told = Some(decision);
                 step
@@ -303,12 +306,21 @@ where
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
-                    let spent = ready!(Pin::new(waiting).poll(cx));
-                    this.told.iter().for_each(|decision| this.outcome.admitted(decision));
+                    let waited = ready!(Pin::new(&mut *waiting).poll(cx));
                     let next = next.take();
-                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                    *this.open = Some((spent, this.outcome.policy.keep(request)));
-                    State::Readying { next }
+                    match waited {
+                        Ok(spent) => {
+                            if let Some(decision) = this.told {
+                                decision.waited = waiting.waited();
+                                this.outcome.admitted(decision);
+                            }
+                            let request = &next.as_ref().expect(POLLED_AGAIN).1;
+                            *this.open = Some((spent, this.outcome.policy.keep(request)));
+                            State::Readying { next }
+                        }
+                        // What a foreign server said meanwhile leaves it no turn.
+                        Err(refused) => State::Deciding { verdict: Pending::ready(Ok(refused)), next },
+                    }
                 }
                 StateProj::Readying { next } => {
                     ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
@@ -317,10 +329,9 @@ where
                 }
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
-                    if let Some((spent, kept)) = this.open.take()
-                        && let Some(actual) = this.outcome.policy.settle(kept, &response)
-                    {
-                        spent.settle(actual);
+                    if let Some((spent, kept)) = this.open.take() {
+                        let policy = &this.outcome.policy;
+                        spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
                     let admission = Admission { decision: this.told.take(), guard: None };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
