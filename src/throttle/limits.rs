@@ -6,6 +6,7 @@ use super::{
     calendar::CalendarWindow,
     rate::Rate,
     sliding::SlidingWindow,
+    text::ParseLimitError,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{fmt, str::FromStr, sync::Arc};
@@ -13,10 +14,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 /// The most limits that one name can have.
 pub(super) const MOST: usize = 8;
 
-/// The list of algorithms, each with what it is stored under and the word that tells its texts from the others': to add
-/// one, write its file and its line here.
+/// The list of algorithms: to add one, write its file and its line here.
 macro_rules! algorithms {
-    ($($kind:literal $Algorithm:ident $word:literal),+ $(,)?) => {
+    ($($kind:literal $Algorithm:ident),+ $(,)?) => {
         /// How a limit counts.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub(super) enum Rule {
@@ -187,22 +187,22 @@ macro_rules! algorithms {
             type Err = ParseLimitError;
 
             fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
-                let mut reason = String::new();
+                let mut wrong = None::<ParseLimitError>;
                 $(
                     match text.parse::<$Algorithm>() {
                         Ok(rule) => return Ok(Rule::$Algorithm(rule)),
-                        // What was meant is known by its word.
-                        Err(why) if text.contains($word) => reason = why.to_string(),
+                        // What the text is most like says what is wrong with it.
+                        Err(error) if wrong.is_none() || !error.is_other_kind() => wrong = Some(error),
                         Err(_) => {}
                     }
                 )+
-                Err(ParseLimitError::new(text, reason))
+                Err(wrong.unwrap_or_else(|| ParseLimitError::new(text, "there is no such kind")))
             }
         }
     };
 }
 
-algorithms! { 1 Rate "", 2 SlidingWindow "sliding", 3 CalendarWindow "utc-" }
+algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
@@ -318,38 +318,10 @@ impl FromStr for Limits {
         let limits = text.split(',').map(str::parse).collect::<Result<Vec<Limit>, _>>()?;
         match limits.len() {
             ..=MOST => Ok(limits.into()),
-            count => Err(ParseLimitError::new(text, format!("{count} limits, {MOST} at most"))),
+            count => Err(ParseLimitError::new(text, format!("these are {count} limits, and {MOST} at most are taken"))),
         }
     }
 }
-
-/// A text that is no limit; what it says names the text and what a limit looks like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseLimitError {
-    text: String,
-    reason: String,
-}
-
-/// How much of a wrong text the error keeps.
-const SHOWN_CHARS: usize = 200;
-
-impl ParseLimitError {
-    fn new(text: &str, reason: String) -> ParseLimitError {
-        ParseLimitError { text: text.chars().take(SHOWN_CHARS).collect(), reason }
-    }
-}
-
-impl fmt::Display for ParseLimitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/utc-day`",
-            self.text, self.reason
-        )
-    }
-}
-
-impl std::error::Error for ParseLimitError {}
 
 macro_rules! as_text {
     ($($type:ty),+) => {$(
