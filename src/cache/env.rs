@@ -111,7 +111,8 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        let mut txn = Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, _this_thread: PhantomData };
+        let mut txn =
+            Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, written: false, _this_thread: PhantomData };
         let (result, changed) = f(&mut txn)?;
         if changed {
             txn.rw.commit().map_err(from_commit)?;
@@ -180,13 +181,14 @@ impl Reader<'_> {
 pub(crate) struct Txn<'e> {
     rw: RwTxn<'e>,
     env: &'e Env,
+    written: bool,
     _this_thread: PhantomData<*const ()>,
 }
 
 impl Txn<'_> {
-    /// The transaction whose commit it sees.
-    pub(crate) fn seen(&self) -> u64 {
-        self.rw.id() as u64 - 1
+    /// The transaction whose commit it sees. `None`: it sees what it has written itself, which may never be committed.
+    pub(crate) fn seen(&self) -> Option<u64> {
+        (!self.written).then(|| self.rw.id() as u64 - 1)
     }
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
@@ -194,10 +196,12 @@ impl Txn<'_> {
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.written = true;
         self.env.tables[table.0].put(&mut self.rw, key, value).map_err(from_heed)
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, Error> {
+        self.written = true;
         self.env.tables[table.0].delete(&mut self.rw, key).map_err(from_heed)
     }
 

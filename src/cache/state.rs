@@ -376,8 +376,8 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             return Err(error);
         }
         self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes) {
-            self.state.recents.keep(&self.key.hash, txn.seen(), bytes);
+        if let (CELLS, Change::Keep, Some(bytes), Some(seen)) = (self.table, &change, bytes, txn.seen()) {
+            self.state.recents.keep(&self.key.hash, seen, bytes);
         }
         let written = self.write(txn, change, before)?;
         let stepped = !steps.is_empty()

@@ -38,6 +38,9 @@ pub(crate) trait Algorithm {
     /// What is kept for a name, with as much of the limit's parameters as [`spent`](Algorithm::spent) needs.
     type State: Clone + fmt::Debug + PartialEq;
 
+    /// Whether it reads [`Moment::wall`].
+    const READS_WALL: bool = false;
+
     /// A budget that nothing was taken from.
     fn fresh(&self, at: Moment) -> Self::State;
 

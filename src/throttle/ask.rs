@@ -1,13 +1,14 @@
 //! The decision of a throttle: one row, one pure function, one turn.
 
 use super::{
+    Quota,
     algorithm::Moment,
     cell::{Block, By, Cell, Quotas, Refusal, Slots},
-    limits::{Limits, Rule},
+    limits::Limits,
     turn::{Held, Taken, Turn},
 };
 use crate::{
-    cache::{CELLS, Change, Found, Key, Line, Pending, Scope, Step, Waiter},
+    cache::{CELLS, Change, Event, Found, Key, Line, Pending, Scope, Step, Waiter},
     error::Error,
 };
 use std::{
@@ -79,7 +80,7 @@ pub(super) struct Times {
 impl Times {
     pub(super) fn of(scope: &Scope, limits: &Limits) -> Times {
         let handle = scope.handle();
-        let lead = match limits.iter().any(|limit| matches!(limit.rule, Rule::CalendarWindow(_))) {
+        let lead = match limits.iter().any(|limit| limit.rule.reads_wall()) {
             true => {
                 let wall = handle.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
                 i64::try_from(wall).unwrap_or(i64::MAX).wrapping_sub_unsigned(handle.now())
@@ -166,7 +167,8 @@ impl Transition {
         let mut strangers = Vec::new();
         if planned != Ok(now) {
             let waiting = match opened.cell.is_waited_for(opened.at) {
-                true => self.alive(line, terms.queue.clamp(LOOK, MOST_WAITING)),
+                // Who is refused anyway does not ask how many wait.
+                true => self.alive(line, if planned.is_ok() { terms.queue.clamp(LOOK, MOST_WAITING) } else { LOOK }),
                 false => Vec::new(),
             };
             strangers = self.strangers(&waiting);
@@ -182,7 +184,7 @@ impl Transition {
             let slots = opened.cell.take(turn, ask.cost, now);
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
-                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
+                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write(terms.limits.mark()) }));
             } else if terms.learns {
                 opened.cell.sent(now);
                 (sent, changed) = (Some(now), true);
@@ -201,12 +203,13 @@ impl Transition {
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
     /// in the line for who comes later: a cell keeps few holes.
     fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
+        let mark = self.ask.terms.limits.mark();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
             if planned.is_ok_and(|turn| turn <= waiter.turn) {
                 break;
             }
-            if let Some(slots) = Slots::read(&waiter.payload) {
+            if let Some(slots) = Slots::read(&waiter.payload, mark) {
                 cell.free(&slots, slots.cost, now);
             }
             steps.push(Step::Leave { turn: waiter.turn, ticket: waiter.ticket });
@@ -248,6 +251,8 @@ struct Again {
     key: Key,
     ask: Ask,
     strangers: Vec<u64>,
+    /// Those that were found dead before: some of their turns may still stand in the line.
+    dead: Vec<u64>,
 }
 
 impl Verdict {
@@ -261,13 +266,14 @@ impl Verdict {
 
     #[cold]
     fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers } = again;
+        let Again { scope, key, ask, mut strangers, mut dead } = again;
         strangers.retain(|&instance| scope.is_dead(instance));
         if strangers.is_empty() {
             return None;
         }
         self.decided = Err(Refusal { by: By::Queue, after: None });
-        Some(ask_over(&scope, key, ask, strangers))
+        dead.append(&mut strangers);
+        Some(ask_over(&scope, key, ask, dead))
     }
 }
 
@@ -304,8 +310,8 @@ fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
 }
 
 fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
-    let question = Question::new(scope, key, ask);
-    let transition = question.transition(dead);
+    let question = Question { dead, ..Question::new(scope, key, ask) };
+    let transition = question.transition();
     scope.update_line(
         CELLS,
         key,
@@ -321,6 +327,8 @@ pub(super) struct Question {
     ask: Ask,
     instance: u64,
     ticket: u64,
+    /// Instances whose turns will not be taken.
+    dead: Vec<u64>,
 }
 
 impl Question {
@@ -328,20 +336,20 @@ impl Question {
         let waits = !ask.patience.is_zero();
         let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
         let ticket = if waits { rand::random() } else { 0 };
-        Question { scope: scope.clone(), key, ask, instance, ticket }
+        Question { scope: scope.clone(), key, ask, instance, ticket, dead: Vec::new() }
     }
 
-    pub(super) fn transition(&self, dead: Vec<u64>) -> Transition {
+    pub(super) fn transition(&self) -> Transition {
         let times = Times::of(&self.scope, &self.ask.terms.limits);
-        let Question { ask, instance, ticket, .. } = self;
-        Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead, held: None }
+        let Question { ask, instance, ticket, dead, .. } = self;
+        Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead: dead.clone(), held: None }
     }
 
     pub(super) fn verdict(self, said: Said) -> Verdict {
         let Said { decided, sent, quotas, strangers } = said;
-        let Question { scope, key, ask, ticket, .. } = self;
-        let again =
-            (!strangers.is_empty()).then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers }));
+        let Question { scope, key, ask, ticket, dead, .. } = self;
+        let again = (!strangers.is_empty())
+            .then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers, dead }));
         let decided = decided.map(|(turn, wait, slots)| {
             let row = (!wait.is_zero()).then_some((turn, ticket));
             let taken = Taken { scope, key, terms: ask.terms, slots, row, sent };
@@ -349,6 +357,32 @@ impl Question {
         });
         Verdict { decided, quotas, again }
     }
+}
+
+/// Counts a request that is let pass now.
+pub(super) fn note_admitted(scope: &Scope, quota: &Quota, waited: Duration) {
+    scope.note(Event::Admitted);
+    if u64::from(quota.remaining) * 5 <= u64::from(quota.limit) {
+        scope.note(Event::NearLimit);
+    }
+    if !waited.is_zero() {
+        scope.note(Event::Waited);
+    }
+}
+
+/// Counts and logs a request that is over the limit.
+pub(super) fn note_refused(scope: &Scope, refusal: &Refusal, quota: &Quota, shadow: bool) {
+    scope.note(Event::Throttled);
+    tracing::debug!(
+        scope = scope.name(),
+        limit = quota.name.as_deref(),
+        most = quota.limit,
+        window = ?quota.window,
+        reason = ?refusal.reason(),
+        retry_after = ?refusal.after,
+        shadow,
+        "throttled"
+    );
 }
 
 pub(super) fn nanos(span: Duration) -> u64 {
@@ -360,3 +394,6 @@ impl fmt::Debug for Again {
         f.debug_struct("Again").field("strangers", &self.strangers).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

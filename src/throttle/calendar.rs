@@ -172,6 +172,8 @@ impl Book {
 }
 
 impl Algorithm for CalendarWindow {
+    const READS_WALL: bool = true;
+
     type State = Book;
 
     fn fresh(&self, at: Moment) -> Book {

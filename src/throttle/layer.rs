@@ -35,6 +35,8 @@ pub(super) struct Manner {
     pub(super) fail_closed: bool,
     /// Lets pass what it would refuse.
     pub(super) shadow: bool,
+    /// Refuses some whatever is left.
+    pub(super) denies: bool,
 }
 
 impl ThrottleLayer {
@@ -115,7 +117,8 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit. So an estimate of 0 always
     /// passes, and is charged afterwards.
     ///
-    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
+    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent. Estimate 1 at least: an
+    /// estimate of 0 always fits, whatever the calls before it have cost.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
         self.wrap(|inner| Settling { inner, f: (keep, cost) })
     }
@@ -133,7 +136,9 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
 
     /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
-        self.wrap(|inner| Denying { inner, f: denied })
+        let mut layer = self.wrap(|inner| Denying { inner, f: denied });
+        layer.manner.denies = true;
+        layer
     }
 
     /// For clients: heeds what the answers of a foreign server say of its own budget, so that all who share this one stop
@@ -247,9 +252,17 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     }
 
     /// Lets requests wait for their turn, however long, as python-diskcache's `throttle` does. It cannot refuse, so response and error types
-    /// stay those of the inner service. What can never be admitted (a cost above the burst, or who is denied), what comes while 10,000 wait,
+    /// stay those of the inner service. What can never be admitted (a cost above the burst), what comes while 10,000 wait,
     /// and what comes while the cache fails, passes at once.
+    ///
+    /// # Panics
+    ///
+    /// After [`deny`](ThrottleLayer::deny) or [`fail_closed`](ThrottleLayer::fail_closed), which need somebody who refuses.
+    #[track_caller]
     pub fn wait(self) -> WaitingThrottleLayer<N, P> {
+        let Manner { denies, fail_closed, .. } = self.manner;
+        assert!(!denies, "`.wait()` cannot refuse whom `.deny(..)` is for: use `.wait_at_most(Duration::MAX)`");
+        assert!(!fail_closed, "`.wait()` cannot refuse as `.fail_closed()` asks: use `.wait_at_most(Duration::MAX)`");
         WaitingThrottleLayer(self.wait_at_most(Duration::MAX).answer(Patient::new()))
     }
 

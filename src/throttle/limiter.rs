@@ -2,13 +2,13 @@
 
 use super::{
     Advice, Quota,
-    ask::{Ask, Opened, Times, Verdict, ask, nanos},
+    ask::{Ask, Opened, Times, Verdict, ask, nanos, note_admitted, note_refused},
     cell::{By, Cell, Quotas, Refusal},
     limits::Limits,
     turn::Spent,
 };
 use crate::{
-    cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on},
+    cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Pending, Scope, block_on},
     error::Error,
     rejection::Reason,
 };
@@ -33,9 +33,9 @@ use std::{fmt, time::Duration};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Limiter {
-    scope: Scope,
-    key: Key,
-    ask: Ask,
+    pub(super) scope: Scope,
+    pub(super) key: Key,
+    pub(super) ask: Ask,
 }
 
 /// Why a [`Limiter`] did not admit.
@@ -162,27 +162,42 @@ impl Limiter {
     pub async fn acquire_timeout(&self, patience: Duration) -> Result<Permit, LimitError> {
         let mut asked = self.ask_for(patience);
         loop {
-            let mut verdict = asked.await.map_err(LimitError::Cache)?;
+            let mut verdict = asked.await.map_err(|error| self.failed(error))?;
             if let Some(again) = verdict.again() {
                 asked = again;
                 continue;
             }
             let quota = verdict.quotas.first;
             return match verdict.decided {
-                Ok((wait, turn)) if wait.is_zero() => Ok(Permit { quota, spent: turn.spend() }),
+                Ok((wait, turn)) if wait.is_zero() => Ok(self.admitted(quota, turn.spend(), wait)),
                 Ok((wait, turn)) => match turn.comes_after(wait, patience, &self.scope).await {
-                    Ok(spent) => Ok(Permit { quota, spent }),
+                    Ok(spent) => Ok(self.admitted(quota, spent, wait)),
                     Err(refused) => {
                         asked = Pending::ready(Ok(refused));
                         continue;
                     }
                 },
-                Err(refusal) => Err(refusal.into_error(quota)),
+                Err(refusal) => Err(self.refused(refusal, quota)),
             };
         }
     }
 
-    fn ask_for(&self, patience: Duration) -> Pending<Result<Verdict, Error>> {
+    fn admitted(&self, quota: Quota, spent: Spent, waited: Duration) -> Permit {
+        note_admitted(&self.scope, &quota, waited);
+        Permit { quota, spent }
+    }
+
+    fn refused(&self, refusal: Refusal, quota: Quota) -> LimitError {
+        note_refused(&self.scope, &refusal, &quota, false);
+        refusal.into_error(quota)
+    }
+
+    fn failed(&self, error: Error) -> LimitError {
+        self.scope.note(Event::ThrottleFailed);
+        LimitError::Cache(error)
+    }
+
+    pub(super) fn ask_for(&self, patience: Duration) -> Pending<Result<Verdict, Error>> {
         ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() })
     }
 
@@ -231,7 +246,7 @@ impl Limiter {
         self.change(move |cell, now| cell.charge(cost, now)).await
     }
 
-    /// Admits nothing for `hold` from now, whatever is left; an earlier block that lasts longer stays.
+    /// Admits nothing that costs anything for `hold` from now, whatever is left; an earlier block that lasts longer stays.
     ///
     /// # Errors
     ///
@@ -290,7 +305,7 @@ impl Limiter {
         let began = self.scope.handle().now();
         let mut asked = self.ask_for(patience);
         loop {
-            let mut verdict = asked.wait().map_err(LimitError::Cache)?;
+            let mut verdict = asked.wait().map_err(|error| self.failed(error))?;
             if let Some(again) = verdict.again() {
                 asked = again;
                 continue;
@@ -298,15 +313,15 @@ impl Limiter {
             let quota = verdict.quotas.first;
             let (wait, turn) = match verdict.decided {
                 Ok(admitted) => admitted,
-                Err(refusal) => return Err(refusal.into_error(quota)),
+                Err(refusal) => return Err(self.refused(refusal, quota)),
             };
             if wait.is_zero() || !self.sleep_through(wait) || !turn.may_be_overtaken() {
-                return Ok(Permit { quota, spent: turn.spend() });
+                return Ok(self.admitted(quota, turn.spend(), wait));
             }
             let waited = Duration::from_nanos(self.scope.handle().now().saturating_sub(began));
             match turn.look_again(patience.saturating_sub(waited)).wait() {
                 Ok(verdict) => asked = Pending::ready(Ok(verdict)),
-                Err(turn) => return Ok(Permit { quota, spent: turn.spend() }),
+                Err(turn) => return Ok(self.admitted(quota, turn.spend(), wait)),
             }
         }
     }

@@ -9,7 +9,12 @@ use super::{
     text::ParseLimitError,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
 /// The most limits that one name can have.
 pub(super) const MOST: usize = 8;
@@ -78,6 +83,12 @@ macro_rules! algorithms {
                         rule.advance(&mut state, at, false);
                         Some(Budget::$Algorithm(*rule, state))
                     })+
+                }
+            }
+
+            pub(super) fn reads_wall(&self) -> bool {
+                match self {
+                    $(Rule::$Algorithm(_) => <$Algorithm as Algorithm>::READS_WALL),+
                 }
             }
 
@@ -265,6 +276,13 @@ impl Limits {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Limit> {
         std::iter::once(&self.first).chain(self.others())
+    }
+
+    /// Tells these limits from others, whatever they are called.
+    pub(super) fn mark(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        self.iter().for_each(|limit| limit.rule.hash(&mut hasher));
+        hasher.finish() as u32
     }
 
     pub(super) fn others(&self) -> &[Limit] {

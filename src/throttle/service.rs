@@ -134,18 +134,6 @@ impl<A, P> Outcome<A, P> {
         }
     }
 
-    /// Counts a request that is let pass now.
-    fn admitted(&self, decision: &Decision) {
-        let Decision { quota, waited, .. } = decision;
-        self.scope.note(Event::Admitted);
-        if u64::from(quota.remaining) * 5 <= u64::from(quota.limit) {
-            self.scope.note(Event::NearLimit);
-        }
-        if !waited.is_zero() {
-            self.scope.note(Event::Waited);
-        }
-    }
-
     fn deny<Req, Res, Err>(&self, request: &Req) -> Step<Result<A::Response, Err>>
     where
         A: Answer<Req, Res, Err>,
@@ -199,7 +187,7 @@ impl<A, P> Outcome<A, P> {
                 self.answer.mark(request, &decision);
                 let step = match wait.is_zero() {
                     true => {
-                        self.admitted(&decision);
+                        ask::note_admitted(&self.scope, &decision.quota, decision.waited);
                         Step::Call(Some(turn.spend()))
                     }
                     false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
@@ -209,17 +197,7 @@ impl<A, P> Outcome<A, P> {
             }
             Err(refusal) => {
                 let reason = refusal.reason();
-                self.scope.note(Event::Throttled);
-                tracing::debug!(
-                    scope = %name,
-                    limit = quota.name.as_deref(),
-                    most = quota.limit,
-                    window = ?quota.window,
-                    ?reason,
-                    retry_after = ?refusal.after,
-                    shadow = self.manner.shadow,
-                    "throttled"
-                );
+                ask::note_refused(&self.scope, &refusal, &quota, self.manner.shadow);
                 let why = Rejection {
                     retry_after: refusal.after,
                     quota: Some(quota.clone()),
@@ -312,7 +290,7 @@ where
                         Ok(spent) => {
                             if let Some(decision) = this.told {
                                 decision.waited = waiting.waited();
-                                this.outcome.admitted(decision);
+                                ask::note_admitted(&this.outcome.scope, &decision.quota, decision.waited);
                             }
                             let request = &next.as_ref().expect(POLLED_AGAIN).1;
                             *this.open = Some((spent, this.outcome.policy.keep(request)));

@@ -46,7 +46,7 @@ impl Taken {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);
-            // The limits have changed since: they are not to be changed back.
+            // The limits have changed since: they are not to be changed back, which might refill those that are new.
             if opened.cell.is_remade() {
                 return ((), Change::Keep, steps);
             }
@@ -93,7 +93,7 @@ impl Turn {
         let ask = Ask { terms: terms.clone(), cost: slots.cost, patience };
         let question = Question::new(scope, *key, ask);
         let (scope, held) = (scope.clone(), Held { slots: slots.clone(), row: *row });
-        let transition = Transition { held: Some(held), ..question.transition(Vec::new()) };
+        let transition = Transition { held: Some(held), ..question.transition() };
         scope.update_line(
             CELLS,
             *key,

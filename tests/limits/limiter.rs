@@ -194,3 +194,15 @@ fn plain_threads_wait_in_one_line() {
     });
     assert!(began.elapsed() >= ms(99), "{:?}", began.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_is_counted_as_a_layer_is() {
+    let cache = cache();
+    let limiter = cache.throttle("mails", Rate::new(2, secs(2)));
+    limiter.check().await.unwrap();
+    limiter.check_blocking().unwrap();
+    assert!(limiter.check().await.is_err());
+    limiter.acquire().await.unwrap();
+    let stats = cache.stats();
+    assert_eq!((stats.admitted, stats.near_limit, stats.throttled, stats.waited), (3, 2, 1, 1));
+}

@@ -152,7 +152,7 @@ async fn a_shadow_lets_pass_the_denied_the_blocked_and_the_too_costly() {
     let bob = layer.name_of(&with([("x-client", "bob")])).unwrap();
     assert_eq!(refusal(layer.limiter(&bob).check().await).0, Reason::Blocked);
     let stats = cache.stats();
-    assert_eq!((stats.shadowed, stats.denied, stats.throttled, stats.admitted), (4, 1, 3, 2));
+    assert_eq!((stats.shadowed, stats.denied, stats.throttled, stats.admitted), (4, 1, 4, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,4 +163,11 @@ async fn a_shadow_tells_its_headers_when_asked() {
     let over = ask(&layer, Request::new(())).await;
     assert_eq!((over.status().as_u16(), text(over.headers(), "ratelimit")), (200, Some(r#""api";r=0;t=3600"#)));
     assert_eq!(text(over.headers(), "retry-after"), None);
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic = "`.wait()` cannot refuse whom `.deny(..)` is for"]
+async fn a_throttle_that_cannot_refuse_has_no_list_of_the_denied() {
+    let layer = ThrottleLayer::new(cache().scope("api"), 1, secs(1)).deny(|_: &Request<()>| true);
+    let _ = layer.wait();
 }

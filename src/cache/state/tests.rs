@@ -2,8 +2,10 @@ use crate::{
     cache::{
         CELLS, Cache, Change, Found, Key, Kind, LOCKS, Scope,
         env::Table,
+        lane::Run,
         record::{self, Row},
-        testing::{Hand, builder, cache, state, tamper},
+        state::{Update, beside_the_line},
+        testing::{Hand, LONG, builder, cache, state, tamper},
     },
     error::Error,
 };
@@ -235,4 +237,23 @@ fn locks_of_the_dead_are_swept_long_after_their_lease() {
     hand.advance(Duration::from_secs(2));
     write();
     assert_eq!(locks(), 0);
+}
+
+#[test]
+fn a_glance_shows_nothing_that_was_never_committed() {
+    let cache = cache();
+    let (state, key) = (state(&cache), key(cache.root(), "name"));
+    put(&cache, CELLS, "name", u64::MAX, 0).unwrap();
+    let shown = || state.glance(&key, |found| matches!(found, Found::Row(row) if row.payload == [1; 8]));
+    assert!(has(&cache, CELLS, "name"));
+    assert_eq!(shown(), Some(true));
+    let held = state.lane.env.gate.lock_for(LONG).unwrap().unwrap();
+    let failed = state.lane.env.write(&held, |txn| {
+        let row = Change::Put { expires: u64::MAX, tag: 0, payload: vec![2; 8] };
+        Update::new(state, CELLS, key, || 0, beside_the_line(move |_, _| ((), row.clone()))).run(txn)?;
+        Update::new(state, CELLS, key, || 0, beside_the_line(|_, _| ((), Change::Keep))).run(txn)?;
+        Err::<((), bool), _>(Error::Full)
+    });
+    assert!(matches!(failed, Err(Error::Full)));
+    assert_ne!(shown(), Some(false));
 }
