@@ -8,10 +8,14 @@ use super::{
 use crate::cache::record::u64_at;
 use std::time::Duration;
 
-/// How often the limits are asked for a turn that suits all of them.
-const ROUNDS: usize = 32;
+/// How often the limits are asked for a turn that suits all of them: each time one of them goes on to a later gap, of which
+/// none has more than 65.
+const ROUNDS: usize = MOST * 65 + 1;
 /// Set in the first byte if a [`Ban`] follows the budgets.
 const BANNED: u8 = 0x80;
+/// 100 years in ns: who is shut out for longer is told so much. Beyond the end of time there is no turn, and who never has
+/// one would be taken for too costly.
+const LONGEST_BAN: u64 = 100 * 31_557_600 * 1_000_000_000;
 
 /// The budgets of one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +146,7 @@ impl Cell {
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
     #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
-        let mut turn = now.max(self.ban.until);
+        let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_BAN)));
         let mut by = By::Ban;
         let alone = self.others.is_empty();
         for _ in 0..ROUNDS {
@@ -186,9 +190,14 @@ impl Cell {
     /// Leaves at most `remaining` of every limit.
     pub(super) fn leave_at_most(&mut self, remaining: u32, now: u64) {
         for budget in self.budgets_mut() {
-            let excess = budget.quota(now).remaining.saturating_sub(remaining);
-            if excess > 0 {
-                budget.charge(excess, now);
+            // Where somebody waits, what is left may be in several pieces, of which the largest counts.
+            for _ in 0..ROUNDS {
+                let excess = budget.quota(now).remaining.saturating_sub(remaining);
+                if excess == 0 {
+                    break;
+                }
+                // Not charged: a debt at the end of the line leaves the pieces, and would grow each time this is said.
+                budget.take(now, excess);
             }
         }
     }
@@ -318,9 +327,10 @@ fn read(bytes: &[u8]) -> Option<Read> {
 }
 
 impl Slots {
-    /// Their stored form.
-    pub(super) fn write(&self) -> Vec<u8> {
-        let mut out = [u64::from(self.cost).to_le_bytes(), self.asked.to_le_bytes()].concat();
+    /// Their stored form. `mark` tells the limits that they were taken of: for others they mean something else.
+    pub(super) fn write(&self, mark: u32) -> Vec<u8> {
+        let head = u64::from(self.cost) | u64::from(mark) << 32;
+        let mut out = [head.to_le_bytes(), self.asked.to_le_bytes()].concat();
         for slot in std::iter::once(&self.first).chain(&self.others) {
             out.extend_from_slice(&slot.start.to_le_bytes());
             out.extend_from_slice(&slot.end.to_le_bytes());
@@ -328,16 +338,13 @@ impl Slots {
         out
     }
 
-    pub(super) fn read(bytes: &[u8]) -> Option<Slots> {
+    /// `None`: damaged, or taken of other limits.
+    pub(super) fn read(bytes: &[u8], mark: u32) -> Option<Slots> {
         let (head, slots) = bytes.split_at_checked(16)?;
+        let cost = u64_at(head, 0).filter(|cost| (cost >> 32) as u32 == mark)? as u32;
         let mut slots =
             slots.chunks_exact(16).map_while(|slot| Some(Slot { start: u64_at(slot, 0)?, end: u64_at(slot, 8)? }));
-        Some(Slots {
-            cost: u64_at(head, 0)?.try_into().ok()?,
-            asked: u64_at(head, 8)?,
-            first: slots.next()?,
-            others: slots.collect(),
-        })
+        Some(Slots { cost, asked: u64_at(head, 8)?, first: slots.next()?, others: slots.collect() })
     }
 }
 

@@ -148,7 +148,8 @@ impl Transition {
         let mut strangers = Vec::new();
         if planned != Ok(now) {
             let waiting = match opened.cell.is_waited_for(opened.at) {
-                true => self.alive(line, terms.queue.clamp(LOOK, MOST_WAITING)),
+                // Who is refused anyway does not ask how many wait.
+                true => self.alive(line, if planned.is_ok() { terms.queue.clamp(LOOK, MOST_WAITING) } else { LOOK }),
                 false => Vec::new(),
             };
             strangers = self.strangers(&waiting);
@@ -163,7 +164,7 @@ impl Transition {
             let slots = opened.cell.take(turn, ask.cost, now);
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
-                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write() }));
+                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write(terms.limits.mark()) }));
             }
             (turn, Duration::from_nanos(turn - now), slots)
         });
@@ -179,12 +180,13 @@ impl Transition {
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
     /// in the line for who comes later: a cell keeps few holes.
     fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
+        let mark = self.ask.terms.limits.mark();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
             if planned.is_ok_and(|turn| turn <= waiter.turn) {
                 break;
             }
-            if let Some(slots) = Slots::read(&waiter.payload) {
+            if let Some(slots) = Slots::read(&waiter.payload, mark) {
                 cell.free(&slots, slots.cost, now);
             }
             steps.push(Step::Leave { turn: waiter.turn, ticket: waiter.ticket });
@@ -337,6 +339,8 @@ struct Again {
     key: Key,
     ask: Ask,
     strangers: Vec<u64>,
+    /// Those that were found dead before: some of their turns may still stand in the line.
+    dead: Vec<u64>,
 }
 
 impl Verdict {
@@ -350,13 +354,14 @@ impl Verdict {
 
     #[cold]
     fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers } = again;
+        let Again { scope, key, ask, mut strangers, mut dead } = again;
         strangers.retain(|&instance| scope.is_dead(instance));
         if strangers.is_empty() {
             return None;
         }
         self.decided = Err(Refusal { by: By::Queue, after: None });
-        Some(ask_over(&scope, key, ask, strangers))
+        dead.append(&mut strangers);
+        Some(ask_over(&scope, key, ask, dead))
     }
 }
 
@@ -397,7 +402,7 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
     let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
     let ticket = if waits { rand::random() } else { 0 };
     let times = Times::of(scope, &ask.terms.limits);
-    let (held, asked) = (scope.clone(), ask.clone());
+    let (held, asked, known) = (scope.clone(), ask.clone(), dead.clone());
     let transition = Transition { ask, times, instance, ticket, dead };
     scope.update_line(
         CELLS,
@@ -406,7 +411,7 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
         move |said| {
             let Said { decided, quotas, strangers } = said?;
             let again = (!strangers.is_empty())
-                .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers }));
+                .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers, dead: known }));
             let decided = decided.map(|(turn, wait, slots)| {
                 let row = (!wait.is_zero()).then_some((turn, ticket));
                 let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
@@ -774,3 +779,6 @@ impl Cache {
         self.root().throttle(name, limits)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,12 @@ use super::{
     sliding::SlidingWindow,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
 /// The most limits that one name can have.
 pub(super) const MOST: usize = 8;
@@ -246,6 +251,13 @@ impl Limits {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Limit> {
         std::iter::once(&self.first).chain(self.others())
+    }
+
+    /// Tells these limits from others, whatever they are called.
+    pub(super) fn mark(&self) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        self.iter().for_each(|limit| limit.rule.hash(&mut hasher));
+        hasher.finish() as u32
     }
 
     pub(super) fn others(&self) -> &[Limit] {

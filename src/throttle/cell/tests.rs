@@ -279,7 +279,7 @@ proptest! {
         cell.quotas(&limits, None, now);
         let written = cell.write();
         prop_assert!(read(&written).is_some());
-        let _ = Slots::read(&bytes);
+        let _ = Slots::read(&bytes, bytes.get(4).copied().unwrap_or(0).into());
     }
 
     #[test]
@@ -289,10 +289,66 @@ proptest! {
         for cost in costs {
             if let Ok(turn) = cell.plan(NOW, cost, EVER) {
                 let slots = cell.take(turn, cost, NOW);
-                prop_assert_eq!(Slots::read(&slots.write()), Some(slots));
+                prop_assert_eq!(Slots::read(&slots.write(cost), cost), Some(slots));
             }
         }
         cell.hold(NOW + 5);
         prop_assert_eq!(open(Some(&cell.write()), &limits, NOW), cell);
     }
+}
+
+#[test]
+fn what_is_left_at_most_is_taken_once_also_while_somebody_waits() {
+    let limits = Limits::from(Rate::per_second(1).burst(5));
+    let mut cell = open(None, &limits, NOW);
+    let slots: Vec<Slots> = (0..10)
+        .map(|_| {
+            let turn = cell.plan(NOW, 1, EVER).unwrap();
+            cell.take(turn, 1, NOW)
+        })
+        .collect();
+    let now = NOW + 2 * SECOND + SECOND / 2;
+    let mut cell = open(Some(&cell.write()), &limits, now);
+    cell.free(&slots[5], 1, now);
+    let left = cell.quotas(&limits, None, now).first.remaining;
+    cell.leave_at_most(0, now);
+    assert_eq!((left, cell.quotas(&limits, None, now).first.remaining), (1, 0));
+    let ends = cell.ends();
+    for _ in 0..1_000 {
+        cell.leave_at_most(0, now);
+    }
+    assert_eq!(cell.ends(), ends, "said again, it takes nothing");
+}
+
+#[test]
+fn who_is_shut_out_for_ever_is_told_so() {
+    for limits in
+        [per_second(1), SlidingWindow::new(1, Duration::from_secs(1)).into(), CalendarWindow::per_utc_day(1).into()]
+    {
+        let mut cell = open(None, &limits, NOW);
+        cell.hold(u64::MAX);
+        let refusal = cell.plan(NOW, 1, Duration::ZERO).unwrap_err();
+        assert_eq!(refusal.by, By::Ban, "{limits} {refusal:?}");
+        assert!(
+            refusal.after.is_some_and(|after| after > Duration::from_secs(50 * 365 * 86_400)),
+            "{limits} {refusal:?}"
+        );
+    }
+}
+
+#[test]
+fn limits_whose_gaps_never_meet_have_a_turn_behind_all() {
+    // What is free of the one, at every 20th second, is not of the other, which has every 20th from the 10th on.
+    let budget = |from: u64| {
+        let end = NOW + 1_000 * SECOND;
+        let holes = (0..32).flat_map(|nth| [from + 20 * nth, from + 20 * nth + 1].map(|second| NOW + second * SECOND));
+        let numbers = [end, SECOND, NOW, 0, end - SECOND].into_iter().chain(holes);
+        let state: Vec<u8> = numbers.flat_map(u64::to_le_bytes).collect();
+        [&[1][..], &(state.len() as u16).to_le_bytes(), &state].concat()
+    };
+    let stored = [&[2][..], &NOW.to_le_bytes(), &budget(10), &budget(20)].concat();
+    let limits = Limits::from([Rate::per_second(1), Rate::per_second(1)]);
+    let cell = open(Some(&stored), &limits, NOW);
+    assert_eq!(cell.write(), stored);
+    assert_eq!(cell.plan(NOW, 1, EVER), Ok(NOW + 1_000 * SECOND));
 }
