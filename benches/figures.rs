@@ -7,6 +7,8 @@
 //! It ends with an error if one is missed. `FLOODGATE_GATEWAY` names another binary to look at.
 #![allow(missing_docs)]
 
+#[path = "../tests/gateway/load.rs"]
+mod load;
 #[path = "../tests/gateway/process.rs"]
 mod process;
 
@@ -35,8 +37,9 @@ async fn main() -> ExitCode {
     }
     let mut figures = stampede().await;
     figures.extend(throttle().await);
+    figures.extend(waiting().await);
     for Figure { what, wanted, measured, met } in &figures {
-        println!("{:<6} {what:<58} {wanted:<14} {measured}", if *met { "ok" } else { "MISSED" });
+        println!("{:<6} {what:<60} {wanted:<14} {measured}", if *met { "ok" } else { "MISSED" });
     }
     if figures.iter().all(|figure| figure.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -81,42 +84,62 @@ async fn stampede() -> Vec<Figure> {
 
 /// Three processes share 50 a second, and are asked for more than that the whole time.
 async fn throttle() -> Vec<Figure> {
-    const HAMMERING: Duration = Duration::from_secs(4);
     let cache = tempdir().expect("a temporary directory");
-    let gateways: Vec<Gateway> =
-        (0..3).map(|_| Gateway::start(cache.path(), &["--throttle", "50/1", "--throttle-by", "all"])).collect();
-    let began = Instant::now();
-    let mut clients = JoinSet::new();
-    for gateway in gateways.iter().cycle().take(12) {
-        let url = gateway.url("/hello");
-        clients.spawn(async move {
-            let browser = Browser::http1();
-            let (mut asked, mut admitted) = (0_u32, 0_u32);
-            while began.elapsed() < HAMMERING {
-                asked += 1;
-                admitted += u32::from(browser.get(&url).await.status == StatusCode::OK);
-            }
-            (asked, admitted)
-        });
-    }
-    let counts = clients.join_all().await;
-    let took = began.elapsed().as_secs_f64();
-    let asked: u32 = counts.iter().map(|(asked, _)| asked).sum();
-    let admitted: u32 = counts.iter().map(|(_, admitted)| admitted).sum();
+    let flags = ["--throttle", "50/1", "--throttle-by", "all"];
+    let gateways = [(); 3].map(|()| Gateway::start(cache.path(), &flags));
+    let (shares, took) = load::hammer(&gateways, Duration::from_secs(4)).await;
+    let (all, took) = (load::total(&shares), took.as_secs_f64());
     let most = 50.0 + 50.0 * took;
+    let portion = f64::from(all.admitted) / most;
+    let each: Vec<u32> = shares.iter().map(|share| share.admitted).collect();
+    let least = each.iter().min().copied().unwrap_or_default();
     vec![
         figure(
             "three processes at 50/1: admitted in the time",
             format!("<= {most:.1}"),
-            format!("{admitted} of {asked} in {took:.2} s"),
-            f64::from(admitted) <= most,
+            format!("{} of {} in {took:.2} s", all.admitted, all.asked),
+            f64::from(all.admitted) <= most,
         ),
         figure(
-            "three processes at 50/1: nor much less than that",
-            format!(">= {:.1}", most * 0.9),
-            admitted,
-            f64::from(admitted) >= most * 0.9,
+            "three processes at 50/1: used of the budget",
+            "95 to 100 %",
+            format!("{:.1} %", portion * 100.0),
+            (0.95..=1.0).contains(&portion),
         ),
+        // Who comes when there is room gets it, as if by lot: half of a third is five deviations off.
+        figure(
+            "three processes at 50/1: admitted by each",
+            format!(">= {}", all.admitted / 6),
+            format!("{each:?}"),
+            least >= all.admitted / 6,
+        ),
+    ]
+}
+
+/// 30 at once at two processes that share 10 a second and let them wait.
+async fn waiting() -> Vec<Figure> {
+    let cache = tempdir().expect("a temporary directory");
+    let flags = ["--throttle", "10/1", "--throttle-by", "all", "--throttle-wait", "30"];
+    let gateways = [(); 2].map(|()| Gateway::start(cache.path(), &flags));
+    let answers = load::at_once(&gateways, 30).await;
+    let served = answers.iter().filter(|(_, answer)| answer.status == StatusCode::OK).count();
+    let last = answers.last().map(|(time, _)| *time).unwrap_or_default();
+    let times: Vec<Duration> = answers.iter().skip(10).map(|(time, _)| *time).collect();
+    let mut off: Vec<Duration> =
+        times.windows(2).map(|pair| (pair[1] - pair[0]).abs_diff(Duration::from_millis(100))).collect();
+    off.sort_unstable();
+    let (half, most) = (off[off.len() / 2], off[off.len() - 1]);
+    let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+    vec![
+        figure("30 at once, two processes at 10/1 that wait: served", "30", served, served == 30),
+        figure(
+            "30 at once, two processes at 10/1 that wait: the last after",
+            "2.0 to 2.2 s",
+            format!("{:.3} s", last.as_secs_f64()),
+            (2.0..=2.2).contains(&last.as_secs_f64()),
+        ),
+        figure("their gaps of 100 ms are off by, p50 of 19", "<= 10 ms", ms(half), half <= Duration::from_millis(10)),
+        figure("their gaps of 100 ms are off by, at most", "<= 50 ms", ms(most), most <= Duration::from_millis(50)),
     ]
 }
 

@@ -1,5 +1,5 @@
-//! Good manners towards somebody else's server, with hyper-util's client: no more than the agreed rate for each host, no
-//! two requests to it at once, and nothing asked twice.
+//! Good manners towards somebody else's server, with hyper-util's client: no more than the agreed rate for each host, nor
+//! than its answers say is left, no two requests to it at once, and nothing asked twice.
 //!
 //! `cargo run --example hyper_client` asks a small server of its own; with a URL (`-- http://example.com/`) it asks that.
 
@@ -24,7 +24,7 @@ async fn main() -> Result<(), tower::BoxError> {
     let host = |request: &Asked| request.uri().authority().map(|host| host.as_str().to_owned());
     let mut client = ServiceBuilder::new()
         .layer(StampedeCacheLayer::new(cache.scope("web"), Duration::from_secs(10)))
-        .layer(ThrottleLayer::new(cache.scope("web"), 1, Duration::from_secs(1)).name(host).wait())
+        .layer(ThrottleLayer::new(cache.scope("web"), 1, Duration::from_secs(1)).name(host).learn().wait())
         .layer(BarrierLayer::new(cache.scope("web"), Lock).name(host))
         .service(Client::builder(TokioExecutor::new()).build_http());
 

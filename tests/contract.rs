@@ -7,7 +7,11 @@ use http::{Request, Response};
 use probe::{MINUTE, Probe, SECOND, Watch, at_once, cache, get, paused_cache, soon, text};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::GlobalConcurrencyLimitLayer, service_fn};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt,
+    limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer},
+    service_fn,
+};
 use tower_floodgate::{
     BarrierLayer, Body, Fail, Lock, RLock, Rejection, Semaphore, StampedeCacheLayer, ThrottleLayer, name,
     stampede::CacheStatus, throttle::Rate,
@@ -156,6 +160,35 @@ async fn who_waits_for_a_lock_holds_no_readiness() {
     assert!(began.elapsed() < SECOND / 2, "another name passes meanwhile");
     drop(held);
     assert_eq!(waiting.await.unwrap().status(), 200);
+}
+
+/// Calls one instance again and again, which its owner keeps while it waits.
+async fn kept<L, S>(layer: L, calls: usize)
+where
+    L: Layer<ConcurrencyLimit<Probe>, Service = S>,
+    S: Service<Request<String>, Error = Infallible>,
+{
+    let mut service = layer.layer(ConcurrencyLimit::new(Probe::new(1), 1));
+    for _ in 0..calls {
+        let answering = service.ready().await.unwrap().call(get("/"));
+        assert!(soon(answering).await.is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_keeps_a_service_and_waits_for_a_turn_does_not_hold_what_the_turn_needs() {
+    kept(ThrottleLayer::new(paused_cache().scope("a"), 1, SECOND).wait(), 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_keeps_a_service_and_waits_for_a_lock_does_not_hold_what_the_lock_needs() {
+    let scope = paused_cache().scope("a");
+    let held = scope.lock("").acquire().await.unwrap();
+    let free = async {
+        tokio::time::sleep(SECOND).await;
+        drop(held);
+    };
+    tokio::join!(free, kept(BarrierLayer::new(scope.clone(), Lock), 2));
 }
 
 #[tokio::test]

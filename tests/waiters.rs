@@ -21,7 +21,7 @@ use tower_floodgate::{
 mod bound;
 #[path = "support/processes.rs"]
 mod processes;
-use bound::{Admitted, overdrawn};
+use bound::{Admitted, Random, overdrawn};
 use nix::sys::signal::Signal;
 use processes::{Child, say};
 
@@ -169,23 +169,22 @@ impl Turn {
     }
 }
 
-/// Waits for a line.
-fn until(child: &mut Child, expected: &str) {
-    loop {
-        match child.line() {
-            line if line == expected => return,
-            line => assert!(!line.is_empty(), "the child has ended"),
-        }
-    }
+/// The child's next line, if it goes on.
+fn line(child: &mut Child) -> String {
+    let line = child.line();
+    assert!(!line.is_empty() && !line.contains("panicked"), "the child has ended: {line} {}", child.line());
+    line
+}
+
+fn until_served(child: &mut Child) {
+    while line(child) != "served" {}
 }
 
 /// Has a child ask for a turn, and answers which it was given.
 fn ask(child: &mut Child) -> Turn {
     child.tell("ask 1");
     loop {
-        let line = child.line();
-        assert!(!line.is_empty(), "the child has ended");
-        if let Some(turn) = Turn::parse(&line) {
+        if let Some(turn) = Turn::parse(&line(child)) {
             return turn;
         }
     }
@@ -225,21 +224,27 @@ fn a_turn_of_a_killed_process_that_has_passed_is_gone() {
     let place = Place::new();
     let step = ms(250);
     let mut crew = [place.start("ask", "1/250ms"), place.start("ask", "1/250ms")];
-    let zero = ask(&mut crew[0]).not_before;
+    let zero = ask(&mut crew[0]);
     for n in 0..40 {
         ask(&mut crew[n % 2]);
     }
     let [first, mut second] = crew;
     first.kill();
-    until(&mut second, "served");
+    until_served(&mut second);
     let before = now();
     let newcomer = ask(&mut second);
     let decided = (before, newcomer.not_after - newcomer.wait);
-    let number = newcomer.number(zero, step);
-    let at = |number: u64| zero + number * step.as_nanos() as u64;
-    assert_eq!(number % 2, 1, "{number} was the other's");
-    assert!(at(number) >= decided.0, "{number} has passed");
-    assert!(number == 1 || at(number - 2) < decided.1, "{number} is not the earliest");
+    // Whatever is not known to the nanosecond counts in favour.
+    let at = |number: u64| {
+        let since = number * step.as_nanos() as u64;
+        (zero.not_before + since, zero.not_after + since)
+    };
+    let is_the_earliest = |number: u64| {
+        let (from, to) = at(number);
+        let is_given = from <= newcomer.not_after && to >= newcomer.not_before;
+        is_given && to >= decided.0 && (number == 1 || at(number - 2).0 < decided.1)
+    };
+    assert!((1..40).step_by(2).any(is_the_earliest), "{newcomer:?}, {zero:?}, decided at {decided:?}");
 }
 
 #[test]
@@ -248,25 +253,25 @@ fn two_hundred_turns_of_a_killed_process_are_filled_one_by_one() {
     let step = ms(10).as_nanos() as u64;
     let [mut first, mut second] = [place.start("ask", "100/1s burst 10"), place.start("ask", "100/1s burst 10")];
     first.tell("ask 210");
-    (0..20).for_each(|_| until(&mut first, "served"));
+    (0..20).for_each(|_| until_served(&mut first));
     first.kill();
     second.tell("ask 100");
     let (mut turns, mut served) = (Vec::new(), 0);
     while served < 100 {
-        match second.line() {
+        match line(&mut second) {
             line if line == "served" => served += 1,
             line => turns.extend(Turn::parse(&line)),
         }
     }
     assert!(turns[0].wait <= step, "{} ns are not the earliest", turns[0].wait);
-    let (last, zero) = (turns[99], turns[0]);
-    for (n, turn) in turns.iter().enumerate() {
-        let from_to = (turn.not_before.saturating_sub(zero.not_after), turn.not_after - zero.not_before);
-        let expected = n as u64 * step;
-        assert!((from_to.0..=from_to.1).contains(&expected), "{n}: {from_to:?}");
+    for pair in turns.windows(2) {
+        let [before, turn] = pair else { unreachable!() };
+        let (least, most) = (turn.not_before.saturating_sub(before.not_after), turn.not_after - before.not_before);
+        // Or that of the next place has passed, where the machine is slow.
+        assert!((least..=most).contains(&step) || turn.wait <= step, "{before:?}, {turn:?}");
     }
     let admitted = place.admitted();
-    println!("{} admitted, the last turn {:?}", admitted.len(), last);
+    println!("{} admitted, the last of them waited {} ns", admitted.len(), turns[99].wait);
     assert_eq!(overdrawn(&admitted, 10, step), None);
 }
 
@@ -307,50 +312,13 @@ fn killed_at_any_moment_four_processes_admit_no_more_than_the_rate() {
     let most = 20 + took / step;
     println!("{} of {most} units in {} admissions; {killed} killed", bound::units(&admitted), admitted.len());
     assert_eq!(overdrawn(&admitted, 20, step), None);
-    assert!(bound::units(&admitted) >= most / 4, "too little happened to say anything");
+    assert!(bound::units(&admitted) >= 100, "too little happened to say anything");
     assert_eq!(place.cache.stats().damaged, 0);
 
-    // As much more as the rate may have left there is found out.
-    let somewhere = admitted[random.below(admitted.len() as u64) as usize];
-    admitted.push(Admitted { units: 21, ..somewhere });
+    // What no rate like this one admits at a moment is found out.
+    let moment = admitted[random.below(admitted.len() as u64) as usize].not_before;
+    admitted.push(Admitted { not_before: moment, not_after: moment, units: 21 });
     assert!(overdrawn(&admitted, 20, step).is_some());
-}
-
-#[test]
-fn an_admission_too_many_is_found_wherever_it_is() {
-    let at = |time: u64| Admitted { not_before: time, not_after: time + 3, units: 1 };
-    let burst = (0..5).map(|_| at(1_000));
-    let full: Vec<_> = burst.chain((1..200).map(|n| at(1_000 + n * 10))).collect();
-    assert_eq!(overdrawn(&full, 5, 10), None);
-    assert_eq!(overdrawn(&[], 5, 10), None);
-    let mut random = Random(1);
-    for _ in 0..100 {
-        let mut more = full.clone();
-        more.push(at(1_000 + random.below(1_980)));
-        let (from, length, units) = overdrawn(&more, 5, 10).unwrap();
-        assert!(units * 10 > 50 + length && from >= 1_000);
-        let mut early = full.clone();
-        early[5 + random.below(100) as usize].not_before -= 11;
-        assert_eq!(overdrawn(&early, 5, 10), None, "it may have come in time");
-        let nth = 5 + random.below(100) as usize;
-        early = full.clone();
-        early[nth] = at(1_000 + (nth as u64 - 4) * 10 - 11);
-        assert!(overdrawn(&early, 5, 10).is_some(), "{nth}");
-    }
-}
-
-/// Numbers by lot, the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
 }
 
 /// Not a test of its own: what the children of this file's tests do.

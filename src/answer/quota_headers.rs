@@ -108,8 +108,10 @@ impl<'a> Limits<'a> {
         if unnamed().nth(1).is_none() {
             return quoted(self.scope);
         }
-        let before = unnamed().filter(|other| rank(other) < rank(quota)).count();
-        quoted(&format!("{}-{}", self.scope, before + 1))
+        // Of limits of one rank the tightest is first: nothing else tells them apart.
+        let before = self.in_order().into_iter().filter(|other| other.name.is_none());
+        let number = 1 + before.take_while(|other| !std::ptr::eq(*other, quota)).count();
+        quoted(&format!("{}-{number}", self.scope))
     }
 }
 

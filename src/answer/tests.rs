@@ -200,6 +200,9 @@ fn policies_stay_as_they_are_whichever_limit_is_the_tightest() {
         assert_eq!(text(refused.headers(), "ratelimit-policy"), Some(policy));
         assert_eq!(problem(refused)["violated-policies"], serde_json::json!([name]));
     }
+    // Limits of one size have a name each all the same, the tightest the first.
+    let response = admit(&answer, Response::default(), decision("api", second(3), vec![hour(7), second(9)]));
+    assert_eq!(text(response.headers(), "ratelimit"), Some(r#""api-1";r=3;t=1, "api-2";r=9;t=1, "api-3";r=7;t=3000"#));
     // Beside named ones, a single unnamed limit needs no number.
     let response = admit(&answer, Response::default(), decision("api", second(3), vec![named(9)]));
     assert_eq!(text(response.headers(), "ratelimit"), Some(r#""api";r=3;t=1, "tokens";r=9;t=30"#));

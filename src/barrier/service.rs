@@ -2,6 +2,7 @@
 
 use super::layer::BarrierLayer;
 use crate::{
+    accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
     lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory},
@@ -71,8 +72,11 @@ where
                 Step::Call(guard) => State::Calling { future: self.inner.call(request), guard },
                 Step::Say(output) => State::Said { output: Some(output) },
             },
-            // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
-            None => State::Acquiring { acquiring: Box::new(acquiring), next: Some((self.inner.clone(), request)) },
+            // The clone asks for its own readiness when its turn comes.
+            None => {
+                let next = Some((to_call_later(&mut self.inner), request));
+                State::Acquiring { acquiring: Box::new(acquiring), next }
+            }
         };
         ResponseFuture { state, outcome }
     }

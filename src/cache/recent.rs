@@ -4,8 +4,8 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Cells that are kept, at most; a new one takes the place of the one in its slot. Some 1 MiB, once something is refused.
-const SLOTS: usize = 8192;
+/// Cells that are kept, at most; a new one takes the place of the one in its slot. Some 128 KiB, once something is refused.
+const SLOTS: usize = 1024;
 /// The longest row that is kept: longer ones are those with waiters.
 const ROW_MAX: usize = 95;
 

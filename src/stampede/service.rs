@@ -7,7 +7,10 @@ use super::{
     layer::StampedeCacheLayer,
     status::CacheStatus,
 };
-use crate::name::{Name, NameBuf, Named, Target};
+use crate::{
+    accessors::to_call_later,
+    name::{Name, NameBuf, Named, Target},
+};
 use pin_project::pin_project;
 use std::{
     fmt,
@@ -80,8 +83,8 @@ where
                 Box::pin(core.fly(claim, asked, self.inner.call(request)))
             }
             Plan::Follow(flight) => {
-                // Who waits must not sit on the readiness: a clone asks for its own if it has to call.
-                let following = core.clone().follow(name.into(), flight, self.inner.clone(), request);
+                // The clone asks for its own readiness if it has to call.
+                let following = core.clone().follow(name.into(), flight, to_call_later(&mut self.inner), request);
                 Box::pin(following)
             }
             Plan::Alone => {

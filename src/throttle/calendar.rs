@@ -10,7 +10,7 @@ use self::{
 use super::{
     Quota,
     algorithm::{Algorithm, Moment, Slot, Spent},
-    rate::number,
+    text::{ParseLimitError, number},
 };
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -326,46 +326,25 @@ impl fmt::Display for CalendarWindow {
 }
 
 impl FromStr for CalendarWindow {
-    type Err = ParseCalendarWindowError;
+    type Err = ParseLimitError;
 
-    fn from_str(text: &str) -> Result<Self, ParseCalendarWindowError> {
-        let fail = |reason| ParseCalendarWindowError { text: text.chars().take(SHOWN_CHARS).collect(), reason };
-        let (count, name) = text.split_once('/').ok_or_else(|| fail(Reason::Shape))?;
-        let unit = Unit::ALL.iter().find(|(_, unit)| *unit == name.trim()).ok_or_else(|| fail(Reason::Unit))?;
-        let count = number(count).filter(|&count| count > 0).ok_or_else(|| fail(Reason::Count))?;
-        Ok(CalendarWindow { count, unit: unit.0 })
-    }
-}
-
-/// Why a text is no [`CalendarWindow`]; its message says what one looks like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseCalendarWindowError {
-    text: Box<str>,
-    reason: Reason,
-}
-
-/// How much of a wrong text the error keeps.
-const SHOWN_CHARS: usize = 60;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    Shape,
-    Count,
-    Unit,
-}
-
-impl fmt::Display for ParseCalendarWindowError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = match self.reason {
-            Reason::Shape => "it is not `count/unit`",
-            Reason::Count => "the count must be from 1 to 4294967295",
-            Reason::Unit => "the unit must be `hour`, `day` or `month`",
+    fn from_str(text: &str) -> Result<Self, ParseLimitError> {
+        let shape = || ParseLimitError::other_kind(text, "it is not a count, a `/` and a unit that begins with `utc-`");
+        let (count, name) = text.split_once('/').ok_or_else(shape)?;
+        let name = name.trim();
+        let known = Unit::ALL.iter().find(|(_, unit)| *unit == name);
+        let (unit, _) = match known {
+            Some(known) => known,
+            None if name.starts_with("utc") => {
+                return Err(ParseLimitError::new(text, "the unit must be `utc-hour`, `utc-day` or `utc-month`"));
+            }
+            None => return Err(shape()),
         };
-        write!(f, "{:?} is no calendar window: {reason}; write it like `1000/utc-day`", self.text)
+        let count = number(count).filter(|&count| count > 0);
+        let count = count.ok_or_else(|| ParseLimitError::new(text, "the count must be from 1 to 4294967295"))?;
+        Ok(CalendarWindow { count, unit: *unit })
     }
 }
-
-impl std::error::Error for ParseCalendarWindowError {}
 
 #[cfg(test)]
 mod tests;

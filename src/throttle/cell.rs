@@ -1,8 +1,9 @@
 //! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
 
 use super::{
-    Quota,
+    Advice, Quota,
     algorithm::{Moment, Slot},
+    learnt::{self, Learnt},
     limits::{Budget, Limit, Limits, MOST, Stored},
 };
 use crate::cache::record::u64_at;
@@ -16,6 +17,8 @@ const BANNED: u8 = 0x80;
 /// 100 years in ns: who is shut out for longer is told so much. Beyond the end of time there is no turn, and who never has
 /// one would be taken for too costly.
 const LONGEST_BAN: u64 = 100 * 31_557_600 * 1_000_000_000;
+/// Set in the first byte if a [`Learnt`] comes last.
+const LEARNT: u8 = 0x40;
 
 /// The budgets of one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +28,8 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
+    /// Of those only who call a foreign server.
+    learnt: Option<Box<Learnt>>,
     /// Not stored; see [`is_remade`](Cell::is_remade).
     remade: bool,
 }
@@ -79,6 +84,8 @@ pub(super) enum By {
     Limit(usize),
     /// Too many refusals before, or somebody who said so.
     Ban,
+    /// What the answers of a foreign server have said.
+    Learnt,
     /// Too many wait already.
     Queue,
 }
@@ -87,10 +94,29 @@ impl Cell {
     /// The cell as it is at that moment. `booted` is when the machine started.
     #[inline]
     pub(super) fn open(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
+        let alone = stored.and_then(|stored| Cell::reopen(stored, limits, at, booted));
+        alone.unwrap_or_else(|| Cell::make(stored, limits, at, booted))
+    }
+
+    /// The shortest way, and by far the most frequent: one limit, nothing changed.
+    #[inline]
+    fn reopen(stored: &[u8], limits: &Limits, at: Moment, booted: u64) -> Option<Cell> {
+        let (&[1], rest) = stored.split_first_chunk()? else { return None };
+        let (since, budget) = rest.split_first_chunk()?;
+        let since = u64::from_le_bytes(*since);
+        if since < booted || !limits.others().is_empty() {
+            return None;
+        }
+        let first = limits.first.rule.reopen(budget, at)?;
+        Some(Cell { since, first, others: Vec::new(), ban: Ban::default(), learnt: None, remade: false })
+    }
+
+    fn make(stored: Option<&[u8]>, limits: &Limits, at: Moment, booted: u64) -> Cell {
         let Some(mut found) = stored.and_then(read) else {
             let open = |limit: &Limit| limit.rule.open(None, at, false).0;
             let others = limits.others().iter().map(open).collect();
-            return Cell { since: at.now, first: open(&limits.first), others, ban: Ban::default(), remade: false };
+            let (since, first, ban) = (at.now, open(&limits.first), Ban::default());
+            return Cell { since, first, others, ban, learnt: None, remade: false };
         };
         let rebooted = found.since < booted;
         let mut same = found.others.len() == limits.others().len();
@@ -105,7 +131,10 @@ impl Cell {
         // Later than now: what was taken at this very moment was taken of the limits before.
         let remade = rebooted || !same;
         let since = if remade { at.now.saturating_add(1) } else { found.since };
-        Cell { since, first, others, ban: found.ban, remade }
+        if let Some(learnt) = &mut found.learnt {
+            learnt.advance(at.now);
+        }
+        Cell { since, first, others, ban: found.ban, learnt: found.learnt.map(Box::new), remade }
     }
 
     /// Whether it is not what was stored, but made out of that as of now. Until it is written, time changes nothing of it.
@@ -148,6 +177,11 @@ impl Cell {
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
         let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_BAN)));
         let mut by = By::Ban;
+        if let Some(learnt) = &self.learnt
+            && learnt.earliest(turn) > turn
+        {
+            (turn, by) = (learnt.earliest(turn), By::Learnt);
+        }
         let alone = self.others.is_empty();
         for _ in 0..ROUNDS {
             let before = turn;
@@ -202,6 +236,31 @@ impl Cell {
         }
     }
 
+    /// Whether who has waited for its turn may go now, as far as bans and foreign servers are concerned.
+    pub(super) fn is_open(&self, now: u64) -> bool {
+        self.ban.until <= now && self.learnt.as_ref().is_none_or(|learnt| learnt.earliest(now) <= now)
+    }
+
+    fn learnt(&mut self, now: u64) -> &mut Learnt {
+        let learnt = self.learnt.get_or_insert_default();
+        learnt.advance(now);
+        learnt
+    }
+
+    /// A request goes to a foreign server, which will [answer](Cell::answered).
+    pub(super) fn sent(&mut self, now: u64) {
+        self.learnt(now).sent();
+    }
+
+    /// The request that went at `sent` is back with some advice, or never will be.
+    pub(super) fn answered(&mut self, sent: u64, advice: Option<&Advice>, now: u64) {
+        let learnt = self.learnt(now);
+        learnt.returned(sent);
+        if let Some(advice) = advice {
+            learnt.told(advice, sent, now);
+        }
+    }
+
     /// Counts a refusal. `false`: there is nothing to be written down, since the name is shut out already.
     pub(super) fn refused(&mut self, block: Block, now: u64) -> bool {
         if self.ban.until > now {
@@ -235,6 +294,9 @@ impl Cell {
         if self.banned(now).is_some() {
             first.remaining = 0;
         }
+        if self.others.is_empty() && self.learnt.is_none() {
+            return Quotas { first, others: Vec::new() };
+        }
         let mut others: Vec<Quota> =
             self.others.iter().zip(limits.others()).map(|(budget, limit)| quota(budget, limit)).collect();
         let leading = match by {
@@ -248,25 +310,33 @@ impl Cell {
         if let Some(other) = leading.checked_sub(1).and_then(|place| others.get_mut(place)) {
             std::mem::swap(&mut first, other);
         }
+        if let Some(room) = self.learnt.as_ref().and_then(|learnt| learnt.room(now)) {
+            first.remaining = first.remaining.min(room);
+        }
         Quotas { first, others }
     }
 
     /// When the cell will mean nothing any more.
     pub(super) fn ends(&self) -> u64 {
         let budgets = self.budgets().map(Budget::ends).max().unwrap_or(0);
-        budgets.max(self.ban.until).max(self.ban.forgotten)
+        let learnt = self.learnt.as_ref().map_or(0, |learnt| learnt.ends());
+        budgets.max(self.ban.until).max(self.ban.forgotten).max(learnt)
     }
 
     pub(super) fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         let banned = self.ban != Ban::default();
-        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 });
+        let learnt = if self.learnt.is_some() { LEARNT } else { 0 };
+        out.push((1 + self.others.len() as u8) | if banned { BANNED } else { 0 } | learnt);
         out.extend_from_slice(&self.since.to_le_bytes());
         self.budgets().for_each(|budget| budget.write(&mut out));
         if banned {
             out.extend_from_slice(&self.ban.until.to_le_bytes());
             out.extend_from_slice(&self.ban.forgotten.to_le_bytes());
             out.extend_from_slice(&self.ban.refusals.to_le_bytes());
+        }
+        if let Some(learnt) = &self.learnt {
+            learnt.write(&mut out);
         }
         out
     }
@@ -278,6 +348,7 @@ struct Read {
     first: Option<Stored>,
     others: Vec<Option<Stored>>,
     ban: Ban,
+    learnt: Option<Learnt>,
 }
 
 impl Read {
@@ -314,7 +385,7 @@ fn read(bytes: &[u8]) -> Option<Read> {
     let (&head, rest) = bytes.split_first()?;
     let (since, mut rest) = rest.split_first_chunk()?;
     let first = Some(Stored::read(&mut rest)?);
-    let others = (1..head & !BANNED).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
+    let others = (1..head & !(BANNED | LEARNT)).map(|_| Stored::read(&mut rest).map(Some)).collect::<Option<_>>()?;
     let ban = match head & BANNED {
         0 => Ban::default(),
         _ => Ban {
@@ -323,7 +394,11 @@ fn read(bytes: &[u8]) -> Option<Read> {
             refusals: u32::from_le_bytes(rest.get(16..20)?.try_into().ok()?),
         },
     };
-    Some(Read { since: u64::from_le_bytes(*since), first, others, ban })
+    let learnt = match head & LEARNT {
+        0 => None,
+        _ => Some(Learnt::read(rest.last_chunk::<{ learnt::SIZE }>()?)?),
+    };
+    Some(Read { since: u64::from_le_bytes(*since), first, others, ban, learnt })
 }
 
 impl Slots {

@@ -2,10 +2,10 @@
 
 use super::{
     Limit, Limiter, Limits, Rate,
+    ask::{Ask, MOST_WAITING, nanos},
     cell::Block,
-    limiter::{Ask, MOST_WAITING},
     limits::Rule,
-    policy::{Allowing, Costing, Denying, Flat, RateOf, Refunding, Settling},
+    policy::{Allowing, Costing, Denying, Flat, Learning, LearningBy, RateOf, Refunding, Settling},
     service::Throttle,
 };
 use crate::{
@@ -101,13 +101,13 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// that is gone; a limit that is new beside others starts full. A change counts from the first request after it. Who
     /// waits keeps the turn that was given out, and what was taken before is not settled any more.
     pub fn rate_of<F>(self, limits: F) -> ThrottleLayer<N, A, RateOf<P, F>> {
-        self.policy(|inner| RateOf { inner, f: limits })
+        self.wrap(|inner| RateOf { inner, f: limits })
     }
 
     /// What a request takes from the budget: 1 unless said otherwise. More than the burst is always refused; 0 passes
     /// without being counted.
     pub fn cost<F>(self, cost: F) -> ThrottleLayer<N, A, Costing<P, F>> {
-        self.policy(|inner| Costing { inner, f: cost })
+        self.wrap(|inner| Costing { inner, f: cost })
     }
 
     /// What a request really cost, once its response says so: `keep` takes from the request what `cost` wants to know of it.
@@ -117,26 +117,77 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     ///
     /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
-        self.policy(|inner| Settling { inner, f: (keep, cost) })
+        self.wrap(|inner| Settling { inner, f: (keep, cost) })
     }
 
     /// Does not count calls whose response is like this, whatever [`settle`](ThrottleLayer::settle) says: what they took is
     /// given back, as far as time has not done so meanwhile. A call that fails without a response stays spent.
     pub fn refund_if<F>(self, uncounted: F) -> ThrottleLayer<N, A, Refunding<P, F>> {
-        self.policy(|inner| Refunding { inner, f: uncounted })
+        self.wrap(|inner| Refunding { inner, f: uncounted })
     }
 
     /// Requests that pass, uncounted.
     pub fn allow<F>(self, allowed: F) -> ThrottleLayer<N, A, Allowing<P, F>> {
-        self.policy(|inner| Allowing { inner, f: allowed })
+        self.wrap(|inner| Allowing { inner, f: allowed })
     }
 
     /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
-        self.policy(|inner| Denying { inner, f: denied })
+        self.wrap(|inner| Denying { inner, f: denied })
     }
 
-    fn policy<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
+    /// For clients: heeds what the answers of a foreign server say of its own budget, so that all who share this one stop
+    /// before the server has to refuse. Read are `Retry-After` where it has refused, `RateLimit`, and the many kinds of
+    /// `X-RateLimit-*`: see [`Advice::read_at`](super::Advice::read_at), and [in a client](super#in-a-client) for what becomes of it.
+    ///
+    /// Responses must be [`http::Response`]s; for others, and for other words, there is [`learn_by`](ThrottleLayer::learn_by).
+    /// A name should be what the server counts by: mostly the host, or the host and the credentials.
+    pub fn learn(self) -> ThrottleLayer<N, A, Learning<P>> {
+        let scope = self.scope.clone();
+        self.learning().wrap(|inner| Learning { inner, scope })
+    }
+
+    /// As [`learn`](ThrottleLayer::learn), by your own reading of the response.
+    ///
+    /// ```
+    /// # use tower_floodgate::{Cache, ThrottleLayer, throttle::{Advice, Rate}};
+    /// # let cache = Cache::temporary()?;
+    /// let layer = ThrottleLayer::of(cache.scope("api"), Rate::per_second(50))
+    ///     .learn_by(|response: &reqwest::Response| Advice::read(response.status(), response.headers()));
+    /// # let _ = layer;
+    /// # Ok::<(), tower_floodgate::Error>(())
+    /// ```
+    pub fn learn_by<F>(self, advice: F) -> ThrottleLayer<N, A, LearningBy<P, F>> {
+        self.learning().wrap(|inner| LearningBy { inner, f: advice })
+    }
+
+    fn learning(mut self) -> Self {
+        self.ask.terms_mut().learns = true;
+        self
+    }
+
+    /// The longest time for which a foreign server's answer can hold requests back; what asks for more is cut. One hour unless said
+    /// otherwise. Only with [`learn`](ThrottleLayer::learn) or [`learn_by`](ThrottleLayer::learn_by) is anything held back.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    #[track_caller]
+    pub fn hold_at_most(mut self, longest: Duration) -> Self {
+        assert!(!longest.is_zero(), "a hold of {longest:?} at most never holds");
+        self.ask.terms_mut().longest = longest;
+        self
+    }
+
+    /// A [`Policy`](super::policy::Policy) of your own, in place of all that was said by [`rate_of`](ThrottleLayer::rate_of),
+    /// [`cost`](ThrottleLayer::cost), [`settle`](ThrottleLayer::settle), [`refund_if`](ThrottleLayer::refund_if),
+    /// [`allow`](ThrottleLayer::allow), [`deny`](ThrottleLayer::deny), [`learn`](ThrottleLayer::learn) and
+    /// [`learn_by`](ThrottleLayer::learn_by) before. What they say after it goes around it.
+    pub fn policy<Q>(self, policy: Q) -> ThrottleLayer<N, A, Q> {
+        self.wrap(|_| policy)
+    }
+
+    fn wrap<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
         let ThrottleLayer { scope, ask, name, answer, policy, manner } = self;
         ThrottleLayer { scope, ask, name, answer, policy: wrap(policy), manner }
     }
@@ -228,12 +279,13 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// It goes by the layer's own limits. For a name to which [`rate_of`](ThrottleLayer::rate_of) gives others,
     /// [`Scope::throttle`] takes those: by the wrong ones, all but the reading and the reset changes the limits of the name.
     pub fn limiter(&self, name: &str) -> Limiter {
-        Limiter::new(&self.scope, name.as_bytes(), self.ask.clone())
+        let mut ask = self.ask.clone();
+        // What it admits is answered elsewhere.
+        if ask.terms.learns {
+            ask.terms_mut().learns = false;
+        }
+        Limiter::new(&self.scope, name.as_bytes(), ask)
     }
-}
-
-fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<S, N: Clone, A: Clone, P: Clone> Layer<S> for ThrottleLayer<N, A, P> {

@@ -1,432 +1,18 @@
-//! The decision of a throttle, without tower: one row, one pure function, one turn.
+//! A throttle without tower.
 
 use super::{
-    Quota,
-    algorithm::Moment,
-    cell::{Block, By, Cell, Quotas, Refusal, Slots},
-    limits::{Limits, Rule},
+    Advice, Quota,
+    ask::{Ask, Opened, Times, Verdict, ask, nanos},
+    cell::{By, Cell, Quotas, Refusal},
+    limits::Limits,
+    turn::Spent,
 };
 use crate::{
-    cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Line, Pending, Scope, Step, Waiter, block_on},
+    cache::{CELLS, Cache, Change, Found, Key, Kind, Pending, Scope, block_on},
     error::Error,
     rejection::Reason,
 };
-use hyper::rt::Sleep;
-use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::{Duration, UNIX_EPOCH},
-};
-
-/// Who waits for a name is looked at so far.
-const LOOK: usize = 256;
-/// The longest queue that can be asked for.
-pub(super) const MOST_WAITING: usize = 10_000;
-/// Instances that one decision asks after at most: some 200 microseconds, at most every 25 ms.
-const ASKED_AFTER: usize = 64;
-
-/// How a name is throttled.
-#[derive(Clone, Debug)]
-pub(super) struct Terms {
-    pub(super) limits: Limits,
-    /// How many may wait at once.
-    pub(super) queue: usize,
-    pub(super) block: Option<Block>,
-    /// Digest of the cell's tag, 0 for none.
-    pub(super) tag: u64,
-    /// How long the cell is kept at least, in ns.
-    pub(super) retention: u64,
-}
-
-/// What is to be decided.
-#[derive(Clone, Debug)]
-pub(super) struct Ask {
-    pub(super) terms: Arc<Terms>,
-    pub(super) cost: u32,
-    pub(super) patience: Duration,
-}
-
-impl Ask {
-    pub(super) fn new(limits: Limits) -> Ask {
-        let terms = Terms { limits, queue: MOST_WAITING, block: None, tag: 0, retention: 0 };
-        Ask { terms: Arc::new(terms), cost: 1, patience: Duration::ZERO }
-    }
-
-    pub(super) fn terms_mut(&mut self) -> &mut Terms {
-        Arc::make_mut(&mut self.terms)
-    }
-
-    /// The same by other limits.
-    pub(super) fn by(&self, limits: Limits) -> Ask {
-        Ask { terms: Arc::new(Terms { limits, ..(*self.terms).clone() }), ..*self }
-    }
-}
-
-/// Brings cells up to date; read before the transaction.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    booted: u64,
-    /// How far the wall clock was ahead of machine time.
-    lead: i64,
-}
-
-impl Times {
-    fn of(scope: &Scope, limits: &Limits) -> Times {
-        let handle = scope.handle();
-        let lead = match limits.iter().any(|limit| matches!(limit.rule, Rule::CalendarWindow(_))) {
-            true => {
-                let wall = handle.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-                i64::try_from(wall).unwrap_or(i64::MAX).wrapping_sub_unsigned(handle.now())
-            }
-            false => 0,
-        };
-        Times { booted: handle.shared.offset, lead }
-    }
-
-    fn at(self, now: u64) -> Moment {
-        Moment { now, wall: now.saturating_add_signed(self.lead) }
-    }
-}
-
-/// A cell's row, opened for some limits.
-struct Opened {
-    cell: Cell,
-    tag: u64,
-    at: Moment,
-}
-
-impl Opened {
-    #[inline]
-    fn new(found: Found<'_>, limits: &Limits, times: Times, now: u64) -> Opened {
-        let at = times.at(now);
-        let (payload, tag) = match found {
-            Found::Row(row) => (Some(row.payload), row.tag),
-            // A damaged cell is counted, and as good as a full budget.
-            Found::Absent | Found::Damaged => (None, 0),
-        };
-        Opened { cell: Cell::open(payload, limits, at, times.booted), tag, at }
-    }
-
-    fn put(&self, tag: u64, retention: u64) -> Change {
-        let tag = if tag == 0 { self.tag } else { tag };
-        let expires = self.cell.ends().max(self.at.now.saturating_add(retention));
-        Change::Put { expires, tag, payload: self.cell.write() }
-    }
-}
-
-/// What a transaction says of an [`Ask`].
-struct Said {
-    /// When its turn is, how long that is to wait, and what was taken.
-    decided: Result<(u64, Duration, Slots), Refusal>,
-    quotas: Quotas,
-    /// Instances of other processes that wait in front.
-    strangers: Vec<u64>,
-}
-
-/// The part of an [`Ask`] that runs in the transaction.
-struct Transition {
-    ask: Ask,
-    times: Times,
-    instance: u64,
-    ticket: u64,
-    /// Instances whose turns will not be taken.
-    dead: Vec<u64>,
-}
-
-impl Transition {
-    fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Said, Change, Vec<Step>) {
-        let (ask, terms) = (&self.ask, &*self.ask.terms);
-        let mut opened = Opened::new(found, &terms.limits, self.times, now);
-        let mut steps = Vec::new();
-        if !self.dead.is_empty() {
-            self.bury(&mut opened.cell, line, now, &mut steps);
-        }
-        let mut planned = opened.cell.plan(now, ask.cost, ask.patience);
-        let mut strangers = Vec::new();
-        if planned != Ok(now) {
-            let waiting = match opened.cell.is_waited_for(opened.at) {
-                // Who is refused anyway does not ask how many wait.
-                true => self.alive(line, if planned.is_ok() { terms.queue.clamp(LOOK, MOST_WAITING) } else { LOOK }),
-                false => Vec::new(),
-            };
-            strangers = self.strangers(&waiting);
-            if let (Ok(turn), true) = (planned, waiting.len() >= terms.queue) {
-                let next = waiting.first().map_or(turn, |first| first.turn).saturating_sub(now);
-                planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
-            }
-        }
-        let mut changed = !steps.is_empty() || opened.cell.is_remade();
-        let decided = planned.map(|turn| {
-            changed |= ask.cost > 0;
-            let slots = opened.cell.take(turn, ask.cost, now);
-            if turn > now {
-                let (ticket, instance) = (self.ticket, self.instance);
-                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write(terms.limits.mark()) }));
-            }
-            (turn, Duration::from_nanos(turn - now), slots)
-        });
-        let by = decided.as_ref().err().map(|refusal| refusal.by);
-        if let (Some(block), true) = (terms.block, by.is_some()) {
-            changed |= opened.cell.refused(block, now);
-        }
-        let quotas = opened.cell.quotas(&terms.limits, by, now);
-        let change = if changed { opened.put(terms.tag, terms.retention) } else { Change::Keep };
-        (Said { decided, quotas, strangers }, change, steps)
-    }
-
-    /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
-    /// in the line for who comes later: a cell keeps few holes.
-    fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
-        let mark = self.ask.terms.limits.mark();
-        for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
-            let planned = cell.plan(now, self.ask.cost, Duration::MAX);
-            if planned.is_ok_and(|turn| turn <= waiter.turn) {
-                break;
-            }
-            if let Some(slots) = Slots::read(&waiter.payload, mark) {
-                cell.free(&slots, slots.cost, now);
-            }
-            steps.push(Step::Leave { turn: waiter.turn, ticket: waiter.ticket });
-        }
-    }
-
-    fn alive(&self, line: &Line<'_>, most: usize) -> Vec<Waiter> {
-        let mut waiting = line.waiting(most);
-        waiting.retain(|waiter| !self.dead.contains(&waiter.instance));
-        waiting
-    }
-
-    /// Those whose turns come first: the others will be asked after later.
-    fn strangers(&self, waiting: &[Waiter]) -> Vec<u64> {
-        let mut strangers = Vec::new();
-        for waiter in waiting.iter().take(LOOK) {
-            if waiter.instance != self.instance && !strangers.contains(&waiter.instance) {
-                strangers.push(waiter.instance);
-                if strangers.len() == ASKED_AFTER {
-                    break;
-                }
-            }
-        }
-        strangers
-    }
-}
-
-/// What was taken for a request: given back when dropped, until it is [spent](Turn::spend).
-#[derive(Debug)]
-pub(super) struct Turn(Option<Box<Taken>>);
-
-#[derive(Debug)]
-struct Taken {
-    scope: Scope,
-    key: Key,
-    terms: Arc<Terms>,
-    slots: Slots,
-    /// The waiter's row, if it has one.
-    row: Option<(u64, u64)>,
-}
-
-impl Taken {
-    /// Gives back what was taken too much, or takes what is missing.
-    fn settle(self, actual: u32) {
-        let Taken { scope, key, terms, slots, row } = self;
-        if actual == slots.cost {
-            return;
-        }
-        let times = Times::of(&scope, &terms.limits);
-        scope.post_line(CELLS, key, move |found, _, now| {
-            let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
-            // A cell that is gone was full, or evicted: there is nothing to give back to.
-            if matches!(found, Found::Absent) && actual <= slots.cost {
-                return ((), Change::Keep, steps);
-            }
-            let mut opened = Opened::new(found, &terms.limits, times, now);
-            // The limits have changed since: they are not to be changed back.
-            if opened.cell.is_remade() {
-                return ((), Change::Keep, steps);
-            }
-            opened.cell.free(&slots, slots.cost.saturating_sub(actual), now);
-            opened.cell.charge(actual.saturating_sub(slots.cost), now);
-            ((), opened.put(terms.tag, terms.retention), steps)
-        });
-    }
-}
-
-impl Turn {
-    /// What was taken is used from now on.
-    pub(super) fn spend(mut self) -> Spent {
-        Spent(self.0.take())
-    }
-
-    /// Waits for the turn, which is used from then on.
-    pub(super) fn comes_after(self, wait: Duration, scope: &Scope) -> Waiting {
-        let handle = scope.handle();
-        let now = handle.now();
-        let due = now.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
-        scope.note(Event::WaitBegan);
-        Waiting { sleep: handle.sleep(wait), due, slept_at: now, scope: scope.clone(), turn: Some(self) }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if let Some(taken) = self.0.take() {
-            taken.settle(0);
-        }
-    }
-}
-
-/// What was taken and used; it stays spent unless it is [settled](Spent::settle).
-#[derive(Debug)]
-pub(super) struct Spent(Option<Box<Taken>>);
-
-impl Spent {
-    /// Says what the request really cost.
-    pub(super) fn settle(self, actual: u32) {
-        if let Some(taken) = self.0 {
-            taken.settle(actual);
-        }
-    }
-}
-
-/// The wait for a [`Turn`]; dropped early, the turn is given back.
-pub(super) struct Waiting {
-    sleep: Pin<Box<dyn Sleep>>,
-    /// Machine time in ns of the turn, and of the last time that sleep began.
-    due: u64,
-    slept_at: u64,
-    scope: Scope,
-    turn: Option<Turn>,
-}
-
-impl Future for Waiting {
-    type Output = Spent;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Spent> {
-        loop {
-            ready!(self.sleep.as_mut().poll(cx));
-            let now = self.scope.handle().now();
-            // A user's clock may wake early. If it stood still meanwhile, sleeping on would never end.
-            if now >= self.due || now <= self.slept_at {
-                break;
-            }
-            self.slept_at = now;
-            self.sleep = self.scope.handle().sleep(Duration::from_nanos(self.due - now));
-        }
-        Poll::Ready(self.turn.take().map_or(Spent(None), Turn::spend))
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.scope.note(Event::WaitEnded);
-    }
-}
-
-/// How a decision came out.
-#[derive(Debug)]
-pub(super) struct Verdict {
-    pub(super) decided: Result<(Duration, Turn), Refusal>,
-    pub(super) quotas: Quotas,
-    again: Option<Box<Again>>,
-}
-
-/// What it takes to ask again: others wait in front, and may be dead.
-struct Again {
-    scope: Scope,
-    key: Key,
-    ask: Ask,
-    strangers: Vec<u64>,
-    /// Those that were found dead before: some of their turns may still stand in the line.
-    dead: Vec<u64>,
-}
-
-impl Verdict {
-    /// Asks once more if any of those in front turn out to be dead, with their turns given back. The turn of this answer
-    /// is given back first.
-    #[inline]
-    pub(super) fn again(&mut self) -> Option<Pending<Result<Verdict, Error>>> {
-        let again = self.again.take()?;
-        self.ask_again(*again)
-    }
-
-    #[cold]
-    fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers, mut dead } = again;
-        strangers.retain(|&instance| scope.is_dead(instance));
-        if strangers.is_empty() {
-            return None;
-        }
-        self.decided = Err(Refusal { by: By::Queue, after: None });
-        dead.append(&mut strangers);
-        Some(ask_over(&scope, key, ask, dead))
-    }
-}
-
-/// Asks for a turn, in one transaction; in two if others wait in front and are found dead.
-#[inline]
-pub(super) fn ask(scope: &Scope, key: Key, ask: Ask) -> Pending<Result<Verdict, Error>> {
-    if let Some(verdict) = refuse_at_a_glance(scope, key, &ask) {
-        return Pending::ready(Ok(verdict));
-    }
-    let mut pending = ask_over(scope, key, ask, Vec::new());
-    match &mut pending {
-        Pending::Ready(Some(Ok(verdict))) => verdict.again().unwrap_or(pending),
-        _ => pending,
-    }
-}
-
-/// Refuses what a glance at the cell shows to be refused. All else, such as what has to be written down, takes a
-/// transaction.
-#[inline]
-fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
-    let terms = &*ask.terms;
-    if terms.block.is_some() || !ask.patience.is_zero() {
-        return None;
-    }
-    scope.glance(&key, |found, now| {
-        let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
-        let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
-        if opened.cell.is_remade() || opened.cell.is_waited_for(opened.at) {
-            return None;
-        }
-        let quotas = opened.cell.quotas(&terms.limits, Some(refusal.by), now);
-        Some(Verdict { decided: Err(refusal), quotas, again: None })
-    })?
-}
-
-fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
-    let waits = !ask.patience.is_zero();
-    let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
-    let ticket = if waits { rand::random() } else { 0 };
-    let times = Times::of(scope, &ask.terms.limits);
-    let (held, asked, known) = (scope.clone(), ask.clone(), dead.clone());
-    let transition = Transition { ask, times, instance, ticket, dead };
-    scope.update_line(
-        CELLS,
-        key,
-        move |found, line, now| transition.run(found, line, now),
-        move |said| {
-            let Said { decided, quotas, strangers } = said?;
-            let again = (!strangers.is_empty())
-                .then(|| Box::new(Again { scope: held.clone(), key, ask: asked.clone(), strangers, dead: known }));
-            let decided = decided.map(|(turn, wait, slots)| {
-                let row = (!wait.is_zero()).then_some((turn, ticket));
-                let taken = Taken { scope: held, key, terms: asked.terms, slots, row };
-                (wait, Turn(Some(Box::new(taken))))
-            });
-            Ok(Verdict { decided, quotas, again })
-        },
-    )
-}
-
-impl fmt::Debug for Again {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Again").field("strangers", &self.strangers).finish_non_exhaustive()
-    }
-}
+use std::{fmt, time::Duration};
 
 /// A throttle by name, without tower.
 ///
@@ -504,7 +90,13 @@ impl Permit {
     /// Says what it really cost: what was reserved too much is given back, as far as time has not done so meanwhile, and
     /// what is missing is taken, even beyond the limit.
     pub fn settle(self, actual: u32) {
-        self.spent.settle(actual);
+        self.spent.settle(Some(actual), None);
+    }
+
+    /// Says what the foreign server's answer advises, as a layer that [learns](super::ThrottleLayer::learn) does; it means
+    /// something only to a limiter that is [learning](Limiter::learning).
+    pub fn learn(self, advice: Advice) {
+        self.spent.settle(None, Some(advice));
     }
 }
 
@@ -513,7 +105,7 @@ impl Refusal {
         match (self.by, self.after) {
             (By::Ban, _) => Reason::Blocked,
             (By::Queue, _) => Reason::QueueFull,
-            (By::Limit(_), Some(_)) => Reason::Throttled,
+            (By::Limit(_), Some(_)) | (By::Learnt, _) => Reason::Throttled,
             (By::Limit(_), None) => Reason::TooCostly,
         }
     }
@@ -532,6 +124,15 @@ impl Limiter {
     pub fn cost(&self, cost: u32) -> Limiter {
         let mut limiter = self.clone();
         limiter.ask.cost = cost;
+        limiter
+    }
+
+    /// The same throttle for calls to a foreign server, whose answers are heeded: see
+    /// [`ThrottleLayer::learn`](super::ThrottleLayer::learn). Each [`Permit`] counts as a call on its way until
+    /// [`Permit::learn`] says what was answered, or it is dropped.
+    pub fn learning(&self) -> Limiter {
+        let mut limiter = self.clone();
+        limiter.ask.terms_mut().learns = true;
         limiter
     }
 
@@ -568,10 +169,14 @@ impl Limiter {
             }
             let quota = verdict.quotas.first;
             return match verdict.decided {
-                Ok((wait, turn)) => {
-                    let spent = if wait.is_zero() { turn.spend() } else { turn.comes_after(wait, &self.scope).await };
-                    Ok(Permit { quota, spent })
-                }
+                Ok((wait, turn)) if wait.is_zero() => Ok(Permit { quota, spent: turn.spend() }),
+                Ok((wait, turn)) => match turn.comes_after(wait, patience, &self.scope).await {
+                    Ok(spent) => Ok(Permit { quota, spent }),
+                    Err(refused) => {
+                        asked = Pending::ready(Ok(refused));
+                        continue;
+                    }
+                },
                 Err(refusal) => Err(refusal.into_error(quota)),
             };
         }
@@ -632,7 +237,7 @@ impl Limiter {
     ///
     /// If the cache cannot be used.
     pub async fn block(&self, hold: Duration) -> Result<(), Error> {
-        let hold = u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX);
+        let hold = nanos(hold);
         self.change(move |cell, now| cell.hold(now.saturating_add(hold))).await
     }
 
@@ -682,32 +287,44 @@ impl Limiter {
     ///
     /// As [`acquire_timeout`](Limiter::acquire_timeout).
     pub fn acquire_timeout_blocking(&self, patience: Duration) -> Result<Permit, LimitError> {
+        let began = self.scope.handle().now();
         let mut asked = self.ask_for(patience);
-        let verdict = loop {
+        loop {
             let mut verdict = asked.wait().map_err(LimitError::Cache)?;
-            match verdict.again() {
-                Some(again) => asked = again,
-                None => break verdict,
+            if let Some(again) = verdict.again() {
+                asked = again;
+                continue;
             }
-        };
-        let quota = verdict.quotas.first;
-        let (wait, turn) = match verdict.decided {
-            Ok(admitted) => admitted,
-            Err(refusal) => return Err(refusal.into_error(quota)),
-        };
+            let quota = verdict.quotas.first;
+            let (wait, turn) = match verdict.decided {
+                Ok(admitted) => admitted,
+                Err(refusal) => return Err(refusal.into_error(quota)),
+            };
+            if wait.is_zero() || !self.sleep_through(wait) || !turn.may_be_overtaken() {
+                return Ok(Permit { quota, spent: turn.spend() });
+            }
+            let waited = Duration::from_nanos(self.scope.handle().now().saturating_sub(began));
+            match turn.look_again(patience.saturating_sub(waited)).wait() {
+                Ok(verdict) => asked = Pending::ready(Ok(verdict)),
+                Err(turn) => return Ok(Permit { quota, spent: turn.spend() }),
+            }
+        }
+    }
+
+    /// Sleeps until the turn; `false`: a user's clock stood still meanwhile, and sleeping on would never end.
+    fn sleep_through(&self, wait: Duration) -> bool {
         let handle = self.scope.handle();
         let mut slept_at = handle.now();
-        let due = slept_at.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX));
+        let due = slept_at.saturating_add(nanos(wait));
         while slept_at < due {
             std::thread::sleep(Duration::from_nanos(due - slept_at));
             let now = handle.now();
-            // A user's clock may stand still: sleeping on would never end.
             if now <= slept_at {
-                break;
+                return false;
             }
             slept_at = now;
         }
-        Ok(Permit { quota, spent: turn.spend() })
+        true
     }
 
     /// As [`peek`](Limiter::peek).
@@ -779,6 +396,3 @@ impl Cache {
         self.root().throttle(name, limits)
     }
 }
-
-#[cfg(test)]
-mod tests;

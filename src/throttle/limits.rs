@@ -6,6 +6,7 @@ use super::{
     calendar::CalendarWindow,
     rate::Rate,
     sliding::SlidingWindow,
+    text::ParseLimitError,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{
@@ -69,6 +70,22 @@ macro_rules! algorithms {
         }
 
         impl Rule {
+            /// The budget that this very limit has stored, as it is now.
+            #[inline]
+            pub(super) fn reopen(&self, stored: &[u8], at: Moment) -> Option<Budget> {
+                let (&[kind, _, _], state) = stored.split_first_chunk()?;
+                match self {
+                    $(Rule::$Algorithm(rule) => {
+                        let mut state = <$Algorithm as Algorithm>::decode(state).filter(|_| kind == $kind)?;
+                        if !rule.made(&state) {
+                            return None;
+                        }
+                        rule.advance(&mut state, at, false);
+                        Some(Budget::$Algorithm(*rule, state))
+                    })+
+                }
+            }
+
             pub(super) fn made(&self, stored: &Stored) -> bool {
                 match (self, stored) {
                     $((Rule::$Algorithm(rule), Stored::$Algorithm(state)) => rule.made(state),)+
@@ -175,14 +192,16 @@ macro_rules! algorithms {
             type Err = ParseLimitError;
 
             fn from_str(text: &str) -> Result<Rule, ParseLimitError> {
-                let mut error = None;
+                let mut wrong = None::<ParseLimitError>;
                 $(
                     match text.parse::<$Algorithm>() {
                         Ok(rule) => return Ok(Rule::$Algorithm(rule)),
-                        Err(why) => error = error.or(Some(why.to_string())),
+                        // What the text is most like says what is wrong with it.
+                        Err(error) if wrong.is_none() || !error.is_other_kind() => wrong = Some(error),
+                        Err(_) => {}
                     }
                 )+
-                Err(ParseLimitError { text: text.into(), reason: error.unwrap_or_default() })
+                Err(wrong.unwrap_or_else(|| ParseLimitError::new(text, "there is no such kind")))
             }
         }
     };
@@ -311,29 +330,10 @@ impl FromStr for Limits {
         let limits = text.split(',').map(str::parse).collect::<Result<Vec<Limit>, _>>()?;
         match limits.len() {
             ..=MOST => Ok(limits.into()),
-            count => Err(ParseLimitError { text: text.into(), reason: format!("{count} limits, {MOST} at most") }),
+            count => Err(ParseLimitError::new(text, format!("these are {count} limits, and {MOST} at most are taken"))),
         }
     }
 }
-
-/// A text that is no limit; what it says names the text and what a limit looks like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseLimitError {
-    text: String,
-    reason: String,
-}
-
-impl fmt::Display for ParseLimitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "`{}` is no limit ({}); write `100/60s`, `100/60s burst 20`, `100/60s sliding` or `1000/utc-day`",
-            self.text, self.reason
-        )
-    }
-}
-
-impl std::error::Error for ParseLimitError {}
 
 macro_rules! as_text {
     ($($type:ty),+) => {$(

@@ -80,6 +80,46 @@
 //! too [many](ThrottleLayer::queue_at_most), is refused at once. The turn of a waiter that is dropped, or whose process
 //! dies, goes to the next that comes and fits; those behind keep theirs.
 //!
+//! # In a client
+//!
+//! Before a client of somebody else's API, [`learn`](ThrottleLayer::learn) heeds what its answers say of the budget over there:
+//! `Retry-After`, `RateLimit`, `X-RateLimit-*`. Twenty workers in any number of processes then stop before the server has to refuse.
+//!
+//! ```
+//! # use http::{Request, Response};
+//! # use std::{convert::Infallible, time::Duration};
+//! # use tower::{ServiceBuilder, service_fn};
+//! # use tower_floodgate::{Cache, ThrottleLayer, throttle::Rate};
+//! # let cache = Cache::temporary()?;
+//! # let client = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(String::new())) });
+//! let client = ServiceBuilder::new()
+//!     .layer(
+//!         ThrottleLayer::of(cache.scope("out"), Rate::per_second(50))
+//!             .name(|request: &Request<()>| request.uri().host().map(str::to_owned))
+//!             .wait_at_most(Duration::from_secs(30))
+//!             .learn(),
+//!     )
+//!     .service(client);
+//! # let _ = tower::ServiceExt::oneshot(client, Request::new(()));
+//! # Ok::<(), tower_floodgate::Error>(())
+//! ```
+//!
+//! - A refusal with `Retry-After` holds the whole name back for as long as it says. Without, nothing is changed: retries are
+//!   yours, or tower's.
+//! - What is left over there is one more limit of the name, until its reset. Requests on their way count on top of what
+//!   the last answer said, so the order in which answers come back does not matter. A request counts as one, whatever it
+//!   [costs](ThrottleLayer::cost) here.
+//! - After the reset one request goes ahead, and others follow at the server's average pace, one a second at least, until its answer is there. What
+//!   was learnt is forgotten an hour after the reset.
+//! - Who waits already keeps the place in the budget here, and looks again when the turn comes: if the server has said stop
+//!   meanwhile, it waits on from the end of that, perhaps behind some who came later, or is refused if that takes longer
+//!   than it would wait.
+//! - No answer holds anything back for longer than [an hour](ThrottleLayer::hold_at_most), and only its own name. What says
+//!   nothing that can be understood changes nothing.
+//! - Not foreseen is what others take from the same budget: where it runs out, the server may refuse as many as they take in
+//!   the time of one call. Before the first answer nothing is known at all, and of those who leave before, the server may refuse some.
+//! - It takes one more write a response.
+//!
 //! # To operate it
 //!
 //! [`shadow`](ThrottleLayer::shadow) tries a limit without enforcing it; [`allow`](ThrottleLayer::allow) and
@@ -88,19 +128,13 @@
 //! [`Cache::throttle`](crate::Cache::throttle) one without any layer. The [`Decision`] rides in the extensions of request and response, counts are
 //! in [`Stats`](crate::Stats), and every refusal is a `tracing` event of level debug with the scope and the limit.
 //!
-//! # How many names
-//!
-//! State has a fixed size ([`Builder::state_size`](crate::Builder::state_size)), half of which is for throttle cells: some 100 bytes a name. When that is
-//! full, cells that have run full again go first, for they mean nothing; then those nearest to full, each of which gives its
-//! name a fresh budget too early. [`Stats::cells_evicted`](crate::Stats::cells_evicted) counts these: if it grows, the
-//! state is too small for the number of names that are throttled at once.
-//!
 //! # A flood of names
 //!
-//! All names share one file of [fixed size](crate::Builder::state_size); neither memory nor disk grows with their number.
-//! What is full again is dropped along the way. Where that is not enough, a new name takes the place of one among 32: a
-//! name of the scope that has most of them, and there the one nearest to full. So a flood displaces its own names: those
-//! of other scopes keep their budgets, and so do those of its scope that have spent more than its names did.
+//! All names share one file of [fixed size](crate::Builder::state_size), half of which is for them: some 100 bytes a name.
+//! Neither memory nor disk grows with their number. What is full again, and so means nothing, is dropped along the way.
+//! Where that is not enough, a new name takes the place of one among 32: a name of the scope that has most of them, and
+//! there the one nearest to full. So a flood displaces its own names: those of other scopes keep their budgets, and so do
+//! those of its scope that have spent more than its names did.
 //!
 //! A name that is dropped early has its full burst again, which may be once too often: the [`Stats`](crate::Stats) say how
 //! many were, in `cells_evicted`. Who expects more busy names than fit makes the file larger; a limit whose names cost
@@ -111,10 +145,13 @@
 //! The request passes, uncounted, and is noted in [`Stats`](crate::Stats);
 //! [`fail_closed`](ThrottleLayer::fail_closed) refuses it instead. A damaged cell counts as a full budget.
 
+mod advice;
 mod algorithm;
+mod ask;
 mod calendar;
 mod cell;
 mod layer;
+mod learnt;
 mod limiter;
 mod limits;
 pub mod policy;
@@ -122,13 +159,17 @@ mod quota;
 mod rate;
 mod service;
 mod sliding;
+mod text;
+mod turn;
 
+pub use advice::Advice;
 pub use calendar::CalendarWindow;
 pub use layer::{ThrottleLayer, WaitingThrottleLayer};
 pub use limiter::{LimitError, Limiter, Permit};
-pub use limits::{Limit, Limits, ParseLimitError};
+pub use limits::{Limit, Limits};
 pub use policy::Policy;
 pub use quota::{Decision, Quota};
-pub use rate::{ParseRateError, Rate};
+pub use rate::Rate;
 pub use service::{ResponseFuture, Throttle};
 pub use sliding::SlidingWindow;
+pub use text::ParseLimitError;

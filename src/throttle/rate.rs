@@ -12,8 +12,6 @@ use super::algorithm::{Algorithm, Moment, Slot, Spent};
 use state::State;
 use std::fmt;
 use std::time::Duration;
-pub use text::ParseRateError;
-pub(super) use text::{duration, number};
 
 /// 100 years in nanoseconds. No span and no debt is longer, so that a time of today plus both stays below `u64::MAX`.
 const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
@@ -37,7 +35,7 @@ const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
 /// assert_eq!(rate, "10/s burst 20".parse()?);
 /// assert_eq!(rate.to_string(), "10/1s burst 20");
 /// assert_eq!(Rate::per_minute(100), Rate::new(100, Duration::from_secs(60)));
-/// # Ok::<_, tower_floodgate::throttle::ParseRateError>(())
+/// # Ok::<_, tower_floodgate::throttle::ParseLimitError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {

@@ -2,11 +2,13 @@
 
 use super::{
     Decision,
+    ask::{self, Ask, Verdict},
     layer::{Manner, ThrottleLayer},
-    limiter::{self, Ask, Spent, Verdict, Waiting},
     policy::{Flat, Policy, Standing},
+    turn::{Spent, Waiting},
 };
 use crate::{
+    accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Kind, Pending, Scope},
     error::Error,
@@ -62,7 +64,7 @@ where
                     Named::Pass => Step::Call(None),
                     Named::Yes => {
                         let key = layer.scope.key(Kind::Throttle, name.as_bytes());
-                        let mut verdict = limiter::ask(&layer.scope, key, layer.ask(&request));
+                        let mut verdict = ask::ask(&layer.scope, key, layer.ask(&request));
                         match verdict.now() {
                             Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
                             None => Step::Decide(verdict),
@@ -77,9 +79,9 @@ where
                 future.open = spent.map(|spent| (spent, layer.policy.keep(&request)));
                 State::Calling { future: self.inner.call(request) }
             }
-            // Who waits must not sit on the readiness: a clone asks for its own when its turn comes.
-            Step::Decide(verdict) => State::Deciding { verdict, next: Some((self.inner.clone(), request)) },
-            Step::Wait(waiting) => State::Waiting { waiting, next: Some((self.inner.clone(), request)) },
+            // The clone asks for its own readiness when its turn comes.
+            Step::Decide(verdict) => State::Deciding { verdict, next: Some((to_call_later(&mut self.inner), request)) },
+            Step::Wait(waiting) => State::Waiting { waiting, next: Some((to_call_later(&mut self.inner), request)) },
             Step::Say(output) => State::Said { output: Some(output) },
         };
         future
@@ -114,6 +116,7 @@ struct Outcome<A, P> {
     answer: A,
     policy: P,
     manner: Manner,
+    patience: Duration,
 }
 
 impl<A, P> Outcome<A, P> {
@@ -127,6 +130,7 @@ impl<A, P> Outcome<A, P> {
             answer: layer.answer.clone(),
             policy: layer.policy.clone(),
             manner: layer.manner,
+            patience: layer.ask.patience,
         }
     }
 
@@ -198,7 +202,7 @@ impl<A, P> Outcome<A, P> {
                         self.admitted(&decision);
                         Step::Call(Some(turn.spend()))
                     }
-                    false => Step::Wait(turn.comes_after(wait, &self.scope)),
+                    false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
                 };
                 *told = Some(decision);
                 step
@@ -302,12 +306,21 @@ where
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
-                    let spent = ready!(Pin::new(waiting).poll(cx));
-                    this.told.iter().for_each(|decision| this.outcome.admitted(decision));
+                    let waited = ready!(Pin::new(&mut *waiting).poll(cx));
                     let next = next.take();
-                    let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                    *this.open = Some((spent, this.outcome.policy.keep(request)));
-                    State::Readying { next }
+                    match waited {
+                        Ok(spent) => {
+                            if let Some(decision) = this.told {
+                                decision.waited = waiting.waited();
+                                this.outcome.admitted(decision);
+                            }
+                            let request = &next.as_ref().expect(POLLED_AGAIN).1;
+                            *this.open = Some((spent, this.outcome.policy.keep(request)));
+                            State::Readying { next }
+                        }
+                        // What a foreign server said meanwhile leaves it no turn.
+                        Err(refused) => State::Deciding { verdict: Pending::ready(Ok(refused)), next },
+                    }
                 }
                 StateProj::Readying { next } => {
                     ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
@@ -316,10 +329,9 @@ where
                 }
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
-                    if let Some((spent, kept)) = this.open.take()
-                        && let Some(actual) = this.outcome.policy.settle(kept, &response)
-                    {
-                        spent.settle(actual);
+                    if let Some((spent, kept)) = this.open.take() {
+                        let policy = &this.outcome.policy;
+                        spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
                     let admission = Admission { decision: this.told.take(), guard: None };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));

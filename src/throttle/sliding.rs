@@ -10,7 +10,7 @@
 use super::{
     Quota,
     algorithm::{Algorithm, Moment, Slot, Spent},
-    rate::{duration, number},
+    text::{ParseLimitError, Span, duration, number},
 };
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -342,55 +342,24 @@ fn read_number(bytes: &mut &[u8]) -> Option<u64> {
 
 impl fmt::Display for SlidingWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
-        let (unit, symbol) = units.into_iter().find(|(unit, _)| self.per.is_multiple_of(*unit)).unwrap_or((1, "ns"));
-        write!(f, "{}/{}{symbol} sliding", self.count, self.per / unit)
+        write!(f, "{}/{} sliding", self.count, Span(self.per()))
     }
 }
 
 impl FromStr for SlidingWindow {
-    type Err = ParseSlidingWindowError;
+    type Err = ParseLimitError;
 
-    fn from_str(text: &str) -> Result<Self, ParseSlidingWindowError> {
-        let fail = |reason| ParseSlidingWindowError { text: text.chars().take(SHOWN_CHARS).collect(), reason };
-        let parts = text.trim().strip_suffix("sliding").and_then(|limit| limit.split_once('/'));
-        let (count, per) = parts.ok_or_else(|| fail(Reason::Shape))?;
-        let count = number(count).ok_or_else(|| fail(Reason::Count))?;
-        let per =
-            duration(per).filter(|per| SlidingWindow::checked(1, *per).is_some()).ok_or_else(|| fail(Reason::Time))?;
-        SlidingWindow::checked(count, per).ok_or_else(|| fail(Reason::Count))
+    fn from_str(text: &str) -> Result<Self, ParseLimitError> {
+        let fail = |reason| ParseLimitError::new(text, reason);
+        let shape = || ParseLimitError::other_kind(text, "it is not a count, a `/`, a time and `sliding`");
+        let limit = text.trim().strip_suffix("sliding").ok_or_else(shape)?;
+        let (count, per) = limit.split_once('/').ok_or_else(shape)?;
+        let per = duration(per).filter(|per| SlidingWindow::checked(1, *per).is_some());
+        let per = per.ok_or_else(|| fail("the time must be above zero and up to 100 years, like `60s` or `5m`"))?;
+        let window = number(count).and_then(|count| SlidingWindow::checked(count, per));
+        window.ok_or_else(|| fail("the count must be from 1 to 4294967295"))
     }
 }
-
-/// Why a text is no [`SlidingWindow`]; its message says what one looks like.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseSlidingWindowError {
-    text: Box<str>,
-    reason: Reason,
-}
-
-/// How much of a wrong text the error keeps.
-const SHOWN_CHARS: usize = 60;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reason {
-    Shape,
-    Count,
-    Time,
-}
-
-impl fmt::Display for ParseSlidingWindowError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = match self.reason {
-            Reason::Shape => "it is not `count/time sliding`",
-            Reason::Count => "the count must be from 1 to 4294967295",
-            Reason::Time => "the time must be above zero and up to 100 years, like `60s` or `5m`",
-        };
-        write!(f, "{:?} is no sliding window: {reason}; write it like `100/60s sliding`", self.text)
-    }
-}
-
-impl std::error::Error for ParseSlidingWindowError {}
 
 #[cfg(test)]
 mod tests;

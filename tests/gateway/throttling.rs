@@ -82,11 +82,12 @@ impl Line {
         client.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         self.asked[nth] += 1;
         let stats = format!("http://{}/stats", gateway.admin.unwrap());
-        let waiting = async || {
+        // Who waits, or has waited.
+        let come = async || {
             let stats: serde_json::Value = serde_json::from_str(&self.browser.get(&stats).await.body).unwrap();
-            stats["waiting"].as_u64().unwrap()
+            stats["waiting"].as_u64().unwrap() + stats["waited"].as_u64().unwrap()
         };
-        while waiting().await < self.asked[nth] {
+        while come().await < self.asked[nth] {
             sleep(Duration::from_millis(1)).await;
         }
         client

@@ -215,6 +215,12 @@ fn a_text_that_is_no_limit_says_what_one_looks_like() {
     }
     let error = "10/fortnight".parse::<Limits>().unwrap_err().to_string();
     assert!(error.contains("fortnight"), "{error}");
+    // What is told to be wrong is so of the kind of limit that was meant.
+    for wrong in ["0/60s sliding", "0/utc-day", "99999999999/utc-day"] {
+        let error = wrong.parse::<Limit>().unwrap_err().to_string();
+        assert!(error.contains("count"), "{error}");
+    }
+    assert!("x".repeat(100_000).parse::<Limits>().unwrap_err().to_string().len() < 1_000);
     let nine = ["1/s"; 9].join(",").parse::<Limits>().unwrap_err().to_string();
     assert!(nine.contains("9 limits"), "{nine}");
 }

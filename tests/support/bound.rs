@@ -52,3 +52,40 @@ pub(crate) fn overdrawn(admitted: &[Admitted], burst: u64, step: u64) -> Option<
         })
     })
 }
+
+/// Numbers by lot, the same in each run.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+}
+
+#[test]
+fn an_admission_too_many_is_found_wherever_it_is() {
+    let at = |time: u64| Admitted { not_before: time, not_after: time + 3, units: 1 };
+    let burst = (0..5).map(|_| at(1_000));
+    let full: Vec<_> = burst.chain((1..200).map(|n| at(1_000 + n * 10))).collect();
+    assert_eq!(overdrawn(&full, 5, 10), None);
+    assert_eq!(overdrawn(&[], 5, 10), None);
+    let mut random = Random(1);
+    for _ in 0..100 {
+        let mut more = full.clone();
+        more.push(at(1_000 + random.below(1_980)));
+        let (from, length, units) = overdrawn(&more, 5, 10).unwrap();
+        assert!(units * 10 > 50 + length && from >= 1_000);
+        let mut early = full.clone();
+        early[5 + random.below(100) as usize].not_before -= 11;
+        assert_eq!(overdrawn(&early, 5, 10), None, "it may have come in time");
+        let nth = 5 + random.below(100) as usize;
+        early = full.clone();
+        early[nth] = at(1_000 + (nth as u64 - 4) * 10 - 11);
+        assert!(overdrawn(&early, 5, 10).is_some(), "{nth}");
+    }
+}

@@ -389,13 +389,13 @@ fn it_is_written_as_it_is_read() {
         let message = text.parse::<CalendarWindow>().unwrap_err().to_string();
         assert!(message.contains(what) && message.contains("`1000/utc-day`"), "{message}");
     };
-    says("", "\"\" is no calendar window: it is not `count/unit`");
+    says("", "\"\" is no limit: it is not a count");
     says("1000", "it is not");
     says("0/utc-day", "the count");
     says("4294967296/utc-day", "the count");
     says("-1/utc-day", "the count");
-    says("1/week", "the unit");
-    says("1/60s", "the unit");
+    says("1/utc-week", "the unit");
+    says("1/60s", "it is not");
 }
 
 #[test]

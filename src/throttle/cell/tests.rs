@@ -123,6 +123,26 @@ fn a_restart_of_the_machine_forgets_who_waited() {
 }
 
 #[test]
+fn what_a_foreign_server_says_is_one_more_limit() {
+    let limits = per_second(10);
+    let mut cell = open(None, &limits, NOW);
+    cell.sent(NOW);
+    cell.answered(NOW, Some(&Advice::left(2, Duration::from_secs(60))), NOW);
+    assert_eq!(cell.quotas(&limits, None, NOW).first.remaining, 2);
+    cell.sent(NOW);
+    cell.sent(NOW);
+    let mut cell = open(Some(&cell.write()), &limits, NOW + 1);
+    let refusal = cell.plan(NOW, 1, Duration::ZERO).unwrap_err();
+    assert_eq!(refusal, Refusal { by: By::Learnt, after: Some(Duration::from_secs(60)) });
+    assert_eq!((cell.plan(NOW, 1, EVER), cell.is_open(NOW)), (Ok(NOW + 60 * SECOND), false));
+    assert_eq!(cell.quotas(&limits, None, NOW).first.remaining, 0);
+    // Ours counts too: a turn after the reset is after the spent budget.
+    cell.take(NOW + 60 * SECOND, 10, NOW);
+    assert_eq!(cell.plan(NOW, 1, EVER), Ok(NOW + 60 * SECOND + SECOND / 10));
+    assert!(cell.ends() >= NOW + 3_660 * SECOND, "it is kept as long as it means something");
+}
+
+#[test]
 fn a_name_that_is_refused_too_often_is_blocked() {
     let (limits, block) = (per_second(1), Block { refusals: 3, hold: 60 * SECOND });
     let mut cell = open(None, &limits, NOW);
@@ -276,6 +296,9 @@ proptest! {
             cell.free(&slots, cost, now);
         }
         cell.charge(cost, now);
+        let _ = cell.is_open(now);
+        cell.sent(now);
+        cell.answered(now, Some(&Advice::left(cost, Duration::MAX)), now);
         cell.quotas(&limits, None, now);
         let written = cell.write();
         prop_assert!(read(&written).is_some());
@@ -292,7 +315,11 @@ proptest! {
                 prop_assert_eq!(Slots::read(&slots.write(cost), cost), Some(slots));
             }
         }
+        prop_assert_eq!(open(Some(&cell.write()), &limits, NOW), cell.clone());
         cell.hold(NOW + 5);
+        prop_assert_eq!(open(Some(&cell.write()), &limits, NOW), cell.clone());
+        cell.sent(NOW);
+        cell.answered(NOW, Some(&Advice::left(3, Duration::from_secs(1))), NOW);
         prop_assert_eq!(open(Some(&cell.write()), &limits, NOW), cell);
     }
 }

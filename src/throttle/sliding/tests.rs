@@ -121,8 +121,8 @@ fn it_is_written_as_it_is_read() {
         let message = text.parse::<SlidingWindow>().unwrap_err().to_string();
         assert!(message.contains(what) && message.contains("`100/60s sliding`"), "{message}");
     };
-    says("", "not `count/time sliding`");
-    says("100/60s", "\"100/60s\" is no sliding window: it is not");
+    says("", "it is not a count");
+    says("100/60s", "\"100/60s\" is no limit: it is not");
     says("100 sliding", "it is not");
     says("0/60s sliding", "the count");
     says("4294967296/60s sliding", "the count");

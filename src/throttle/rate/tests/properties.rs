@@ -316,7 +316,7 @@ proptest! {
     ) {
         match text.parse::<Rate>() {
             Ok(rate) => prop_assert_eq!(rate.to_string().parse(), Ok(rate)),
-            Err(error) => prop_assert!(error.to_string().contains("looks like")),
+            Err(error) => prop_assert!(error.to_string().contains("is no limit")),
         }
     }
 
