@@ -376,10 +376,10 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             return Err(error);
         }
         self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes) {
-            if let Some(seen) = txn.seen() {
-                self.state.recents.keep(&self.key.hash, seen, bytes);
-            }
+        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
+            && let Some(seen) = txn.seen()
+        {
+            self.state.recents.keep(&self.key.hash, seen, bytes);
         }
         let written = self.write(txn, change, before)?;
         let stepped = !steps.is_empty()
