@@ -376,7 +376,9 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             return Err(error);
         }
         self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes), Some(seen)) = (self.table, &change, bytes, txn.seen()) {
+        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
+            && let Some(seen) = txn.seen()
+        {
             self.state.recents.keep(&self.key.hash, seen, bytes);
         }
         let written = self.write(txn, change, before)?;

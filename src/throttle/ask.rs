@@ -130,6 +130,8 @@ pub(super) struct Said {
     quotas: Quotas,
     /// Instances of other processes that wait in front.
     strangers: Vec<u64>,
+    /// Those that are known to be dead: some of their turns may still stand in the line.
+    dead: Vec<u64>,
 }
 
 /// The part of an [`Ask`] that runs in the transaction.
@@ -158,7 +160,7 @@ impl Transition {
                 opened.cell.sent(now);
                 let quotas = opened.cell.quotas(&terms.limits, None, now);
                 let decided = Ok((now, Duration::ZERO, slots.clone()));
-                let said = Said { decided, sent: Some(now), quotas, strangers: Vec::new() };
+                let said = Said { decided, sent: Some(now), quotas, strangers: Vec::new(), dead: Vec::new() };
                 return (said, opened.put(terms.tag, terms.retention), steps);
             }
             opened.cell.free(slots, slots.cost, now);
@@ -197,7 +199,8 @@ impl Transition {
         }
         let quotas = opened.cell.quotas(&terms.limits, by, now);
         let change = if changed { opened.put(terms.tag, terms.retention) } else { Change::Keep };
-        (Said { decided, sent, quotas, strangers }, change, steps)
+        let dead = if strangers.is_empty() { Vec::new() } else { self.dead.clone() };
+        (Said { decided, sent, quotas, strangers, dead }, change, steps)
     }
 
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
@@ -251,7 +254,6 @@ struct Again {
     key: Key,
     ask: Ask,
     strangers: Vec<u64>,
-    /// Those that were found dead before: some of their turns may still stand in the line.
     dead: Vec<u64>,
 }
 
@@ -310,8 +312,8 @@ fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
 }
 
 fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result<Verdict, Error>> {
-    let question = Question { dead, ..Question::new(scope, key, ask) };
-    let transition = question.transition();
+    let question = Question::new(scope, key, ask);
+    let transition = question.transition(dead);
     scope.update_line(
         CELLS,
         key,
@@ -327,8 +329,6 @@ pub(super) struct Question {
     ask: Ask,
     instance: u64,
     ticket: u64,
-    /// Instances whose turns will not be taken.
-    dead: Vec<u64>,
 }
 
 impl Question {
@@ -336,18 +336,18 @@ impl Question {
         let waits = !ask.patience.is_zero();
         let instance = if waits { scope.instance().unwrap_or(0) } else { 0 };
         let ticket = if waits { rand::random() } else { 0 };
-        Question { scope: scope.clone(), key, ask, instance, ticket, dead: Vec::new() }
+        Question { scope: scope.clone(), key, ask, instance, ticket }
     }
 
-    pub(super) fn transition(&self) -> Transition {
+    pub(super) fn transition(&self, dead: Vec<u64>) -> Transition {
         let times = Times::of(&self.scope, &self.ask.terms.limits);
-        let Question { ask, instance, ticket, dead, .. } = self;
-        Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead: dead.clone(), held: None }
+        let Question { ask, instance, ticket, .. } = self;
+        Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead, held: None }
     }
 
     pub(super) fn verdict(self, said: Said) -> Verdict {
-        let Said { decided, sent, quotas, strangers } = said;
-        let Question { scope, key, ask, ticket, dead, .. } = self;
+        let Said { decided, sent, quotas, strangers, dead } = said;
+        let Question { scope, key, ask, ticket, .. } = self;
         let again = (!strangers.is_empty())
             .then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers, dead }));
         let decided = decided.map(|(turn, wait, slots)| {

@@ -14,11 +14,11 @@ use std::time::Duration;
 const ROUNDS: usize = MOST * 65 + 1;
 /// Set in the first byte if a [`Ban`] follows the budgets.
 const BANNED: u8 = 0x80;
-/// Set in the first byte if a [`Learnt`] comes last.
-const LEARNT: u8 = 0x40;
 /// 100 years in ns: who is shut out for longer is told so much. Beyond the end of time there is no turn, and who never has
 /// one would be taken for too costly.
 const LONGEST_BAN: u64 = 100 * 31_557_600 * 1_000_000_000;
+/// Set in the first byte if a [`Learnt`] comes last.
+const LEARNT: u8 = 0x40;
 
 /// The budgets of one name.
 #[derive(Clone, Debug, PartialEq)]

@@ -88,7 +88,8 @@ pub struct Permit {
 
 impl Permit {
     /// Says what it really cost: what was reserved too much is given back, as far as time has not done so meanwhile, and
-    /// what is missing is taken, even beyond the limit.
+    /// what is missing is taken, even beyond the limit. If the name has got other limits meanwhile, neither
+    /// happens: what was taken stays taken.
     pub fn settle(self, actual: u32) {
         self.spent.settle(Some(actual), None);
     }

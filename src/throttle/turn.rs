@@ -93,7 +93,7 @@ impl Turn {
         let ask = Ask { terms: terms.clone(), cost: slots.cost, patience };
         let question = Question::new(scope, *key, ask);
         let (scope, held) = (scope.clone(), Held { slots: slots.clone(), row: *row });
-        let transition = Transition { held: Some(held), ..question.transition() };
+        let transition = Transition { held: Some(held), ..question.transition(Vec::new()) };
         scope.update_line(
             CELLS,
             *key,

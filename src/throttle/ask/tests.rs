@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    cache::Kind,
     cache::testing::{Hand, builder},
     throttle::Rate,
 };
@@ -77,17 +78,17 @@ fn who_is_refused_looks_no_further_than_who_is_asked_after() {
 fn however_many_processes_died_the_asking_ends() {
     let hand = Hand::default();
     let cache = hand.on(builder());
-    let limiter = cache.throttle("name", Rate::per_second(1));
+    let (scope, key) = (cache.root(), cache.root().key(Kind::Throttle, b"name"));
     for instance in 1..=200 {
         let transition = transition(Rate::per_second(1), Duration::MAX, instance, Vec::new());
-        let transition = Transition { times: Times::of(&limiter.scope, &limiter.ask.terms.limits), ..transition };
+        let transition = Transition { times: Times::of(scope, &Rate::per_second(1).into()), ..transition };
         let run = move |found: Found<'_>, line: &Line<'_>, now| {
             let (_, change, steps) = transition.run(found, line, now);
             ((), change, steps)
         };
-        limiter.scope.update_line(CELLS, limiter.key, run, |done| done).wait().unwrap();
+        scope.update_line(CELLS, key, run, |done| done).wait().unwrap();
     }
-    let mut asked = limiter.ask_for(Duration::MAX);
+    let mut asked = ask(scope, key, Ask { patience: Duration::MAX, ..Ask::new(Rate::per_second(1).into()) });
     for round in 0.. {
         let mut verdict = asked.wait().unwrap();
         match verdict.again() {
