@@ -86,7 +86,8 @@ pub struct Stats {
     pub stored: u64,
     /// Answers that were not to be stored.
     pub not_stored: u64,
-    /// Requests that a throttle let pass, at once or after waiting.
+    /// Requests that a throttle's layer let pass, at once or after waiting. A [`Limiter`](crate::throttle::Limiter) counts
+    /// in [`waiting`](Stats::waiting) alone.
     pub admitted: u64,
     /// Of those, the ones that left at most a fifth of their scarcest limit.
     pub near_limit: u64,

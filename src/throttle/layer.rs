@@ -115,7 +115,8 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit. So an estimate of 0 always
     /// passes, and is charged afterwards.
     ///
-    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent.
+    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent. The response's own
+    /// [`Decision`](super::Decision) and headers tell what was left after the estimate.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
         self.wrap(|inner| Settling { inner, f: (keep, cost) })
     }
