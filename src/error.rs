@@ -44,9 +44,10 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Open { path, reason } => {
-                write!(f, "cannot open the cache {}: {reason}", path.display())
-            }
+            Error::Open { path, reason } => match path.as_os_str().is_empty() {
+                true => write!(f, "cannot open the cache: {reason}"),
+                false => write!(f, "cannot open the cache {}: {reason}", path.display()),
+            },
             Error::Busy => f.write_str("the cache could not be written in time"),
             Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
             Error::Damaged => f.write_str("the cache's files are damaged"),

@@ -54,7 +54,9 @@
 //! - [`Fail`] needs an error that is `From<Rejection>`;
 //! - [`StampedeCacheLayer::memoize`] needs a request that is `Serialize` and a response that is `Serialize` and
 //!   `DeserializeOwned`; [`StampedeCacheLayer::new`] needs `http` types, whose bodies are bodies;
-//! - a closure given to `.name(..)` must say what it takes: `|request: &Request<_>| ..`.
+//! - a closure given to `.name(..)` must say what it takes: `|request: &Request<_>| ..`;
+//! - closures take the requests and responses of the service: in axum `&axum::extract::Request` and
+//!   `&axum::response::Response`, and not those of `http` with another body.
 //!
 //! # When the cache fails
 //!
@@ -64,7 +66,8 @@
 //!
 //! # Features
 //!
-//! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. Without it, a
+//! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. It starts no runtime, so programs
+//! of plain threads, which call the blocking functions, leave it on. Without it, a
 //! [`Clock`](time::Clock) and, for background refreshes, an executor are given to the [`Builder`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

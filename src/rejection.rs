@@ -33,7 +33,7 @@ pub enum Reason {
     TooCostly,
     /// The name is not allowed to pass at all.
     Denied,
-    /// The name was refused too often, and is refused for a while whatever its budget is.
+    /// The name was refused too often, or blocked by hand, and is refused for a while whatever its budget is.
     Blocked,
     /// As many wait already as may.
     QueueFull,
@@ -89,7 +89,7 @@ impl fmt::Display for Rejection {
             Reason::Throttled => "too many requests",
             Reason::TooCostly => "the request costs more than the limit ever allows",
             Reason::Denied => "not allowed",
-            Reason::Blocked => "blocked after too many refusals",
+            Reason::Blocked => "blocked for a while",
             Reason::QueueFull => "too many are waiting already",
             Reason::Busy => "busy: the lock was not free in time",
             Reason::CacheFailed => "the cache is not available",

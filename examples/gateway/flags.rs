@@ -23,7 +23,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: Option<Upstream>,
 
-    /// Directory of the shared state and answers, on a local disk
+    /// Directory of the shared state and answers, on a local disk; 64 MiB of it are taken at once
     #[arg(long, value_name = "DIR", default_value = "./floodgate-cache")]
     pub(crate) cache_dir: PathBuf,
 
@@ -51,7 +51,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "WHAT", default_value = "ip", value_parser = throttle_by)]
     pub(crate) throttle_by: By,
 
-    /// How long a throttled request may wait for its turn; 0 refuses at once
+    /// How long a request that --throttle refuses may wait for its turn; 0 refuses at once
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_hyphen_values = true)]
     pub(crate) throttle_wait: Duration,
 
@@ -227,7 +227,8 @@ fn places(text: &str) -> Result<u32, String> {
 fn rate(text: &str) -> Result<(u32, Duration), String> {
     let (count, per) = text.split_once('/').ok_or("it reads COUNT/SECONDS, such as 100/60")?;
     let count: u32 = count.parse().ok().filter(|&count| count > 0).ok_or("the count must be 1 to 4294967295")?;
-    let per = span(per, 1e-9, LONGEST).map_err(|error| format!("of the seconds: {error}"))?;
+    let per = span(per, 1e-9, LONGEST)
+        .map_err(|error| format!("of the seconds: {error}; write COUNT/SECONDS, such as 100/60"))?;
     if per.as_nanos() < u128::from(count) {
         return Err("it is more than one a nanosecond".into());
     }

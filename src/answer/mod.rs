@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | a limit is spent ([`Throttled`](Reason::Throttled)), or can never be met ([`TooCostly`](Reason::TooCostly)) | 429 | `quota-exceeded` |
 //! | too many wait for their turn at a throttle ([`QueueFull`](Reason::QueueFull)) | 429 | `quota-exceeded` |
-//! | of too many refusals ([`Blocked`](Reason::Blocked)) | 429 | `abnormal-usage-detected` |
+//! | the name is blocked, by too many refusals or by hand ([`Blocked`](Reason::Blocked)) | 429 | `abnormal-usage-detected` |
 //! | the name may never pass ([`Denied`](Reason::Denied)) | 403 | |
 //! | a lock is not free ([`Busy`](Reason::Busy)), or too many wait for it ([`QueueFull`](Reason::QueueFull)) | 503 | |
 //! | the cache failed ([`CacheFailed`](Reason::CacheFailed)) | 503 | |
@@ -46,7 +46,8 @@
 //! - The name is the limit's own, or else the scope's: `"api"`, or `"api-1"`, `"api-2"` and so on from the shortest window
 //!   where several limits have none. What is not printable ASCII is percent-encoded, as such fields have nothing else.
 //!
-//! They are on refusals; on admitted responses only with [`Http::quota_headers`]. Throttles around one another each add
+//! They are on refusals; on admitted responses only with [`Http::quota_headers`], and there as of the decision: what is
+//! settled or refunded by the response shows in the next one. Throttles around one another each add
 //! items of their own. [`Http::x_ratelimit`] adds the older `X-RateLimit-*`.
 //!
 //! # What gRPC clients are told
@@ -79,8 +80,8 @@ use std::ops::ControlFlow;
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Admission {
-    /// What a throttle decided. `None` from a barrier, and where nothing was counted: the request has no name, or the
-    /// cache failed.
+    /// What a throttle decided. `None` from a barrier, and where nothing was counted: the request has no name, is
+    /// [allowed](crate::ThrottleLayer::allow), or the cache failed.
     pub decision: Option<Decision>,
     /// The lock that is held for the request; it is released when this is dropped.
     pub guard: Option<Guard>,

@@ -86,7 +86,7 @@ pub struct Stats {
     pub stored: u64,
     /// Answers that were not to be stored.
     pub not_stored: u64,
-    /// Requests that a throttle let pass, at once or after waiting.
+    /// Requests that a throttle let pass, at once or after waiting; also without a layer.
     pub admitted: u64,
     /// Of those, the ones that left at most a fifth of their scarcest limit.
     pub near_limit: u64,

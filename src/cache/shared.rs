@@ -153,6 +153,12 @@ impl Shared {
         });
         let (directory, (state, entries)) = opened.map_err(|error| match error {
             Error::Open { .. } => error,
+            Error::Full => Error::Open {
+                path: path.to_path_buf(),
+                reason: "the disk has no room for its state, which is taken at once: make room, or make the directory \
+                         with a smaller `Builder::state_size`"
+                    .into(),
+            },
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
         })?;
         let budget = settings.size / entries.len() as u64;

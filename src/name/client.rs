@@ -261,7 +261,12 @@ impl<B> Name<Request<B>> for ClientIp {
                     tracing::warn!(
                         trust = ?self.trust,
                         header = %self.source.header(),
-                        "requests whose client address cannot be told share one name"
+                        "requests whose client address cannot be told share one name: {}",
+                        match (&self.trust, (self.peer)(req.extensions())) {
+                            (Trust::Nobody | Trust::Networks(_), None) =>
+                                "no peer's address among the extensions, take `ClientIp::from_fn` or insert a `PeerAddr`",
+                            _ => "none in the header",
+                        }
                     );
                 }
                 name.push_str("unknown client");

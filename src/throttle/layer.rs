@@ -115,10 +115,10 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// What a request really cost, once its response says so: `keep` takes from the request what `cost` wants to know of it.
     /// The [`cost`](ThrottleLayer::cost) before was an estimate, which had to fit; now too much is given back, as far
     /// as time has not done so meanwhile, and what is missing is taken, even beyond the limit. So an estimate of 0 always
-    /// passes, and is charged afterwards.
+    /// passes, whatever the calls before it have cost, and is charged afterwards.
     ///
-    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent. Estimate 1 at least: an
-    /// estimate of 0 always fits, whatever the calls before it have cost.
+    /// If the call fails, is dropped, or the process dies in between, the estimate stays spent. The response's own
+    /// [`Decision`](super::Decision) and headers tell what was left after the estimate.
     pub fn settle<K, F>(self, keep: K, cost: F) -> ThrottleLayer<N, A, Settling<P, (K, F)>> {
         self.wrap(|inner| Settling { inner, f: (keep, cost) })
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{fmt, time::Duration};
 
-/// A throttle by name, without tower.
+/// A throttle by name, without tower. Its decisions are counted and logged as those of a layer are.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -59,10 +59,15 @@ pub enum LimitError {
 impl fmt::Display for LimitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LimitError::Throttled { retry_after: Some(delay), .. } => {
-                write!(f, "too many requests, ask again in {delay:?}")
+            LimitError::Throttled { reason, retry_after, .. } => {
+                f.write_str(match reason {
+                    Reason::Blocked => "blocked for a while",
+                    Reason::QueueFull => "too many are waiting already",
+                    Reason::TooCostly => "the cost is above what the limit ever allows",
+                    _ => "too many requests",
+                })?;
+                retry_after.map_or(Ok(()), |delay| write!(f, ", ask again in {delay:?}"))
             }
-            LimitError::Throttled { .. } => f.write_str("the cost is above what the limit ever allows"),
             LimitError::Cache(error) => error.fmt(f),
         }
     }
@@ -202,7 +207,8 @@ impl Limiter {
         ask(&self.scope, self.key, Ask { patience, ..self.ask.clone() })
     }
 
-    /// What is left of the scarcest limit, without taking any of it.
+    /// What is left of the scarcest limit, without taking any of it: nothing during a [block](Limiter::block), whose end
+    /// only a refusal tells.
     ///
     /// # Errors
     ///
@@ -277,7 +283,7 @@ impl Limiter {
     }
 }
 
-/// For plain threads: each as its namesake.
+/// For plain threads: each as its namesake. None needs a runtime, also with the feature `tokio`.
 impl Limiter {
     /// As [`check`](Limiter::check).
     ///

@@ -217,7 +217,8 @@ algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
-/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/utc-day`. It is parsed from that, and by serde from such a string.
+/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/utc-day`. It is parsed from that, and by serde from such
+/// a string; a name is no part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     pub(super) rule: Rule,

@@ -24,6 +24,10 @@ pub struct Quota {
 /// [`Http`](crate::Http) puts it into the extensions of the request, for handlers, and into those of the response, for
 /// outer layers. Where several throttles are stacked, each overwrites what the one before it put there: handlers see the
 /// innermost, outer layers the outermost.
+///
+/// There is none where nothing was counted: the request has no name, is on the list of the
+/// [allowed](crate::ThrottleLayer::allow), or passes because the cache cannot be used. So in axum a handler takes
+/// `Option<Extension<Decision>>`; with `Extension<Decision>` such requests are answered with 500.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Decision {
