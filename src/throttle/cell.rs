@@ -291,8 +291,8 @@ impl Cell {
     pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
         let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
-        if self.banned(now).is_some() {
-            first.remaining = 0;
+        if let Some(left) = self.banned(now) {
+            (first.remaining, first.reset) = (0, first.reset.max(left));
         }
         if self.others.is_empty() && self.learnt.is_none() {
             return Quotas { first, others: Vec::new() };

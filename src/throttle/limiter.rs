@@ -83,12 +83,17 @@ impl std::error::Error for LimitError {
 }
 
 /// What a [`Limiter`] has admitted. Dropped, it stays spent.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Permit {
     /// What is left, of the scarcest limit.
     pub quota: Quota,
     spent: Spent,
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("quota", &self.quota).finish_non_exhaustive()
+    }
 }
 
 impl Permit {

@@ -8,7 +8,10 @@ use super::{
     sliding::SlidingWindow,
     text::ParseLimitError,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Error as _, SeqAccess, Visitor},
+};
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
@@ -217,8 +220,8 @@ algorithms! { 1 Rate, 2 SlidingWindow, 3 CalendarWindow }
 
 /// One limit of a throttle: a [`Rate`], a [`SlidingWindow`] or a [`CalendarWindow`], with or without a name of its own.
 ///
-/// Displays as its rule does: `100/60s`, `100/60s sliding`, `1000/utc-day`. It is parsed from that, and by serde from such
-/// a string; a name is no part of it.
+/// Displays as its rule does, with its name: `100/60s`, `100/60s sliding`, `1000/utc-day as plan`. It is parsed from that,
+/// and by serde from such a string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     pub(super) rule: Rule,
@@ -226,16 +229,28 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// A name that headers, problem details and logs call it by, in place of the scope's.
+    /// A name that headers, problem details and logs call it by, in place of the scope's. In text it follows the limit:
+    /// `100000/utc-month as plan`.
+    ///
+    /// # Panics
+    ///
+    /// If it is empty, or has a comma, a control character, or blanks around it: it could not be read from text.
+    #[track_caller]
     pub fn named(mut self, name: &str) -> Limit {
+        assert!(is_name(name), "{name:?} is no name for a limit: write some text without commas or blanks around it");
         self.name = Some(name.into());
         self
     }
 }
 
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name == name.trim() && !name.contains(|symbol: char| symbol == ',' || symbol.is_control())
+}
+
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.rule.fmt(f)
+        self.rule.fmt(f)?;
+        self.name.as_ref().map_or(Ok(()), |name| write!(f, " as {name}"))
     }
 }
 
@@ -243,7 +258,14 @@ impl FromStr for Limit {
     type Err = ParseLimitError;
 
     fn from_str(text: &str) -> Result<Limit, ParseLimitError> {
-        Ok(Limit { rule: text.trim().parse()?, name: None })
+        let (rule, name) = match text.split_once(" as ") {
+            Some((rule, name)) => (rule, Some(name.trim())),
+            None => (text, None),
+        };
+        if name.is_some_and(|name| !is_name(name)) {
+            return Err(ParseLimitError::new(text, "after `as` there must be a name without commas"));
+        }
+        Ok(Limit { rule: rule.trim().parse()?, name: name.map(Into::into) })
     }
 }
 
@@ -253,8 +275,8 @@ impl FromStr for Limit {
 /// use tower_floodgate::throttle::{Limit, Limits, Rate};
 ///
 /// let limits = Limits::from([Limit::from(Rate::per_second(10)), Limit::from(Rate::per_hour(1_000)).named("hourly")]);
-/// assert_eq!(limits.to_string(), "10/1s, 1000/3600s");
-/// assert_eq!("10/1s, 1000/1h".parse::<Limits>()?.to_string(), limits.to_string());
+/// assert_eq!(limits.to_string(), "10/1s, 1000/3600s as hourly");
+/// assert_eq!("10/s, 1000/h as hourly".parse::<Limits>()?, limits);
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -342,20 +364,57 @@ impl FromStr for Limits {
     }
 }
 
-macro_rules! as_text {
-    ($($type:ty),+) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                <std::borrow::Cow<'de, str>>::deserialize(from)?.parse().map_err(D::Error::custom)
-            }
-        }
-    )+};
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
-as_text! { Limit, Limits }
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        <std::borrow::Cow<'de, str>>::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Limits {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Limits {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Texts;
+
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Limits;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("limits like `10/s, 1000/utc-day`, in one text or a list")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Limits, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Limits, A::Error> {
+                let mut limits = Vec::new();
+                while let Some(limit) = list.next_element::<Limit>()? {
+                    limits.push(limit);
+                    if limits.len() > MOST {
+                        break;
+                    }
+                }
+                match limits.len() {
+                    1..=MOST => Ok(limits.into()),
+                    count => Err(A::Error::invalid_length(count, &"1 to 8 limits")),
+                }
+            }
+        }
+
+        match from.is_human_readable() {
+            true => from.deserialize_any(Texts),
+            false => from.deserialize_str(Texts),
+        }
+    }
+}

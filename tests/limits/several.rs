@@ -205,6 +205,27 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn names_and_lists_can_be_written_in_a_configuration() {
+    let limits = Limits::from([
+        Limit::from(Rate::per_second(10)),
+        Limit::from(CalendarWindow::per_utc_month(5)).named("the plan as sold"),
+    ]);
+    let text = limits.to_string();
+    assert_eq!((text.as_str(), text.parse()), ("10/1s, 5/utc-month as the plan as sold", Ok(limits.clone())));
+    for json in [r#""10/s, 5/utc-month as the plan as sold""#, r#"["10/s", "5/utc-month as the plan as sold"]"#] {
+        assert_eq!(serde_json::from_str::<Limits>(json).unwrap(), limits, "{json}");
+    }
+    for wrong in ["[]", r#"["1/s", "1/s", "1/s", "1/s", "1/s", "1/s", "1/s", "1/s", "1/s"]"#, r#""10/s as ""#, "5"] {
+        let error = serde_json::from_str::<Limits>(wrong).unwrap_err().to_string();
+        assert!(error.contains("limits") || error.contains("a name"), "{wrong}: {error}");
+    }
+    for wrong in ["", " plan", "a,b", "a\nb"] {
+        let named = std::panic::catch_unwind(|| Limit::from(Rate::per_second(1)).named(wrong));
+        assert!(named.is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_text_that_is_no_limit_says_what_one_looks_like() {
     for wrong in ["", "ten a second", "10", "0/s", "10/fortnight", "10/s,", "-1/s", "10/s burst x", "10/0s sliding"] {
         let error = wrong.parse::<Limits>().unwrap_err().to_string();
