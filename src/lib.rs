@@ -88,6 +88,7 @@ mod rejection;
 pub mod stampede;
 pub mod throttle;
 pub mod time;
+mod varint;
 
 pub use answer::{Answer, Fail, Http};
 pub use barrier::BarrierLayer;

@@ -52,6 +52,11 @@ impl<T: Timer + Send + Sync + 'static> Clock for System<T> {
     }
 }
 
+/// A span in ns: what does not fit is as good as for ever.
+pub(crate) fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Time since the machine started, counting through suspend.
 pub(crate) fn boot_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

@@ -7,6 +7,7 @@ use super::quota_headers::Limits;
 use crate::{
     body::Body,
     rejection::{Reason, Rejection},
+    varint,
 };
 use http::{HeaderValue, Response, StatusCode, header};
 use std::{fmt::Write as _, time::Duration};
@@ -112,24 +113,15 @@ fn quota_failure(scope: &str, limits: Limits<'_>) -> Vec<u8> {
 fn integer(message: &mut Vec<u8>, field: u8, value: u64) {
     if value > 0 {
         message.push(field << 3);
-        varint(message, value);
+        varint::put(message, value);
     }
 }
 
 /// A field of wire type 2: a string, bytes, or a message.
 fn bytes(message: &mut Vec<u8>, field: u8, value: &[u8]) {
     message.push(field << 3 | 2);
-    varint(message, value.len() as u64);
+    varint::put(message, value.len() as u64);
     message.extend_from_slice(value);
-}
-
-/// Seven bits a byte, the lowest first; the eighth says that more follow.
-fn varint(message: &mut Vec<u8>, mut value: u64) {
-    while value > 0x7f {
-        message.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    message.push(value as u8);
 }
 
 /// RFC 4648, section 4, without padding, as gRPC asks for.
@@ -170,11 +162,11 @@ mod tests {
     fn varints_of_every_length() {
         for (value, encoded) in [(0, &[0][..]), (127, &[127]), (128, &[128, 1]), (300, &[0xac, 2])] {
             let mut message = Vec::new();
-            varint(&mut message, value);
+            varint::put(&mut message, value);
             assert_eq!(message, encoded);
         }
         let mut longest = Vec::new();
-        varint(&mut longest, u64::MAX);
+        varint::put(&mut longest, u64::MAX);
         assert_eq!(longest, [&[0xff; 9][..], &[1]].concat());
     }
 }

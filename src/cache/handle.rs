@@ -1,7 +1,10 @@
 //! What the handles of one opening share: the files, a clock, an executor.
 
 use super::{keeper, lane::By, purges::Subject, shared::Shared};
-use crate::{error::Error, time::Clock};
+use crate::{
+    error::Error,
+    time::{Clock, nanos},
+};
 use hyper::rt::{Executor, Sleep};
 use std::{
     future::Future,
@@ -47,7 +50,7 @@ impl Handle {
 
     /// Machine time in ns, the same in every process that shares the directory.
     pub(crate) fn now(&self) -> u64 {
-        u64::try_from(self.clock.now().as_nanos()).unwrap_or(u64::MAX).saturating_add(self.shared.offset)
+        nanos(self.clock.now()).saturating_add(self.shared.offset)
     }
 
     pub(crate) fn wall(&self) -> SystemTime {

@@ -15,7 +15,7 @@ use super::{
     sys::FileSystem,
     waiting::Queues,
 };
-use crate::error::Error;
+use crate::{error::Error, time::nanos};
 use std::{
     collections::HashMap,
     fs,
@@ -238,7 +238,7 @@ impl Shared {
     }
 
     fn since_began(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX)
+        nanos(time.saturating_duration_since(self.began))
     }
 
     fn holdings(&self) -> MutexGuard<'_, HashMap<[u8; 16], Vec<Holding>>> {

@@ -1,7 +1,7 @@
 //! The cache as people use it directly: serde values under names, as in diskcache.
 
 use super::{Cache, Edit, Entry, Kind, Pending, Scope};
-use crate::error::Error;
+use crate::{error::Error, time::nanos};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -25,7 +25,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 
 /// Machine time `life` from now, in ns.
 pub(crate) fn after(now: u64, life: Duration) -> u64 {
-    now.saturating_add(u64::try_from(life.min(FOR_EVER).as_nanos()).unwrap_or(u64::MAX))
+    now.saturating_add(nanos(life.min(FOR_EVER)))
 }
 
 /// A write to the cache: await it, or [`wait`](Write::wait) for it on a plain thread. Dropped before it resolves, it may

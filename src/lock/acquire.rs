@@ -7,6 +7,7 @@ use super::{
 use crate::{
     cache::{Change, Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
     error::Error,
+    time::nanos,
 };
 use hyper::rt::Sleep;
 use std::{
@@ -233,7 +234,7 @@ impl<R: Rule> Acquire<R> {
         let wish = Arc::new(Wish {
             rule: self.rule,
             owner: self.owner.unwrap_or_else(Owner::random),
-            lease: u64::try_from(self.lease.as_nanos()).unwrap_or(u64::MAX),
+            lease: nanos(self.lease),
             tag: self.tag,
             name: self.name,
         });

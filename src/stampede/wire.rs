@@ -12,6 +12,7 @@
 
 use std::ops::Range;
 
+use crate::varint;
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::status::StatusCode;
 use hyper::body::Bytes;
@@ -192,12 +193,8 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_length(out: &mut Vec<u8>, mut length: usize) {
-    while length > 0x7f {
-        out.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    out.push(length as u8);
+fn put_length(out: &mut Vec<u8>, length: usize) {
+    varint::put(out, length as u64);
 }
 
 struct Reader<'a> {
@@ -229,19 +226,10 @@ impl Reader<'_> {
     }
 
     fn length(&mut self) -> Option<usize> {
-        let mut length = 0usize;
-        for shift in (0..usize::BITS).step_by(7) {
-            let byte = self.byte()?;
-            let bits = usize::from(byte & 0x7f);
-            if bits << shift >> shift != bits {
-                return None;
-            }
-            length |= bits << shift;
-            if byte < 0x80 {
-                return Some(length);
-            }
-        }
-        None
+        let mut rest = self.bytes.get(self.at..)?;
+        let length = varint::take(&mut rest)?;
+        self.at = self.bytes.len() - rest.len();
+        length.try_into().ok()
     }
 
     /// A count of items of at least two bytes each, so that what is allocated for them is bounded by what is there.

@@ -385,10 +385,6 @@ pub(super) fn note_refused(scope: &Scope, refusal: &Refusal, quota: &Quota, shad
     );
 }
 
-pub(super) fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
-}
-
 impl fmt::Debug for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Again").field("strangers", &self.strangers).finish_non_exhaustive()

@@ -2,7 +2,7 @@
 
 use super::{
     Advice, Quota,
-    algorithm::{Moment, Slot},
+    algorithm::{LONGEST_SPAN, Moment, Slot},
     learnt::{self, Learnt},
     limits::{Budget, Limit, Limits, MOST, Stored},
 };
@@ -14,9 +14,6 @@ use std::time::Duration;
 const ROUNDS: usize = MOST * 65 + 1;
 /// Set in the first byte if a [`Ban`] follows the budgets.
 const BANNED: u8 = 0x80;
-/// 100 years in ns: who is shut out for longer is told so much. Beyond the end of time there is no turn, and who never has
-/// one would be taken for too costly.
-const LONGEST_BAN: u64 = 100 * 31_557_600 * 1_000_000_000;
 /// Set in the first byte if a [`Learnt`] comes last.
 const LEARNT: u8 = 0x40;
 
@@ -175,7 +172,8 @@ impl Cell {
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
     #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
-        let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_BAN)));
+        // Beyond the end of time there is no turn, and who never has one would be taken for too costly.
+        let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_SPAN)));
         let mut by = By::Ban;
         if let Some(learnt) = &self.learnt
             && learnt.earliest(turn) > turn

@@ -2,7 +2,7 @@
 
 use super::{
     Limit, Limiter, Limits, Rate,
-    ask::{Ask, MOST_WAITING, nanos},
+    ask::{Ask, MOST_WAITING},
     cell::Block,
     limits::Rule,
     policy::{Allowing, Costing, Denying, Flat, Learning, LearningBy, RateOf, Refunding, Settling},
@@ -12,6 +12,7 @@ use crate::{
     answer::{Http, Patient},
     cache::Scope,
     name::{self, All, Name},
+    time::nanos,
 };
 use std::time::Duration;
 use tower::Layer;

@@ -8,8 +8,8 @@
 //! When the server's window ends, nothing is known but that there is more. One request goes ahead to ask, and the others
 //! follow at the server's own average pace until its answer is there.
 
-use super::{Advice, ask::nanos};
-use crate::cache::record::u64_at;
+use super::Advice;
+use crate::{cache::record::u64_at, time::nanos};
 use std::time::Duration;
 
 /// Requests that have not come back after one to two of these, in ns, are counted as lost: their process may have died.

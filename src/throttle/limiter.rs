@@ -2,7 +2,7 @@
 
 use super::{
     Advice, Quota,
-    ask::{Ask, Opened, Times, Verdict, ask, nanos, note_admitted, note_refused},
+    ask::{Ask, Opened, Times, Verdict, ask, note_admitted, note_refused},
     cell::{By, Cell, Quotas, Refusal},
     limits::Limits,
     turn::Spent,
@@ -11,6 +11,7 @@ use crate::{
     cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Pending, Scope, block_on},
     error::Error,
     rejection::Reason,
+    time::nanos,
 };
 use std::{fmt, time::Duration};
 

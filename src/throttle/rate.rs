@@ -8,13 +8,10 @@ mod tests;
 mod text;
 
 use super::Quota;
-use super::algorithm::{Algorithm, Moment, Slot, Spent};
+use super::algorithm::{Algorithm, LONGEST_SPAN, Moment, Slot, Spent};
 use state::State;
 use std::fmt;
 use std::time::Duration;
-
-/// 100 years in nanoseconds. No span and no debt is longer, so that a time of today plus both stays below `u64::MAX`.
-const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
 
 /// How often: `count` per `per`, with room for a burst at once.
 ///
@@ -111,7 +108,7 @@ impl Rate {
         if count == 0 || per.is_zero() {
             return Err(Invalid::Zero { count, per });
         }
-        let nanos = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
+        let nanos = crate::time::nanos(per);
         if nanos < u64::from(count) {
             return Err(Invalid::Dense { count, per });
         }

@@ -9,13 +9,11 @@
 
 use super::{
     Quota,
-    algorithm::{Algorithm, Moment, Slot, Spent},
+    algorithm::{Algorithm, LONGEST_SPAN, Moment, Slot, Spent},
     text::{ParseLimitError, Span, duration, number},
 };
+use crate::varint;
 use std::{fmt, str::FromStr, time::Duration};
-
-/// 100 years in nanoseconds: the longest window, and how far into the future a debt reaches.
-const LONGEST: u64 = 100 * 31_557_600 * 1_000_000_000;
 
 /// Into how many pieces a window is cut. Up to this count each turn is a piece of its own.
 const PIECES: u32 = 16;
@@ -38,7 +36,7 @@ const MOST_PIECES: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlidingWindow {
     count: u32,
-    /// In ns, from 1 to `LONGEST`.
+    /// In ns, from 1 to `LONGEST_SPAN`.
     per: u64,
 }
 
@@ -60,7 +58,7 @@ impl SlidingWindow {
 
     fn checked(count: u32, per: Duration) -> Option<Self> {
         let per = u64::try_from(per.as_nanos()).ok()?;
-        (count > 0 && (1..=LONGEST).contains(&per)).then_some(SlidingWindow { count, per })
+        (count > 0 && (1..=LONGEST_SPAN).contains(&per)).then_some(SlidingWindow { count, per })
     }
 
     /// How many are admitted in any stretch of [`per`](Self::per); also the greatest cost that one request can have.
@@ -260,7 +258,7 @@ impl Algorithm for SlidingWindow {
         }
         let more = u64::from((debt - 1) / self.count);
         let from = if more > 0 { log.last_turn().max(now) } else { now };
-        let limit = now.saturating_add(LONGEST);
+        let limit = now.saturating_add(LONGEST_SPAN);
         if let Some(first) = self.earliest(log, from, debt.min(self.count)).filter(|&first| first <= limit) {
             let last = first.saturating_add(more.saturating_mul(self.per)).min(limit);
             self.add(log, Piece { first, last, units: debt });
@@ -291,7 +289,7 @@ impl Algorithm for SlidingWindow {
         let mut end = 0;
         for piece in &log.pieces {
             for number in [piece.first - end, piece.last - piece.first, piece.units.into()] {
-                write_number(number, out);
+                varint::put(out, number);
             }
             end = piece.last;
         }
@@ -306,9 +304,9 @@ impl Algorithm for SlidingWindow {
         let mut log = Log { count: window.count, per: window.per, mark: u32::from_le_bytes(*mark), pieces: Vec::new() };
         let mut end = 0_u64;
         while !bytes.is_empty() && log.pieces.len() < MOST_PIECES {
-            let first = end.checked_add(read_number(&mut bytes)?)?;
-            let last = first.checked_add(read_number(&mut bytes)?)?;
-            let units = u32::try_from(read_number(&mut bytes)?).ok().filter(|&units| units > 0)?;
+            let first = end.checked_add(varint::take(&mut bytes)?)?;
+            let last = first.checked_add(varint::take(&mut bytes)?)?;
+            let units = u32::try_from(varint::take(&mut bytes)?).ok().filter(|&units| units > 0)?;
             if !log.pieces.is_empty() && window.part(first) <= window.part(end) {
                 return None;
             }
@@ -317,27 +315,6 @@ impl Algorithm for SlidingWindow {
         }
         bytes.is_empty().then_some(log)
     }
-}
-
-fn write_number(mut number: u64, out: &mut Vec<u8>) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-fn read_number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f).checked_mul(1 << shift)?;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
 }
 
 impl fmt::Display for SlidingWindow {

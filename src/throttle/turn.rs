@@ -2,10 +2,13 @@
 
 use super::{
     Advice,
-    ask::{Ask, Opened, Question, Terms, Times, Transition, Verdict, nanos},
+    ask::{Ask, Opened, Question, Terms, Times, Transition, Verdict},
     cell::Slots,
 };
-use crate::cache::{CELLS, Change, Event, Found, Key, Pending, Scope, Step};
+use crate::{
+    cache::{CELLS, Change, Event, Found, Key, Pending, Scope, Step},
+    time::nanos,
+};
 use hyper::rt::Sleep;
 use std::{
     future::Future,

@@ -63,7 +63,7 @@ fn a_debt_is_paid_in_whole_windows_and_forgiven_after_a_century() {
     for _ in 0..3 {
         rule.charge(&mut log, u32::MAX, NOW);
     }
-    assert!(log.pieces.len() < 8 && rule.ends(&log) <= NOW + LONGEST + SECOND);
+    assert!(log.pieces.len() < 8 && rule.ends(&log) <= NOW + LONGEST_SPAN + SECOND);
 }
 
 #[test]
@@ -342,7 +342,7 @@ proptest! {
     #[test]
     fn any_state_is_answered(
         numbers in prop::collection::vec(any::<[u64; 3]>(), 0..70),
-        count in 1..=u32::MAX, per in 1..=LONGEST, now: u64, cost: u32, from: u64, spent: [u64; 2], rebooted: bool,
+        count in 1..=u32::MAX, per in 1..=LONGEST_SPAN, now: u64, cost: u32, from: u64, spent: [u64; 2], rebooted: bool,
     ) {
         let rule = window(count, per);
         let mut log = rule.fresh(at(now));
@@ -391,7 +391,7 @@ proptest! {
     #[test]
     fn any_text_is_answered(text in "\\PC{0,20}( sliding)?", count: u32, per: u64) {
         let _ = text.parse::<SlidingWindow>();
-        if let Some(rule) = SlidingWindow::checked(count, Duration::from_nanos(per % LONGEST)) {
+        if let Some(rule) = SlidingWindow::checked(count, Duration::from_nanos(per % LONGEST_SPAN)) {
             prop_assert_eq!(rule.to_string().parse(), Ok(rule));
         }
     }
