@@ -52,6 +52,22 @@ pub(crate) enum Violation {
     RefusedForNothing { holder: Id },
 }
 
+impl Violation {
+    /// Whom it is about.
+    pub(crate) fn about(&self) -> Vec<Id> {
+        match self {
+            Violation::TooMany { holders: ids, .. } | Violation::Stuck { waiters: ids, .. } => ids.clone(),
+            Violation::Fence { earlier: one, later: other }
+            | Violation::Overtaken { waiter: one, by: other }
+            | Violation::NotTold { holder: one, rival: other } => vec![*one, *other],
+            Violation::Late { waiter: id, .. }
+            | Violation::LostForNothing { holder: id }
+            | Violation::ToldForNothing { holder: id }
+            | Violation::RefusedForNothing { holder: id } => vec![*id],
+        }
+    }
+}
+
 /// Everything that is wrong.
 pub(crate) fn check(history: &History) -> Vec<Violation> {
     let facts = Facts::of(history);
@@ -112,6 +128,7 @@ impl Facts<'_> {
             None if lost => end.min(least),
             None => end,
         };
+        let to = to.max(attempt.asked.saturating_add(attempt.want.at_least));
         Some(Hold {
             span: Span::new(got, to),
             fence,

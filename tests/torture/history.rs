@@ -46,7 +46,7 @@ pub(crate) enum How {
     Unknown,
 }
 
-/// One line. `at` is the time before what is about to happen (`asks`, `wrote`, `leaves`, `stops`, `kills`), or after what has.
+/// One line. `at` is the time before what is about to happen (`Asks`, `Leaves`, `Stops`, `Kills`), or after what has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(crate) enum Event {
@@ -116,6 +116,8 @@ pub(crate) struct Want {
     pub(crate) weight: u32,
     /// In ns.
     pub(crate) lease: u64,
+    /// For how many ns it is held at least.
+    pub(crate) at_least: u64,
     /// In ns; `None` waits for ever.
     pub(crate) patience: Option<u64>,
     /// It is not always polled when it is called.
@@ -242,7 +244,7 @@ impl History {
                 Event::Wrote { attempt, at, taken: false } => of(attempt, &|it| _ = it.refused.get_or_insert(at)),
                 Event::Told { attempt, at } => of(attempt, &|it| _ = it.told.get_or_insert(at)),
                 Event::Leaves { attempt, at } => of(attempt, &|it| it.leaves = Some(at)),
-                Event::Left { attempt, at, how } => of(attempt, &|it| it.left = Some((at, how))),
+                Event::Left { attempt, at, how } => of(attempt, &|it| _ = it.left.get_or_insert((at, how))),
                 Event::Beat { at } => lives.entry(process).or_default().beats.push(at),
                 Event::Stops { process, at } => _ = stopping.entry(process).or_insert(at),
                 Event::Continued { process, at } => {

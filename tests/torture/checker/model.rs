@@ -155,7 +155,7 @@ impl Model {
             Plan { heaviest, .. } => self.random.random_range(1..=heaviest),
         };
         let Plan { capacity, lease, .. } = self.plan;
-        let want = Want { name: "l".into(), capacity, weight, lease, patience, lazy: false };
+        let want = Want { name: "l".into(), capacity, weight, lease, at_least: 0, patience, lazy: false };
         self.write(process, Event::Asks { attempt, at, want });
         let patient_until = patience.map_or(u64::MAX, |patience| self.now + patience);
         self.line.push(Waiter { process, attempt, weight, patient_until });

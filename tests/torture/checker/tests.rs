@@ -150,7 +150,7 @@ fn who_stays_a_little_too_long_is_found() {
 fn a_hold_that_did_not_outlive_a_short_stop_is_found() {
     // Nobody says that it was lost: its process was killed later. But its lease cannot have ended before.
     let hold = |lease: u64, stop: u64| {
-        let want = Want { name: "l".into(), capacity: 1, weight: 1, lease, patience: None, lazy: false };
+        let want = Want { name: "l".into(), capacity: 1, weight: 1, lease, at_least: 0, patience: None, lazy: false };
         let at = |ms: u64| ms * MS;
         let mut lines: Lines = vec![
             (1, Event::Asks { attempt: 0, at: at(0), want: want.clone() }),
@@ -354,7 +354,7 @@ fn a_loss_for_no_reason_is_found() {
 
 /// Process 1 is stopped past its lease, 2 gets its place, and 1 goes on with its work.
 fn stopped_past_its_lease() -> Lines {
-    let want = Want { name: "l".into(), capacity: 1, weight: 1, lease: 600 * MS, patience: None, lazy: false };
+    let want = Want { name: "l".into(), capacity: 1, weight: 1, lease: 600 * MS, at_least: 0, patience: None, lazy: false };
     let at = |ms: u64| ms * MS;
     let mut lines: Lines = vec![
         (1, Event::Asks { attempt: 0, at: at(0), want: want.clone() }),
