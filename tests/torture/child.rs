@@ -125,7 +125,7 @@ pub(crate) fn play(cache: &Path) {
         }
     });
     thread.join().unwrap();
-    drop((cache, worker));
+    drop(cache);
     say("ended");
 }
 

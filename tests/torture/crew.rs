@@ -152,6 +152,9 @@ impl Crew {
     /// Has all finish what they are at, acquires all there is while they live, and lets them go on. Says what is wrong.
     pub(crate) fn audit(&mut self) -> Vec<String> {
         let mut wrong = self.everybody("rest", "resting");
+        if !wrong.is_empty() {
+            return wrong;
+        }
         for (name, capacity, weight, times) in WHOLE {
             let mut held = Vec::new();
             for _ in 0..times {

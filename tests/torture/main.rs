@@ -90,12 +90,30 @@ fn older_fences(history: &History, greatest: &mut HashMap<String, u64>) -> Vec<S
     wrong
 }
 
-/// The violation, and all that is known of those in it.
+/// The violation, and what is known of some of those in it, in us since the beginning.
 fn describe(violation: &Violation, history: &History) -> String {
     let ids = violation.about();
-    let about = history.attempts.iter().filter(|attempt| ids.contains(&attempt.id));
-    let about: Vec<String> = about.map(|attempt| format!("    {attempt:?}")).collect();
-    format!("{violation}\n{}", about.join("\n"))
+    let began = history.attempts.first().map_or(0, |attempt| attempt.asked);
+    let us = |at: u64| at.saturating_sub(began) / 1_000;
+    let about = history.attempts.iter().filter(|attempt| ids.contains(&attempt.id)).take(4).map(|attempt| {
+        let Attempt { id, want, asked, got, failed, told, refused, leaves, left } = attempt;
+        let life = history.lives.get(&id.process).cloned().unwrap_or_default();
+        let stops = life.stops.iter().map(|stop| (us(stop.from), us(stop.to)));
+        format!(
+            "    {id:?} {want:?}: asked {}, got {:?}, failed {:?}, told {:?}, refused {:?}, leaves {:?}, left {:?}; its \
+             process was stopped {:?}, killed {:?}",
+            us(*asked),
+            got.map(|(at, fence)| (us(at), fence)),
+            failed.map(|(at, why)| (us(at), why)),
+            told.map(us),
+            refused.map(us),
+            leaves.map(us),
+            left.map(|(at, how)| (us(at), how)),
+            stops.collect::<Vec<_>>(),
+            life.killed.map(|killed| us(killed.from)),
+        )
+    });
+    format!("{violation}; 0 is {began}\n{}", about.collect::<Vec<_>>().join("\n"))
 }
 
 fn summary(history: &History) -> String {
