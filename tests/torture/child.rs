@@ -230,7 +230,8 @@ impl Visit {
 
     fn acquire<R: Rule>(&self, cache: &Cache, rule: R) -> Acquire<R> {
         let Want { name, lease, at_least, patience, .. } = &self.want;
-        let acquire = cache.lock(name).rule(rule).expire(Duration::from_nanos(*lease)).queue_at_most(self.queue_at_most);
+        let acquire =
+            cache.lock(name).rule(rule).expire(Duration::from_nanos(*lease)).queue_at_most(self.queue_at_most);
         let acquire = if *at_least > 0 { acquire.at_least(Duration::from_nanos(*at_least)) } else { acquire };
         match *patience {
             Some(patience) => acquire.wait_at_most(Duration::from_nanos(patience)),

@@ -39,7 +39,7 @@ fn locks_hold_while_processes_die() {
     let length = Duration::from_secs(setting("FLOODGATE_TORTURE_SECONDS").unwrap_or(20));
     let seed = setting("FLOODGATE_TORTURE_SEED").unwrap_or_else(rand::random);
     eprintln!("FLOODGATE_TORTURE_SEED={seed}");
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::Builder::new().prefix("torture-").tempdir().unwrap();
     let began = Instant::now();
     let mut fences = HashMap::new();
     for round in 0.. {
@@ -81,8 +81,10 @@ fn torture(directory: &Path, history: &Path, seed: u64, length: Duration) -> Vec
 /// Fences also grow from round to round, over the ends of all processes.
 fn older_fences(history: &History, greatest: &mut HashMap<String, u64>) -> Vec<String> {
     let holds = || history.attempts.iter().filter_map(|attempt| Some((attempt, attempt.got?.1)));
-    let wrong = holds().filter(|(attempt, fence)| greatest.get(&attempt.want.name).is_some_and(|before| before >= fence));
-    let wrong = wrong.map(|(attempt, _)| format!("a fence of the round before is greater than that of {attempt:?}")).collect();
+    let wrong =
+        holds().filter(|(attempt, fence)| greatest.get(&attempt.want.name).is_some_and(|before| before >= fence));
+    let wrong =
+        wrong.map(|(attempt, _)| format!("a fence of the round before is greater than that of {attempt:?}")).collect();
     for (attempt, fence) in holds() {
         let before = greatest.entry(attempt.want.name.clone()).or_default();
         *before = (*before).max(fence);

@@ -354,7 +354,8 @@ fn a_loss_for_no_reason_is_found() {
 
 /// Process 1 is stopped past its lease, 2 gets its place, and 1 goes on with its work.
 fn stopped_past_its_lease() -> Lines {
-    let want = Want { name: "l".into(), capacity: 1, weight: 1, lease: 600 * MS, at_least: 0, patience: None, lazy: false };
+    let want =
+        Want { name: "l".into(), capacity: 1, weight: 1, lease: 600 * MS, at_least: 0, patience: None, lazy: false };
     let at = |ms: u64| ms * MS;
     let mut lines: Lines = vec![
         (1, Event::Asks { attempt: 0, at: at(0), want: want.clone() }),
