@@ -28,6 +28,9 @@
 //!
 //! Linux. The directory must be on a local file system and belong to this user. Exactness means on one machine.
 
+// Until the locks use all of it.
+#![allow(dead_code)]
+
 mod builder;
 mod entries;
 mod env;
@@ -38,7 +41,9 @@ mod handle;
 mod keeper;
 mod lane;
 mod layout;
-mod line;
+pub(crate) mod line;
+pub(crate) mod listing;
+mod numbers;
 mod pending;
 mod presence;
 mod purges;
@@ -50,6 +55,7 @@ pub(crate) mod state;
 mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
+mod update;
 mod values;
 mod waiting;
 

@@ -167,7 +167,7 @@ impl Shared {
             temporary,
             secret: Secret::new(directory.layout().secret),
             offset: directory.layout().offset,
-            state: Arc::new(State::new(lane(state, state::make_room))),
+            state: Arc::new(State::new(lane(state, state::make_room), directory.layout().numbers)),
             entries: entries
                 .into_iter()
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
