@@ -69,12 +69,12 @@ pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
-pub(crate) use pending::{Pending, Slot, block_on};
+pub(crate) use pending::{Pending, Slot, block_on, block_on_until};
 pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};
 pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS, PAYLOAD_MAX};
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};
-pub(crate) use waiting::Ticket;
+pub(crate) use waiting::{Call, Reached, Watch};
 
 use crate::error::Error;
 use handle::Handle;

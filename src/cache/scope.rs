@@ -148,6 +148,15 @@ impl Scope {
         self.handle().shared.presence.is_dead(instance)
     }
 
+    pub(crate) fn call(&self, _instance: u64, number: u64) -> super::Reached {
+        self.handle().shared.calls.call(number);
+        super::Reached::Yes
+    }
+
+    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
+        self.handle().shared.presence.is_dead(instance)
+    }
+
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
     /// carry.
     pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<(Entry, u64), u64>, Error> {
