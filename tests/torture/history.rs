@@ -179,10 +179,6 @@ impl Span {
         let from = self.from.max(other.from);
         Span::new(from, self.to.min(other.to))
     }
-
-    pub(crate) fn meets(&self, other: &Span) -> bool {
-        self.and(other).length() > 0
-    }
 }
 
 /// All that is known of one attempt.

@@ -133,7 +133,7 @@ impl Model {
     }
 
     fn beat(&mut self) {
-        if self.now / STEP % 25 == 0 {
+        if (self.now / STEP).is_multiple_of(25) {
             for nth in 0..self.processes.len() {
                 if let (process, 0) = self.processes[nth] {
                     self.write(process, Event::Beat { at: self.now });

@@ -30,7 +30,7 @@ fn seeded(
 ) {
     let mut spoilt = 0;
     for plan in plans {
-        for seed in 0..30 {
+        for seed in 0..16 {
             let mut lines = model::run(*plan, seed, 3_000);
             let (history, mut random) = (History::new(lines.clone()), StdRng::seed_from_u64(seed));
             if spoil(&mut lines, &history, &mut random) {
@@ -40,11 +40,11 @@ fn seeded(
             }
         }
     }
-    assert!(spoilt >= 15 * plans.len(), "only {spoilt} spoilt");
+    assert!(spoilt >= 8 * plans.len(), "only {spoilt} spoilt");
 }
 
 /// The event of an attempt that `wanted` knows.
-fn find<'a>(lines: &'a mut Lines, id: Id, wanted: impl Fn(&mut Event, u64) -> bool) -> &'a mut Event {
+fn find(lines: &mut Lines, id: Id, wanted: impl Fn(&mut Event, u64) -> bool) -> &mut Event {
     let found = lines
         .iter_mut()
         .find_map(|(process, event)| (*process == id.process && wanted(event, id.attempt)).then_some(event));
@@ -172,9 +172,9 @@ fn a_hold_that_did_not_outlive_a_short_stop_is_found() {
         lines
     };
     let ids = |process| Id { process, attempt: 0 };
-    let wrong = Violation::TooMany { holders: vec![ids(1), ids(2)], at: 5_000 * MS };
-    assert_eq!(verdict(&hold(600 * MS, 150)), [wrong.clone()]);
-    assert_eq!(verdict(&hold(30_000 * MS, 1_000)), [wrong]);
+    let wrong = [Violation::TooMany { holders: vec![ids(1), ids(2)], at: 5_000 * MS }];
+    assert_eq!(verdict(&hold(600 * MS, 150)), wrong);
+    assert_eq!(verdict(&hold(30_000 * MS, 1_000)), wrong);
     assert_eq!(verdict(&hold(600 * MS, 400)), []);
     assert_eq!(verdict(&hold(600 * MS, 1_000)), []);
 }
