@@ -1,9 +1,12 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
 use super::{
-    Edit, Event, entries, env,
+    Edit, Event,
+    calls::Calls,
+    entries, env,
     handle::Handle,
     line,
+    listener::Reached,
     listing::Listed,
     pending::Pending,
     purges::Subject,
@@ -146,6 +149,21 @@ impl Scope {
     /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead(instance)
+    }
+
+    /// As `is_dead`, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
+        self.handle().shared.presence.is_dead_now(instance)
+    }
+
+    /// Who waits in this process.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.handle().shared.calls
+    }
+
+    /// Calls who waits with a number in an instance, this one or another: see [`Calls::call`]. Never blocks.
+    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
+        self.handle().shared.call(instance, number)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
