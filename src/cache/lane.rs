@@ -8,22 +8,18 @@ use super::{
     gate::Held,
     keeper::Bell,
     pending::{Pending, Slot},
+    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SPIN, spin_loop, yield_now},
 };
 use crate::error::Error;
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
-/// Turns of a short spin before an operation is queued.
-const SPIN: usize = 100;
 
 /// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
 pub(crate) trait Run {
@@ -131,7 +127,7 @@ impl Lane {
                     finish_all(done);
                     return Some(result);
                 }
-                Ok(Attempt::Behind | Attempt::Shut) => std::hint::spin_loop(),
+                Ok(Attempt::Behind | Attempt::Shut) => spin_loop(),
             }
         }
         None
@@ -269,7 +265,7 @@ impl Lane {
             if began.elapsed() >= slice {
                 return self.fail_overdue();
             }
-            std::thread::yield_now();
+            yield_now();
         }
         let mut turn = Turn { lane: self, held: None };
         match self.env.gate.lock_for(slice) {

@@ -1,9 +1,10 @@
 //! The result of an operation that may have been queued: a future that can also be waited for on a plain thread.
 
+use super::sync::{Mutex, MutexGuard};
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Wake, Waker},
     time::Instant,
 };

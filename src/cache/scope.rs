@@ -1,9 +1,12 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
 use super::{
-    Edit, Event, entries, env,
+    Edit, Event,
+    calls::Calls,
+    entries, env,
     handle::Handle,
     line,
+    listener::Reached,
     listing::Listed,
     pending::Pending,
     purges::Subject,
@@ -148,13 +151,19 @@ impl Scope {
         self.handle().shared.presence.is_dead(instance)
     }
 
-    pub(crate) fn call(&self, _instance: u64, number: u64) -> super::Reached {
-        self.handle().shared.calls.call(number);
-        super::Reached::Yes
+    /// As `is_dead`, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
+        self.handle().shared.presence.is_dead_now(instance)
     }
 
-    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
-        self.handle().shared.presence.is_dead(instance)
+    /// Who waits in this process.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.handle().shared.calls
+    }
+
+    /// Calls who waits with a number in an instance, this one or another: see [`Calls::call`]. Never blocks.
+    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
+        self.handle().shared.call(instance, number)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must

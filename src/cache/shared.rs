@@ -2,6 +2,7 @@
 
 use super::{
     Stats,
+    calls::Calls,
     entries::{self, Entries},
     env::{Env, Options},
     events::Events,
@@ -9,11 +10,11 @@ use super::{
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
     layout::{Directory, Layout, Opening, Wanted},
+    listener::{Reached, Sockets},
     presence::Presence,
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
-    waiting::Calls,
 };
 use crate::{error::Error, time::nanos};
 use std::{
@@ -58,8 +59,9 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) events: Events,
-    pub(crate) presence: Presence,
-    /// Who waits for locks in this process.
+    pub(crate) presence: Arc<Presence>,
+    sockets: Arc<Sockets>,
+    /// Who waits in this process for what may come from another.
     pub(crate) calls: Arc<Calls>,
     /// What is being computed in this process.
     pub(crate) flights: Arc<Flights>,
@@ -163,6 +165,8 @@ impl Shared {
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
         })?;
         let budget = settings.size / entries.len() as u64;
+        let presence = Arc::new(Presence::new(directory.run_path()));
+        let sockets = Sockets::new(directory.run_path(), presence.clone());
         let lane = |env, make_room| Lane::new(env, settings.patience, bell.clone(), make_room);
         Ok(Shared {
             temporary,
@@ -174,8 +178,9 @@ impl Shared {
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
-            presence: Presence::new(directory.run_path()),
-            calls: Arc::default(),
+            presence,
+            calls: Calls::new(Box::new(sockets.clone())),
+            sockets,
             flights: Arc::default(),
             holdings: Mutex::default(),
             tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
@@ -210,6 +215,17 @@ impl Shared {
 
     pub(crate) fn shard(&self, key: &Key) -> &Arc<Entries> {
         &self.entries[key.hash[0] as usize % self.entries.len()]
+    }
+
+    /// Calls a waiter, in whichever process it waits. Never blocks.
+    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
+        match self.presence.is_own(instance) || instance == 0 {
+            true if self.calls.call(number) => Reached::Yes,
+            // It is about to wait, and will find that it was called.
+            true if instance != 0 => Reached::Yes,
+            true => Reached::No,
+            false => self.sockets.send(instance, number),
+        }
     }
 
     /// Has the housekeeping thread renew something until it is released.
@@ -310,6 +326,7 @@ impl Chores for Shared {
         // Whoever holds something new from here on rings, unless it is due later than the plan.
         self.planned.store(u64::MAX, SeqCst);
         let next = self.renew().min(self.tidy());
+        self.calls.be_heard();
         self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
         if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
@@ -323,6 +340,7 @@ impl Drop for Shared {
             return;
         }
         self.bell.close();
+        self.calls.close();
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
         for lane in self.lanes() {
             lane.serve(Duration::from_millis(100));

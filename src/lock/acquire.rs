@@ -426,8 +426,7 @@ impl<R: Rule> Acquiring<R> {
         match &mut self.waiting {
             Some((_, before)) => std::mem::replace(before, in_line).end(),
             None => {
-                let watcher = Watcher::new(&self.scope, self.key);
-                let call = self.scope.handle().shared.calls.register(self.key, in_line.turn.number, watcher);
+                let call = self.scope.calls().register(self.key, in_line.turn.number, Watcher::new(&self.scope));
                 self.waiting = Some((call, in_line));
             }
         }

@@ -2,9 +2,12 @@
 
 use super::row::{self, Called, Looked, Moment, Turn};
 use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
 };
 
 /// Calls those who were offered a place. What was offered to the dead goes to the next.
@@ -25,8 +28,11 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
         key,
         move |found, line, now| row::look(found, line, Moment { now, dead: &dead, held_here: &held_here }),
         move |looked| {
+            let Ok(Looked { called, strangers, next }) = looked else { return };
+            if let Some(Looking(watcher)) = &on_behalf {
+                watcher.next.store(next, SeqCst);
+            }
             drop(on_behalf);
-            let Ok(Looked { called, strangers }) = looked else { return };
             deliver(&after, key, called);
             let dead: Vec<u64> = strangers.into_iter().filter(|&instance| after.is_dead(instance)).collect();
             if !dead.is_empty() {
@@ -36,18 +42,24 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
     );
 }
 
+/// How often everybody who waits asks again: then a row that was lost is back in the line.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Looks after a lock, so that no death and no lost call keeps its waiters waiting.
 #[derive(Debug)]
 pub(super) struct Watcher {
     scope: Scope,
-    key: Key,
     /// A look is under way; behind a shut gate they would pile up.
     looking: AtomicBool,
+    /// When the next place ends by itself, in ns of machine time.
+    next: AtomicU64,
+    asked: Mutex<Instant>,
 }
 
 impl Watcher {
-    pub(super) fn new(scope: &Scope, key: Key) -> Arc<Watcher> {
-        Arc::new(Watcher { scope: scope.clone(), key, looking: AtomicBool::new(false) })
+    pub(super) fn new(scope: &Scope) -> Arc<Watcher> {
+        let (looking, next) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
+        Arc::new(Watcher { scope: scope.clone(), looking, next, asked: Mutex::new(Instant::now()) })
     }
 }
 
@@ -61,10 +73,17 @@ impl Drop for Looking {
 }
 
 impl Watch for Watcher {
-    fn look(self: Arc<Self>) {
+    fn look(self: Arc<Self>, key: Key) -> Duration {
         if !self.looking.swap(true, SeqCst) {
-            look(&self.scope, self.key, Vec::new(), Some(Looking(self.clone())));
+            look(&self.scope, key, Vec::new(), Some(Looking(self.clone())));
         }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.elapsed() >= ASK_AGAIN {
+            *asked = Instant::now();
+            drop(asked);
+            self.scope.calls().call_all(&key);
+        }
+        Duration::from_nanos(self.next.load(SeqCst).saturating_sub(self.scope.handle().now()))
     }
 }
 

@@ -96,6 +96,8 @@ pub(crate) struct Asked {
 pub(crate) struct Looked {
     pub(crate) called: Vec<Called>,
     pub(crate) strangers: Vec<u64>,
+    /// When the next place ends by itself, in ns of machine time.
+    pub(crate) next: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,7 +187,7 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64) -> (boo
 /// Sees whether time or a death has made room.
 pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
-        return (Looked { called: Vec::new(), strangers: Vec::new() }, Change::Keep, Vec::new());
+        return (Looked { called: Vec::new(), strangers: Vec::new(), next: u64::MAX }, Change::Keep, Vec::new());
     };
     let mut work = Work::new(row, line, moment);
     work.tidy();
@@ -196,8 +198,9 @@ pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Tra
     work.called.truncate(lapsed);
     work.called.extend(work.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
     let strangers = work.strangers();
+    let next = work.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
     let (called, change, steps) = work.finish(name_of(found));
-    (Looked { called, strangers }, change, steps)
+    (Looked { called, strangers, next }, change, steps)
 }
 
 fn name_of<'a>(found: Found<'a>) -> &'a [u8] {
