@@ -169,6 +169,24 @@ async fn a_waiter_stopped_with_its_offer_is_passed_over() {
 }
 
 #[tokio::test]
+async fn all_who_were_passed_over_in_a_stopped_process_get_their_turn() {
+    let place = Place::new();
+    let holder = place.cache.lock("l").await.unwrap();
+    let mut stopped = place.child("three wait");
+    assert_eq!(stopped.line(), "waiting");
+    let next = tokio::spawn(place.join());
+    stopped.signal(Signal::SIGSTOP);
+    holder.release().await.unwrap();
+    // Meanwhile it is called so often that most of the calls are lost.
+    let next = timeout(LONG, next).await.unwrap().unwrap().unwrap();
+    stopped.signal(Signal::SIGCONT);
+    next.release().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(stopped.line(), "held");
+    }
+}
+
+#[tokio::test]
 async fn a_waiter_killed_with_its_offer_is_passed_over() {
     let place = Place::new();
     let holder = place.cache.lock("l").await.unwrap();
@@ -222,6 +240,14 @@ fn child() {
             let _guard = waiting.await.unwrap();
             say("held");
             processes::wait_to_be_killed();
+        }),
+        "three wait" => runtime.block_on(async {
+            let waiting = [join(&cache), join(&cache), join(&cache)];
+            say("waiting");
+            for waiting in waiting {
+                timeout(LONG, waiting).await.expect("called").unwrap().release().await.unwrap();
+                say("held");
+            }
         }),
         "hold shortly" => runtime.block_on(async {
             let guard = cache.lock("l").expire(ms(300)).await.unwrap();

@@ -203,6 +203,11 @@ pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Tra
     (Looked { called, strangers, next }, change, steps)
 }
 
+/// Whether an offer can have been made and ended between two looks.
+pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
+    now.saturating_sub(before) >= OFFER
+}
+
 fn name_of<'a>(found: Found<'a>) -> &'a [u8] {
     match found {
         Found::Row(row) => form::name(row.payload),
