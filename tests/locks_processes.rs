@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_test::{assert_pending, task};
 use tower_floodgate::{
     Cache,
-    lock::{Acquiring, Fence, Guard, ReleaseError, Watermark},
+    lock::{Acquiring, Fence, Guard, OneOwner, Owner, ReleaseError, Watermark},
 };
 
 #[path = "support/processes.rs"]
@@ -222,6 +222,19 @@ async fn who_was_stopped_past_its_lease_is_told_and_harms_nobody() {
     guard.release().await.unwrap();
 }
 
+#[tokio::test]
+async fn who_entered_again_and_left_once_keeps_its_lease() {
+    let place = Place::new();
+    let lock = place.cache.lock("l").rule(OneOwner).expire(ms(300)).owner(Owner::random());
+    let (outer, inner) = (lock.clone().await.unwrap(), lock.clone().await.unwrap());
+    inner.release().await.unwrap();
+    let mut other = place.child("wait for a second");
+    assert_eq!(other.line(), "busy", "the lease goes on while its guard lives");
+    assert!(!outer.is_lost());
+    outer.release().await.unwrap();
+    assert_eq!(place.child("wait for a second").line(), "held");
+}
+
 /// Not a test of its own: what the children of this file's tests do.
 #[test]
 fn child() {
@@ -241,6 +254,10 @@ fn child() {
             say("held");
             processes::wait_to_be_killed();
         }),
+        "wait for a second" => {
+            let got = cache.lock("l").wait_at_most(Duration::from_secs(1)).acquire_blocking();
+            say(if got.is_ok() { "held" } else { "busy" });
+        }
         "three wait" => runtime.block_on(async {
             let waiting = [join(&cache), join(&cache), join(&cache)];
             say("waiting");

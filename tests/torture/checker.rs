@@ -336,8 +336,12 @@ fn overtaken(attempts: &[&Attempt], facts: &Facts<'_>) -> Vec<Violation> {
         let waited = facts.waited(waiter);
         let later = attempts[nth..].iter().skip_while(|by| by.asked < waited.from.saturating_add(SLACK));
         let later = later.take_while(|by| by.asked < waited.to);
+        // Readers get it at the same time, and it is by chance who knows first.
         let before = |by: &&&Attempt| {
-            by.got.is_some_and(|(got, _)| got < waited.to && facts.is_quiet(&Span::new(waited.from, got)))
+            let Some((got, fence)) = by.got else { return false };
+            got < waited.to
+                && waiter.got.is_none_or(|own| fence < own.1)
+                && facts.is_quiet(&Span::new(waited.from, got))
         };
         found.extend(later.filter(before).map(|by| Violation::Overtaken { waiter: waiter.id, by: by.id }).next());
     }

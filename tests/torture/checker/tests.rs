@@ -294,7 +294,7 @@ fn overtaking_is_found() {
         let Some(waiter) = any(random, &waited) else { return false };
         let asks = |event: &mut Event, nth| matches!(event, Event::Asks { attempt, .. } if *attempt == nth);
         let Event::Asks { at, .. } = find(lines, waiter.id, asks) else { unreachable!() };
-        *at -= SLACK + 100 * MS;
+        *at -= SLACK + 200 * MS;
         true
     };
     seeded(&[MUTEX, SEMAPHORE, READ_WRITE], earlier, |violation| matches!(violation, Violation::Overtaken { .. }));
