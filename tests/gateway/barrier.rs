@@ -13,6 +13,7 @@ use tokio::{
     sync::mpsc::UnboundedReceiver,
     time::{sleep, timeout},
 };
+use tower_floodgate::{Cache, lock::AcquireError};
 
 /// How soon the next one is to be at the origin, whatever happened. Leases are 30 s.
 const SOON: Duration = Duration::from_millis(500);
@@ -23,42 +24,59 @@ const fn ms(milliseconds: u64) -> Duration {
 
 /// Two gateways, at whose origin is room for one request at a time.
 struct Two {
-    _cache: TempDir,
+    _directory: TempDir,
     gateways: [Gateway; 2],
     visits: UnboundedReceiver<Visit>,
-    sent: [u64; 2],
+    /// Looks at the line from outside.
+    cache: Cache,
+    waiting: u32,
 }
 
 /// A client that has sent its request. It hangs up when it is dropped.
 struct Client(TcpStream);
 
 impl Client {
-    /// The status line, once the request was served.
-    async fn status(mut self) -> String {
+    async fn is_served(mut self) {
         let mut answer = String::new();
         self.0.read_to_string(&mut answer).await.unwrap();
-        answer.lines().next().unwrap_or_default().to_owned()
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 }
 
 impl Two {
     async fn new() -> Two {
         let (upstream, visits) = held().await;
-        let cache = directory();
+        let directory = directory();
         let flags = ["--upstream", &upstream, "--no-cache", "--barrier", "1", "--barrier-by", "all"];
-        let more = ["--barrier-wait", "600", "--admin", "127.0.0.1:0"];
-        let gateways = [(); 2].map(|()| Gateway::start(cache.path(), &[&flags[..], &more].concat()));
-        Two { _cache: cache, gateways, visits, sent: [0; 2] }
+        let flags = [&flags[..], &["--barrier-wait", "600"]].concat();
+        let gateways = [(); 2].map(|()| Gateway::start(directory.path(), &flags));
+        let cache = Cache::open(directory.path()).unwrap();
+        Two { _directory: directory, gateways, visits, cache, waiting: 0 }
     }
 
-    /// A client of one of the gateways, which has entered or waits by now.
-    async fn client(&mut self, gateway: usize, path: &str) -> Client {
+    async fn send(&self, gateway: usize, path: &str) -> Client {
         let mut client = TcpStream::connect(self.gateways[gateway].address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();
-        self.sent[gateway] += 1;
-        sleep(ms(50)).await;
         Client(client)
+    }
+
+    /// A client of one of the gateways, who is at the origin by now.
+    async fn enter(&mut self, gateway: usize, path: &str) -> (Client, Visit) {
+        let client = self.send(gateway, path).await;
+        (client, self.visit(path).await)
+    }
+
+    /// A client of one of the gateways, who waits by now as the last in the line.
+    async fn wait(&mut self, gateway: usize, path: &str) -> Client {
+        let client = self.send(gateway, path).await;
+        self.waiting += 1;
+        let full = async || {
+            let lock = self.cache.scope("gateway").lock("all").queue_at_most(self.waiting);
+            matches!(timeout(ms(5), lock.acquire()).await, Ok(Err(AcquireError::QueueFull { .. })))
+        };
+        while !full().await {}
+        client
     }
 
     /// The next at the origin, who must be this one.
@@ -93,14 +111,17 @@ async fn two_gateways_never_send_two_at_once() {
 async fn who_came_first_is_served_first_at_whichever_gateway() {
     let mut two = Two::new().await;
     let mut clients = Vec::new();
-    for nth in 0..60 {
-        clients.push(two.client(nth % 2, &format!("/{nth}")).await);
+    let (first, held) = two.enter(0, "/0").await;
+    clients.push(first);
+    for nth in 1..60 {
+        clients.push(two.wait(nth % 2, &format!("/{nth}")).await);
     }
-    for nth in 0..60 {
+    drop(held);
+    for nth in 1..60 {
         drop(two.visit(&format!("/{nth}")).await);
     }
     for client in clients {
-        assert_eq!(client.status().await, "HTTP/1.1 200 OK");
+        client.is_served().await;
     }
 }
 
@@ -135,52 +156,45 @@ async fn a_full_barrier_refuses_and_other_names_pass() {
 #[tokio::test]
 async fn a_killed_gateway_leaves_the_place_to_the_next() {
     let mut two = Two::new().await;
-    let _dying = two.client(0, "/dying").await;
-    let held = two.visit("/dying").await;
-    let waiting = two.client(1, "/waiting").await;
+    let (_dying, _held) = two.enter(0, "/dying").await;
+    let waiting = two.wait(1, "/waiting").await;
     let killed = Instant::now();
     two.gateways[0].signal(Signal::SIGKILL);
     drop(two.visit_soon("/waiting", killed).await);
-    assert_eq!(waiting.status().await, "HTTP/1.1 200 OK");
-    drop(held);
-    let came = Instant::now();
-    let late = two.client(1, "/late").await;
-    drop(two.visit_soon("/late", came).await);
-    assert_eq!(late.status().await, "HTTP/1.1 200 OK");
+    waiting.is_served().await;
+    two.enter(1, "/late").await;
 }
 
 #[tokio::test]
 async fn who_comes_after_a_gateway_was_killed_finds_the_place_free() {
     let mut two = Two::new().await;
-    let _dying = two.client(0, "/dying").await;
-    let _held = two.visit("/dying").await;
+    let (_dying, _held) = two.enter(0, "/dying").await;
     let killed = Instant::now();
     two.gateways[0].signal(Signal::SIGKILL);
-    let _late = two.client(1, "/late").await;
+    let _late = two.send(1, "/late").await;
     two.visit_soon("/late", killed).await;
 }
 
 #[tokio::test]
 async fn clients_of_a_killed_gateway_are_passed_over() {
     let mut two = Two::new().await;
-    let served = two.client(0, "/served").await;
-    let held = two.visit("/served").await;
-    let _dying = [two.client(1, "/dying").await, two.client(1, "/dying").await];
-    let waiting = two.client(0, "/waiting").await;
+    let (served, held) = two.enter(0, "/served").await;
+    let _dying = [two.wait(1, "/dying").await, two.wait(1, "/dying").await];
+    let waiting = two.wait(0, "/waiting").await;
     two.gateways[1].signal(Signal::SIGKILL);
     let done = Instant::now();
     drop(held);
     drop(two.visit_soon("/waiting", done).await);
-    assert_eq!((served.status().await, waiting.status().await).0, "HTTP/1.1 200 OK");
+    served.is_served().await;
+    waiting.is_served().await;
 }
 
 #[tokio::test]
 async fn clients_of_a_stopped_gateway_are_passed_over_and_served_when_it_goes_on() {
     let mut two = Two::new().await;
-    let served = two.client(0, "/served").await;
-    let held = two.visit("/served").await;
-    let stopped = two.client(1, "/stopped").await;
-    let waiting = two.client(0, "/waiting").await;
+    let (served, held) = two.enter(0, "/served").await;
+    let stopped = two.wait(1, "/stopped").await;
+    let waiting = two.wait(0, "/waiting").await;
     two.gateways[1].signal(Signal::SIGSTOP);
     let done = Instant::now();
     drop(held);
@@ -190,7 +204,7 @@ async fn clients_of_a_stopped_gateway_are_passed_over_and_served_when_it_goes_on
     drop(next);
     drop(two.visit_soon("/stopped", done).await);
     for client in [served, waiting, stopped] {
-        assert_eq!(client.status().await, "HTTP/1.1 200 OK");
+        client.is_served().await;
     }
 }
 
@@ -198,13 +212,12 @@ async fn clients_of_a_stopped_gateway_are_passed_over_and_served_when_it_goes_on
 async fn a_client_that_hangs_up_while_it_is_served_leaves_the_place_to_the_next() {
     for next in [0, 1] {
         let mut two = Two::new().await;
-        let served = two.client(0, "/served").await;
-        let _held = two.visit("/served").await;
-        let waiting = two.client(next, "/waiting").await;
+        let (served, _held) = two.enter(0, "/served").await;
+        let waiting = two.wait(next, "/waiting").await;
         let gone = Instant::now();
         drop(served);
         drop(two.visit_soon("/waiting", gone).await);
-        assert_eq!(waiting.status().await, "HTTP/1.1 200 OK", "{next}");
+        waiting.is_served().await;
     }
 }
 
@@ -212,10 +225,9 @@ async fn a_client_that_hangs_up_while_it_is_served_leaves_the_place_to_the_next(
 async fn a_client_that_hangs_up_while_it_waits_is_passed_over() {
     for (leaving, next) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
         let mut two = Two::new().await;
-        let served = two.client(0, "/served").await;
-        let held = two.visit("/served").await;
-        let gone = two.client(leaving, "/gone").await;
-        let waiting = two.client(next, "/waiting").await;
+        let (served, held) = two.enter(0, "/served").await;
+        let gone = two.wait(leaving, "/gone").await;
+        let waiting = two.wait(next, "/waiting").await;
         drop(gone);
         let done = Instant::now();
         drop(held);
@@ -224,18 +236,17 @@ async fn a_client_that_hangs_up_while_it_waits_is_passed_over() {
         let visit = if visit.path == "/gone" { two.visit("/waiting").await } else { visit };
         assert!(visit.path == "/waiting" && visit.at - done < SOON, "{leaving} {next}: {:?}", visit.at - done);
         drop(visit);
-        assert_eq!(served.status().await, "HTTP/1.1 200 OK");
-        assert_eq!(waiting.status().await, "HTTP/1.1 200 OK");
+        served.is_served().await;
+        waiting.is_served().await;
     }
 }
 
 #[tokio::test]
 async fn sigterm_serves_those_who_wait_and_leaves_nothing_behind() {
     let mut two = Two::new().await;
-    let first = two.client(0, "/first").await;
-    let held = two.visit("/first").await;
-    let second = two.client(0, "/second").await;
-    let third = two.client(1, "/third").await;
+    let (first, held) = two.enter(0, "/first").await;
+    let second = two.wait(0, "/second").await;
+    let third = two.wait(1, "/third").await;
     two.gateways[0].terminate();
     while TcpStream::connect(two.gateways[0].address).await.is_ok() {
         sleep(ms(5)).await;
@@ -246,6 +257,6 @@ async fn sigterm_serves_those_who_wait_and_leaves_nothing_behind() {
     assert_eq!(two.gateways[0].exit().code(), Some(0));
     drop(third_visit);
     for client in [first, second, third] {
-        assert_eq!(client.status().await, "HTTP/1.1 200 OK");
+        client.is_served().await;
     }
 }
