@@ -158,12 +158,19 @@ impl Lane {
         Pending::Queued(slot)
     }
 
-    /// As `submit`, for what must happen however late and whose result nobody awaits. Never blocks.
-    pub(crate) fn post(&self, mut run: impl Run + Send + 'static) {
+    /// As `submit`, for what must happen however late and whose result nobody awaits: `settle` is told of it. Never
+    /// blocks.
+    pub(crate) fn post<R: Run + Send + 'static>(
+        &self,
+        mut run: R,
+        settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
+    ) {
         match self.try_now(&mut run) {
-            Some(Ok(()) | Err(Error::Forked | Error::Panicked)) => {}
+            Some(result @ (Ok(()) | Err(Error::Forked | Error::Panicked))) => {
+                let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
+            }
             // A full disk may be a moment's: one more time, by the housekeeping thread.
-            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle: |_, _| () }), false),
+            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle }), false),
         }
     }
 

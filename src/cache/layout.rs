@@ -9,7 +9,7 @@
 //! <cache>/<fingerprint>/run/           a file for each opening that others may wait for, held by an exclusive flock
 //! ```
 
-use super::{presence, record::Secret, sys};
+use super::{numbers, presence, record::Secret, sys};
 use crate::error::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -23,7 +23,7 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 /// How long an opening waits for another one to finish.
 const OPENING: Duration = Duration::from_secs(10);
@@ -50,6 +50,8 @@ pub(crate) struct Layout {
     /// Every commit is synced, by every user of this boot.
     synced: bool,
     pub(crate) state: u64,
+    /// The first number of that generation, see [`numbers`].
+    pub(crate) numbers: u64,
     pub(crate) entries: Vec<u64>,
 }
 
@@ -68,6 +70,7 @@ impl Layout {
             closed: number("closed")?,
             synced: number("synced")? == 1,
             state: number("state")?,
+            numbers: number("numbers").filter(|first| (1..=numbers::MOST).contains(first))?,
             entries: (0..shards).map(|shard| number(&format!("entries-{shard}"))).collect::<Option<_>>()?,
         })
     }
@@ -78,7 +81,7 @@ impl Layout {
             hex
         });
         let mut text = format!(
-            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\n",
+            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
             self.state_size,
             self.shards,
             self.boot,
@@ -86,7 +89,8 @@ impl Layout {
             u8::from(self.clean),
             self.closed,
             u8::from(self.synced),
-            self.state
+            self.state,
+            self.numbers
         );
         for (shard, generation) in self.entries.iter().enumerate() {
             let _ = writeln!(text, "entries-{shard}={generation}");
@@ -193,9 +197,12 @@ impl Directory {
                 closed: 0,
                 synced: sync,
                 state: fresh_number(&home),
+                // Of the numbers that a damaged layout gave way to, only the calendar knows.
+                numbers: numbers::first(text.as_ref().map(|_| 0), numbers::calendar()),
                 entries: vec![fresh_number(&home); shards as usize],
             },
         };
+        let found = layout.state;
         if (layout.state_size, layout.shards) != (state_size, shards) {
             tracing::warn!(
                 cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
@@ -215,6 +222,9 @@ impl Directory {
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
+        if layout.state != found {
+            layout.numbers = numbers::first(Some(layout.numbers), numbers::calendar());
+        }
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
         // Mostly it says so already: then a full disk is no reason to stay outside.

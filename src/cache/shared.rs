@@ -13,7 +13,7 @@ use super::{
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
-    waiting::Queues,
+    waiting::Calls,
 };
 use crate::{error::Error, time::nanos};
 use std::{
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) presence: Presence,
     /// Who waits for locks in this process.
-    pub(crate) queues: Arc<Queues>,
+    pub(crate) calls: Arc<Calls>,
     /// What is being computed in this process.
     pub(crate) flights: Arc<Flights>,
     /// What this process holds, by key.
@@ -83,7 +83,8 @@ struct Tidied {
 
 /// Something this process holds and must renew from time to time.
 pub(crate) struct Holding {
-    pub(crate) owner: u128,
+    /// Tells it apart from others.
+    pub(crate) number: u64,
     /// Real time at which it wants to be renewed next, and how often.
     pub(crate) due: Instant,
     pub(crate) every: Duration,
@@ -167,14 +168,14 @@ impl Shared {
             temporary,
             secret: Secret::new(directory.layout().secret),
             offset: directory.layout().offset,
-            state: Arc::new(State::new(lane(state, state::make_room))),
+            state: Arc::new(State::new(lane(state, state::make_room), directory.layout().numbers)),
             entries: entries
                 .into_iter()
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
             presence: Presence::new(directory.run_path()),
-            queues: Arc::default(),
+            calls: Arc::default(),
             flights: Arc::default(),
             holdings: Mutex::default(),
             tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
@@ -220,11 +221,11 @@ impl Shared {
         }
     }
 
-    /// Ends one holding of an owner, who may have several.
-    pub(crate) fn release(&self, key: &Key, owner: u128) {
+    /// Ends one holding of a number, which may have several.
+    pub(crate) fn release(&self, key: &Key, number: u64) {
         let mut holdings = self.holdings();
         let Some(held) = holdings.get_mut(&key.hash) else { return };
-        if let Some(at) = held.iter().position(|holding| holding.owner == owner) {
+        if let Some(at) = held.iter().position(|holding| holding.number == number) {
             held.swap_remove(at);
         }
         if held.is_empty() {
@@ -232,9 +233,9 @@ impl Shared {
         }
     }
 
-    /// Who in this process holds what stands under the key.
-    pub(crate) fn local_owners(&self, key: &Key) -> Vec<u128> {
-        self.holdings().get(&key.hash).into_iter().flatten().map(|held| held.owner).collect()
+    /// The numbers of what this process holds under the key.
+    pub(crate) fn held_here(&self, key: &Key) -> Vec<u64> {
+        self.holdings().get(&key.hash).into_iter().flatten().map(|held| held.number).collect()
     }
 
     fn since_began(&self, time: Instant) -> u64 {

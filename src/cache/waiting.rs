@@ -1,8 +1,8 @@
-//! The waiters of this process, one queue a key, first come first served. Only the first of a queue looks at the row.
+//! Who waits in this process, and how they are called.
 
 use super::record::Key;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -11,88 +11,64 @@ use std::{
 };
 
 #[derive(Debug, Default)]
-pub(crate) struct Queues(Mutex<HashMap<[u8; 16], VecDeque<Arc<Waiter>>>>);
+pub(crate) struct Calls(Mutex<HashMap<u64, Arc<Waiter>>>);
+
+pub(crate) trait Watch: Send + Sync {
+    fn look(self: Arc<Self>);
+}
 
 #[derive(Debug, Default)]
 struct Waiter {
-    /// What is waited for may be free, or this waiter has become the first.
     called: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
-impl Waiter {
-    fn call(&self) {
-        self.called.store(true, SeqCst);
-        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
+/// Whether a call arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reached {
+    Yes,
+    No,
 }
 
-impl Queues {
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 16], VecDeque<Arc<Waiter>>>> {
+impl Calls {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Waiter>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_empty(&self, key: &Key) -> bool {
-        !self.lock().contains_key(&key.hash)
+    pub(crate) fn register(self: &Arc<Self>, _: Key, number: u64, _: Arc<dyn Watch>) -> Call {
+        let waiter = Arc::new(Waiter::default());
+        self.lock().insert(number, waiter.clone());
+        Call { calls: self.clone(), number, waiter }
     }
 
-    /// What is waited for was released here: the first waiter should look.
-    pub(crate) fn call_first(&self, key: &Key) {
-        let first = self.lock().get(&key.hash).and_then(|queue| queue.front().cloned());
-        if let Some(first) = first {
-            first.call();
+    pub(crate) fn call(&self, number: u64) -> bool {
+        let waiter = self.lock().get(&number).cloned();
+        let Some(waiter) = waiter else { return false };
+        waiter.called.store(true, SeqCst);
+        let waker = waiter.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
         }
+        true
     }
 }
 
-/// A place in a queue, given up when dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket {
-    queues: Arc<Queues>,
-    key: Key,
+pub(crate) struct Call {
+    calls: Arc<Calls>,
+    number: u64,
     waiter: Arc<Waiter>,
 }
 
-impl Ticket {
-    /// The last place, called at once: what is waited for may have become free meanwhile.
-    pub(crate) fn draw(queues: &Arc<Queues>, key: Key) -> Ticket {
-        let waiter = Arc::new(Waiter::default());
-        waiter.called.store(true, SeqCst);
-        queues.lock().entry(key.hash).or_default().push_back(waiter.clone());
-        Ticket { queues: queues.clone(), key, waiter }
-    }
-
-    pub(crate) fn is_first(&self) -> bool {
-        self.queues
-            .lock()
-            .get(&self.key.hash)
-            .and_then(|queue| queue.front())
-            .is_some_and(|first| Arc::ptr_eq(first, &self.waiter))
-    }
-
-    /// Whether it was called since it was last asked; the waker is woken by the next call.
+impl Call {
     pub(crate) fn called(&self, waker: &Waker) -> bool {
         *self.waiter.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
         self.waiter.called.swap(false, SeqCst)
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Call {
     fn drop(&mut self) {
-        let mut queues = self.queues.lock();
-        let Some(queue) = queues.get_mut(&self.key.hash) else { return };
-        let was_first = queue.front().is_some_and(|first| Arc::ptr_eq(first, &self.waiter));
-        queue.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
-        let next = queue.front().cloned();
-        if next.is_none() {
-            queues.remove(&self.key.hash);
-        }
-        drop(queues);
-        if let Some(next) = next.filter(|_| was_first) {
-            next.call();
-        }
+        self.calls.lock().remove(&self.number);
     }
 }

@@ -4,8 +4,8 @@ use crate::{
         env::Table,
         lane::Run,
         record::{self, Row},
-        state::{Update, beside_the_line},
         testing::{Hand, LONG, builder, cache, state, tamper},
+        update::{Update, beside_the_line},
     },
     error::Error,
 };
