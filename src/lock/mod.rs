@@ -34,13 +34,14 @@
 mod acquire;
 mod fence;
 mod guard;
+mod owner_header;
 mod queue;
 mod row;
 mod rule;
 mod stats;
 
 pub use acquire::{Acquire, AcquireError, Acquiring};
-pub(crate) use acquire::{LEASE, Terms, check_lease, clamp_lease};
+pub(crate) use acquire::{Terms, check_lease, clamp_lease};
 pub use fence::{Fence, StaleFence, Watermark};
 pub use guard::{Guard, Hold, Lost, ReleaseError, Releasing};
 pub use rule::{
