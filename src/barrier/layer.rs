@@ -14,7 +14,7 @@ use crate::{
     lock::{self, Lock, Terms},
     name::{self, All, Name, NameBuf, header_name},
 };
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use tower::Layer;
 
 /// How long a request waits for the lock, unless said otherwise.
@@ -227,10 +227,10 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     }
 
     /// The names in the buffer: the first, and more of them.
-    pub(super) fn split<'a>(&self, name: &'a NameBuf) -> (&'a [u8], impl Iterator<Item = Arc<[u8]>> + 'a) {
+    pub(super) fn split<'a>(&self, name: &'a NameBuf) -> (&'a [u8], impl Iterator<Item = &'a [u8]>) {
         let mut parts = names::parts(if self.manner.several { name.as_bytes() } else { &[] });
         let first = parts.next().unwrap_or(name.as_bytes());
-        (first, parts.map(Into::into))
+        (first, parts)
     }
 }
 

@@ -100,7 +100,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
             ..self.terms.clone()
         };
         let (first, more) = self.split(name);
-        Acquire::new(&self.scope, first, self.lock.rule(request), terms).and(more)
+        let first = Acquire::new(&self.scope, first, self.lock.rule(request), terms);
+        more.fold(first, |acquire, name| acquire.and(name))
     }
 }
 

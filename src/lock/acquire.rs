@@ -429,7 +429,11 @@ impl<R: Rule> Acquiring<R> {
         match &mut self.waiting {
             Some((_, before)) => std::mem::replace(before, in_line).end(),
             None => {
-                let call = self.scope.calls().register(self.key, in_line.turn.number, Watcher::new(&self.scope));
+                let (calls, row::Turn { number, since }) = (self.scope.calls(), in_line.turn);
+                let call = calls.register(self.key, number, Watcher::new(&self.scope, since));
+                if row::may_have_lapsed(since, self.scope.handle().now()) {
+                    calls.call(number);
+                }
                 self.waiting = Some((call, in_line));
             }
         }

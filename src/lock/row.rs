@@ -203,7 +203,12 @@ pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Tra
     (Looked { called, strangers, next }, change, steps)
 }
 
-fn label_of<'a>(found: Found<'a>) -> &'a [u8] {
+/// Whether an offer can have been made and ended between two looks.
+pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
+    now.saturating_sub(before) >= OFFER
+}
+
+fn label_of(found: Found<'_>) -> &[u8] {
     match found {
         Found::Row(row) => form::label(row.payload),
         Found::Absent | Found::Damaged => &[],
