@@ -20,6 +20,8 @@ use std::{
 
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
+/// For how long who insists tries, and its thread with it: others at the gate leave within microseconds.
+const INSISTENCE: Duration = Duration::from_millis(200);
 
 /// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
 pub(crate) trait Run {
@@ -63,6 +65,7 @@ pub(crate) struct Lane {
     queued: AtomicUsize,
     /// The gate could not be had for a whole `patience`: fail at once until it can.
     stuck: AtomicBool,
+    insists: AtomicBool,
     patience: Duration,
     bell: Arc<Bell>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
@@ -102,6 +105,7 @@ impl Lane {
             queue: Mutex::default(),
             queued: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
+            insists: AtomicBool::new(false),
             patience,
             bell,
             make_room,
@@ -117,7 +121,9 @@ impl Lane {
         if let Err(error) = prepare(own) {
             return Some(Err(error));
         }
-        for _ in 0..SPIN {
+        let (mut turns, mut began) = (0, None);
+        while turns < SPIN || self.may_insist(&mut began) {
+            turns += 1;
             match self.attempt() {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(turn)) => {
@@ -131,6 +137,20 @@ impl Lane {
             }
         }
         None
+    }
+
+    /// From now on an operation is queued only behind somebody who stays at the gate for long: a test's clock that is
+    /// paused would leap ahead while its runtime idles.
+    pub(crate) fn insist(&self) {
+        self.insists.store(true, SeqCst);
+    }
+
+    fn may_insist(&self, began: &mut Option<Instant>) -> bool {
+        let insists = self.insists.load(SeqCst);
+        if insists {
+            yield_now();
+        }
+        insists && began.get_or_insert_with(Instant::now).elapsed() < INSISTENCE
     }
 
     /// Applies the operation here and now, or queues it. `settle` makes the result out of it, after the commit.

@@ -31,6 +31,7 @@
 // Until the locks use all of it.
 #![allow(dead_code, unused_imports)]
 
+mod averager;
 mod builder;
 pub(crate) mod calls;
 mod entries;
@@ -61,8 +62,9 @@ pub(crate) mod testing;
 mod update;
 mod values;
 
+pub use averager::Averager;
 pub use builder::{Builder, Durability};
-pub use events::Stats;
+pub use events::{HolderStats, LockStats, Stats, WaiterStats};
 pub use scope::Scope;
 pub use values::{Insert, Write};
 
@@ -182,8 +184,8 @@ impl Cache {
         }
     }
 
-    /// What has happened in this process, and how full the cache is.
-    pub fn stats(&self) -> Stats {
+    /// What has happened in this process, and how full the cache is: all but the locks.
+    pub(crate) fn counts(&self) -> Stats {
         self.handle.shared.stats()
     }
 }

@@ -268,6 +268,9 @@ impl Shared {
         stats.cells_evicted = self.state.evicted.load(Relaxed);
         stats.damaged = self.state.damaged.load(Relaxed);
         stats.waiters_left_out = self.state.left_out.load(Relaxed);
+        let crowd = self.calls.crowd();
+        stats.lock_waiters = crowd.waiting as u64;
+        stats.longest_wait = crowd.longest.unwrap_or_default();
         for shard in &self.entries {
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;
