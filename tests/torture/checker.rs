@@ -116,9 +116,11 @@ impl Facts<'_> {
         let died = self.history.end(attempt.id.process);
         let end = attempt.leaves.unwrap_or(died).min(died);
         let left = attempt.left.map(|left| left.1);
+        // A release takes its time too.
+        let until = attempt.left.map_or(end, |left| left.0);
         let doubt = match left {
             Some(How::Kept) => None,
-            _ => held_up(&self.stalls, &Span::new(attempt.asked, end), attempt.want.lease),
+            _ => held_up(&self.stalls, &Span::new(attempt.asked, until), attempt.want.lease),
         };
         let lost = left == Some(How::Lost) || (attempt.told.is_some() && left != Some(How::Kept));
         let least = attempt.asked.saturating_add(attempt.want.lease);
