@@ -4,28 +4,36 @@
 #![allow(unsafe_code)]
 
 use super::{
+    files::{Files, Found},
     gate::{Gate, Held},
     sys,
 };
-use crate::error::Error;
+use crate::{error::Error, hush::Hush};
 use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithTls, types::Bytes};
 use std::{
     fs::{self, File},
     io::{self, Read},
     marker::PhantomData,
     ops::Bound,
-    path::Path,
-    time::Duration,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
 /// Readers a machine may have at once: one slot for each thread that ever read.
 const MAX_READERS: u32 = 8192;
 
 /// Bytes of LMDB's lock file: a cache line a reader, and a head.
-const LOCK_SIZE: u64 = MAX_READERS as u64 * 64 + 4096;
+pub(crate) const LOCK_SIZE: u64 = MAX_READERS as u64 * 64 + 4096;
 
 /// How long an opening waits at the gate for those who write.
 const OPENING: Duration = Duration::from_secs(2);
+
+/// How long an opening beside others tries to read metas that do not change meanwhile.
+const METAS: Duration = Duration::from_millis(250);
+
+/// How old the last look at the files may be when something is written, in ns.
+const LOOK_EVERY: u64 = Duration::from_millis(100).as_nanos() as u64;
 
 /// A table of an environment, by its place in [`Options::tables`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +50,8 @@ pub(crate) struct Options<'a> {
     pub(crate) sync: bool,
     /// Nobody else has it open.
     pub(crate) alone: bool,
+    /// What is lost here must not go unnoticed: found damaged, the environment is given up by every process at once.
+    pub(crate) guarded: bool,
 }
 
 type Db = Database<'static, Bytes, Bytes>;
@@ -54,36 +64,54 @@ pub(crate) struct Env {
     map_size: usize,
     /// See [`sys::forks`].
     forks: u32,
+    guard: Option<Guard>,
+}
+
+/// What is known of an environment that is to be given up when it is found damaged.
+struct Guard {
+    path: PathBuf,
+    files: Files,
+    /// Bytes that the data file had, and never has fewer.
+    least: u64,
+    /// The last transaction that this process has seen, which no later one is behind.
+    newest: AtomicU64,
+    /// When its files were looked at, by the clock of those who write.
+    looked: AtomicU64,
+    gone: Hush,
 }
 
 impl Env {
+    /// Opens an environment; alone, makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if the files are not sound; beside others also if they are not those that the others use.
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         sys::watch_forks();
-        fs::DirBuilder::new().recursive(true).create(path)?;
-        let data = path.join("data.mdb");
+        let gate_path = path.join("gate");
+        let (gate, (heed, tables, files));
         if options.alone {
-            check_before_opening(&data)?;
+            match fs::DirBuilder::new().recursive(true).create(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
+                made => made?,
+            }
+            Files::check_kinds(path)?;
+            gate = Gate::open(&gate_path, true)?;
+            (heed, tables, files) = gate.survive(|| open_alone(path, options, &gate))?;
+        } else {
+            gate = Gate::open(&gate_path, false)?;
+            (heed, tables, files) = open_beside(path, options, &gate)?;
         }
-        // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
-        reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
-        // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
-        let first = open_heed(path, options)?;
-        drop(first.read_txn().map_err(|error| match error {
-            heed::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Error::Io(io::Error::other(
-                "a process with the same process id uses it, as in two containers; start one with another id",
-            )),
-            error => from_heed(error),
-        })?);
-        first.prepare_for_closing().wait();
-        let heed = open_heed(path, options)?;
-        heed.clear_stale_readers().map_err(from_heed)?;
-        sys::close_on_exec(&data)?;
-        if options.write_map {
-            reserve(&data, options.map_size as u64)?;
-        }
-        let gate = Gate::open(&path.join("gate"), options.alone)?;
-        let tables = open_tables(&heed, &gate, options.tables)?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks() })
+        let guard = options.guarded.then(|| Guard {
+            path: path.to_path_buf(),
+            files,
+            // Reserved as a whole, or growing.
+            least: if options.write_map { files.map_size } else { files.length },
+            newest: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            gone: Hush::new(),
+        });
+        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks(), guard })
     }
 
     #[cfg(test)]
@@ -101,6 +129,11 @@ impl Env {
         self.forks != sys::forks()
     }
 
+    /// Whether it is not to be touched any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.gate.is_shut()
+    }
+
     /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's
     /// transaction is `Send`, but committing it elsewhere silently blocks every process of the machine.
     pub(crate) fn write<T>(
@@ -111,13 +144,85 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        let mut txn =
-            Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, written: false, _this_thread: PhantomData };
-        let (result, changed) = f(&mut txn)?;
-        if changed {
-            txn.rw.commit().map_err(from_commit)?;
+        let result = self.begin().and_then(|rw| {
+            let mut txn = Txn { rw, env: self, written: false, _this_thread: PhantomData };
+            let (result, changed) = f(&mut txn)?;
+            if changed {
+                txn.rw.commit().map_err(from_commit)?;
+            }
+            Ok(result)
+        });
+        if let (Err(Error::Damaged), Some(guard)) = (&result, &self.guard) {
+            self.condemn(guard);
         }
-        Ok(result)
+        result
+    }
+
+    fn begin(&self) -> Result<RwTxn<'_>, Error> {
+        let begun = self.heed.write_txn();
+        let Some(guard) = &self.guard else { return begun.map_err(from_heed) };
+        let rw = begun.map_err(|error| match from_heed(error) {
+            Error::Io(error) if error.raw_os_error().is_none_or(|code| code == libc::ENOMEM) => Error::Io(error),
+            // Its last page is behind the end of the map, which is smaller than that of others.
+            Error::Full if self.heed.info().map_size < self.map_size => Error::Full,
+            _ => Error::Damaged,
+        })?;
+        // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not compare.
+        let id = rw.id() as u64;
+        if id != self.last_transaction() + 1 || id < guard.newest.fetch_max(id, Relaxed) {
+            return Err(Error::Damaged);
+        }
+        Ok(rw)
+    }
+
+    fn condemn(&self, guard: &Guard) {
+        if self.gate.condemn() {
+            tracing::error!(
+                path = %guard.path.display(),
+                "damaged: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
+            );
+        }
+    }
+
+    /// Looks after the files if nobody has for a tenth of a second, so that those that were cut do not kill us. `now` is in
+    /// ns of any clock, always the same.
+    pub(crate) fn look_at(&self, now: u64) {
+        let Some(guard) = &self.guard else { return };
+        let last = guard.looked.load(Relaxed);
+        if now.wrapping_sub(last) >= LOOK_EVERY && guard.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+            self.look();
+        }
+    }
+
+    /// Looks after the files.
+    pub(crate) fn look(&self) {
+        let Some(guard) = &self.guard else { return };
+        if self.forked() || self.gate.is_shut() {
+            return;
+        }
+        match guard.files.look(&guard.path, guard.least) {
+            Found::Intact => {}
+            Found::Gone => {
+                if guard.gone.due() {
+                    tracing::error!(
+                        path = %guard.path.display(),
+                        "removed or replaced while in use: no other process can join until every one that uses the cache has \
+                         been stopped"
+                    );
+                }
+            }
+            Found::Cut => self.condemn(guard),
+            Found::CutOff => self.give_up("a file of it was truncated"),
+        }
+    }
+
+    /// This process uses the environment no more, and does not even touch it.
+    pub(crate) fn give_up(&self, why: &str) {
+        if self.gate.shut() {
+            tracing::error!(path = %self.heed.path().display(), why, "given up: stop every process that uses the cache");
+            // Closing it would look into the lock file.
+            std::mem::forget(self.heed.clone());
+        }
     }
 
     /// Runs `f` in a read transaction. It must not begin another one: heed's readers are one a thread.
@@ -130,11 +235,16 @@ impl Env {
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
+        if self.gate.is_shut() {
+            return Err(Error::Damaged);
+        }
         self.heed.force_sync().map_err(from_heed)
     }
 
     pub(crate) fn clear_stale_readers(&self) {
-        let _ = self.heed.clear_stale_readers();
+        if !self.gate.is_shut() {
+            let _ = self.heed.clear_stale_readers();
+        }
     }
 
     /// Pages of the map.
@@ -250,6 +360,67 @@ fn reserve(path: &Path, size: u64) -> Result<(), Error> {
     }
 }
 
+type Opened = (heed::Env<WithTls>, Vec<Db>, Files);
+
+/// Makes what is not there, and writes down in the gate what the environment is made of.
+fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Opened, Error> {
+    let data = path.join("data.mdb");
+    check_before_opening(&data, true)?;
+    // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
+    reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
+    let heed = open_twice(path, options)?;
+    if options.write_map {
+        reserve(&data, options.map_size as u64)?;
+    }
+    let files = Files::at(path, options.map_size)?;
+    gate.describe(&files);
+    let tables = match find_tables(&heed, options.tables)? {
+        Some(tables) => tables,
+        None => make_tables(&heed, gate, options.tables)?,
+    };
+    Ok((heed, tables, files))
+}
+
+/// Makes and lengthens nothing: LMDB would make an empty file sound again, and everybody's rows would be gone.
+fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Opened, Error> {
+    let data = path.join("data.mdb");
+    let ours = || {
+        let files = Files::at(path, options.map_size).map_err(|_| Error::Damaged)?;
+        if files.are(&gate.described()) { Ok(files) } else { Err(Error::Damaged) }
+    };
+    if options.write_map && ours()?.length != options.map_size as u64 {
+        return Err(Error::Damaged);
+    }
+    let deadline = Instant::now() + METAS;
+    loop {
+        match check_before_opening(&data, options.write_map) {
+            // They change while they are read.
+            Err(Error::Damaged) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            checked => break checked?,
+        }
+    }
+    let heed = open_twice(path, options)?;
+    let files = ours()?;
+    let tables = find_tables(&heed, options.tables)?.ok_or(Error::Damaged)?;
+    Ok((heed, tables, files))
+}
+
+fn open_twice(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
+    // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
+    let first = open_heed(path, options)?;
+    drop(first.read_txn().map_err(|error| match error {
+        heed::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Error::Io(io::Error::other(
+            "a process with the same process id uses it, as in two containers; start one with another id",
+        )),
+        error => from_heed(error),
+    })?);
+    first.prepare_for_closing().wait();
+    let heed = open_heed(path, options)?;
+    heed.clear_stale_readers().map_err(from_heed)?;
+    sys::close_on_exec(&path.join("data.mdb"))?;
+    Ok(heed)
+}
+
 fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
     let mut flags = EnvFlags::empty();
     if !options.sync {
@@ -281,12 +452,12 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
     }
 }
 
-fn open_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
-    // Mostly they are there, and a process that is stopped while it writes is not in the way.
-    let found = names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<Option<Vec<_>>>>();
-    if let Some(tables) = found.map_err(from_heed)? {
-        return Ok(tables);
-    }
+/// `None` if one of them is not there.
+fn find_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Option<Vec<Db>>, Error> {
+    names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<_>>().map_err(from_heed)
+}
+
+fn make_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
     let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
     names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
 }
@@ -311,12 +482,13 @@ fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>>
 }
 
 /// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
-fn check_before_opening(data: &Path) -> Result<(), Error> {
+/// `whole`: and its length.
+fn check_before_opening(data: &Path, whole: bool) -> Result<(), Error> {
     let mut file = match File::open(data) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };
-    let length = file.metadata()?.len();
+    let length = if whole { file.metadata()?.len() } else { u64::MAX };
     let mut head = Vec::new();
     file.by_ref().take(2 * 65_536).read_to_end(&mut head)?;
     if metas_are_sound(&head, length) { Ok(()) } else { Err(Error::Damaged) }
@@ -369,6 +541,8 @@ fn from_heed(error: heed::Error) -> Error {
             Error::Full
         }
         heed::Error::EnvAlreadyOpened => Error::Busy,
+        // A write failed on the way to the disk. The files are as before; this process would have to open them again.
+        heed::Error::Mdb(MdbError::Panic) => Error::Io(io::Error::other("a write failed: restart the process")),
         _ => Error::Damaged,
     }
 }

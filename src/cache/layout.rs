@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <cache>/<fingerprint>/open.lock      held while a process opens or closes
-//! <cache>/<fingerprint>/users          each user holds a shared flock
+//! <cache>/                             each user holds a shared flock
+//! <cache>/<fingerprint>/users          and one of its own build
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
 //! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
 //! <cache>/<fingerprint>/entries-K-N/
@@ -23,10 +24,13 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 /// How long an opening waits for another one to finish.
 const OPENING: Duration = Duration::from_secs(10);
+
+/// How long it waits for users of whom nothing is known but that they are there: they may be on their way out.
+const STRANGERS: Duration = Duration::from_secs(1);
 
 /// Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -129,7 +133,7 @@ pub(crate) struct Directory {
     root: PathBuf,
     home: PathBuf,
     pub(crate) file_system: sys::FileSystem,
-    users: File,
+    users: Users,
     layout: Layout,
 }
 
@@ -151,11 +155,14 @@ impl Directory {
         let &Wanted { state_size, shards, mixed, sync } = wanted;
         let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
         let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
-        let file_system = check_root(root).map_err(fail)?;
+        let (whole, file_system) = check_root(root).map_err(fail)?;
         let home = root.join(fingerprint());
         make_private(&home).map_err(io("its inner directory cannot be made"))?;
-        if !mixed {
-            check_siblings(root, &home).map_err(fail)?;
+        if let Some(sibling) = sibling_in_use(root, &home).filter(|_| !mixed) {
+            return Err(fail(format!(
+                "a process of another build ({sibling}) is using it, and the two would share no locks; stop it, use another \
+                 directory, or allow it with `Builder::allow_mixed_builds`"
+            )));
         }
         let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => fail(
@@ -164,12 +171,14 @@ impl Directory {
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
-        let users = open_file(&home.join("users")).map_err(io("its users file"))?;
-        let alone = flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if !alone {
-            // A process of another build that looks whether anybody is in holds it for a moment.
-            lock_for(&users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
-        }
+        let users = Users::enter(root, &home, whole).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => fail(
+                "processes use it whose files have been removed or replaced; stop them first, or use another directory"
+                    .into(),
+            ),
+            _ => io("its users file")(error),
+        })?;
+        let alone = users.alone;
         let boot = boot_id().map_err(io("the boot id"))?;
         let path = home.join("layout");
         let text = match fs::read_to_string(&path) {
@@ -202,6 +211,10 @@ impl Directory {
                 "the cache was made with other sizes than asked for; those are kept"
             );
         }
+        if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
+            tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
+            layout.state = fresh_number(&home).max(layout.state.saturating_add(1));
+        }
         if layout.boot != boot {
             // What was written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
@@ -225,9 +238,18 @@ impl Directory {
         if alone {
             directory.remove_old_generations();
             presence::clear(&directory.run_path());
-            lock_for(&directory.users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
+            directory.users.let_others_in().map_err(io("its users file"))?;
         }
         Ok((directory, opened))
+    }
+
+    /// Whether it still is where it was opened.
+    pub(crate) fn is_there(&self) -> bool {
+        match (fs::metadata(&self.root), self.users.whole.metadata()) {
+            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+            (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
+            _ => true,
+        }
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -260,7 +282,7 @@ impl Directory {
     /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
         let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
-        if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
+        if flock(&self.users.own_build, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
             let closed = since_boot().saturating_add(self.layout.offset);
             let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
         }
@@ -290,11 +312,65 @@ impl Directory {
     }
 }
 
+/// What says that this process uses the directory, for as long as it lives.
+#[derive(Debug)]
+struct Users {
+    /// The directory itself: whatever is removed in it, who uses it is still known.
+    whole: File,
+    own_build: File,
+    alone: bool,
+}
+
+impl Users {
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::AddrInUse`]: somebody uses the directory but neither `users` nor that of another build, so these were
+    /// removed.
+    fn enter(root: &Path, home: &Path, whole: File) -> io::Result<Users> {
+        let own_build = open_file(&home.join("users"))?;
+        // A process of another build that looks whether anybody is in holds them for a moment.
+        let deadline = Instant::now() + STRANGERS;
+        let alone = loop {
+            let nobody = flock(&whole, FlockOperation::NonBlockingLockExclusive).is_ok();
+            let none_of_ours = flock(&own_build, FlockOperation::NonBlockingLockExclusive).is_ok();
+            match (nobody, none_of_ours) {
+                (_, false) => break false,
+                (true, true) => break true,
+                (false, true) if sibling_in_use(root, home).is_some() => break true,
+                (false, true) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                (false, true) => return Err(io::ErrorKind::AddrInUse.into()),
+            }
+        };
+        let users = Users { whole, own_build, alone };
+        if !alone {
+            users.let_others_in()?;
+        }
+        Ok(users)
+    }
+
+    fn let_others_in(&self) -> io::Result<()> {
+        lock_for(&self.whole, FlockOperation::NonBlockingLockShared, OPENING)?;
+        lock_for(&self.own_build, FlockOperation::NonBlockingLockShared, OPENING)
+    }
+}
+
 impl Opening {
     fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
-        let lock = open_file(&home.join("open.lock"))?;
-        lock_for(&lock, FlockOperation::NonBlockingLockExclusive, patience)?;
-        Ok(Opening { _lock: lock })
+        let path = home.join("open.lock");
+        let deadline = Instant::now() + patience;
+        loop {
+            let lock = open_file(&path)?;
+            lock_for(
+                &lock,
+                FlockOperation::NonBlockingLockExclusive,
+                deadline.saturating_duration_since(Instant::now()),
+            )?;
+            // Who was in before may have been locked out of a file that was removed meanwhile.
+            let (there, ours) = (fs::metadata(&path), lock.metadata()?);
+            if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(Opening { _lock: lock });
+            }
+        }
     }
 }
 
@@ -321,7 +397,7 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Makes the root if need be, and says why it cannot be used, if so.
-fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
+fn check_root(root: &Path) -> Result<(File, sys::FileSystem), String> {
     match make_private(root) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -345,23 +421,17 @@ fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
         sys::FileSystem::Network(kind) => Err(format!(
             "it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"
         )),
-        local => Ok(local),
+        local => Ok((directory, local)),
     }
 }
 
 /// Users of another version, architecture or libc would share no locks with us.
-fn check_siblings(root: &Path, home: &Path) -> Result<(), String> {
-    for entry in fs::read_dir(root).map_err(|error| format!("the directory cannot be read: {error}"))?.flatten() {
-        let Ok(users) = File::open(entry.path().join("users")) else { continue };
-        if entry.path() != home && flock(&users, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(format!(
-                "a process of another build ({}) is using it, and the two would share no locks; stop it, use another \
-                 directory, or allow it with `Builder::allow_mixed_builds`",
-                entry.file_name().to_string_lossy()
-            ));
-        }
-    }
-    Ok(())
+fn sibling_in_use(root: &Path, home: &Path) -> Option<String> {
+    fs::read_dir(root).into_iter().flatten().flatten().find_map(|entry| {
+        let users = File::open(entry.path().join("users")).ok()?;
+        let in_use = entry.path() != home && flock(&users, FlockOperation::NonBlockingLockExclusive).is_err();
+        in_use.then(|| entry.file_name().to_string_lossy().into_owned())
+    })
 }
 
 fn fresh_number(home: &Path) -> u64 {

@@ -32,6 +32,7 @@ mod builder;
 mod entries;
 mod env;
 mod events;
+mod files;
 mod flights;
 mod gate;
 mod handle;

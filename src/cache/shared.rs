@@ -36,6 +36,8 @@ use std::{
 const SLICE: Duration = Duration::from_millis(5);
 /// How often readers and files of dead processes are cleared away and expired entries swept.
 const TIDY: Duration = Duration::from_secs(10);
+/// How often the files are looked after.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause between the steps of the walk that follows a purge.
 const WALK: Duration = Duration::from_millis(20);
 /// Address space of all `entries/` together: the same in every process, and far above any budget. It is sparse.
@@ -66,6 +68,7 @@ pub(crate) struct Shared {
     /// What this process holds, by key.
     holdings: Mutex<HashMap<[u8; 16], Vec<Holding>>>,
     tidied: Mutex<Tidied>,
+    looked: Mutex<Instant>,
     /// When the housekeeping thread wakes by itself, in ns since `began`.
     planned: AtomicU64,
     began: Instant,
@@ -177,6 +180,7 @@ impl Shared {
             queues: Arc::default(),
             flights: Arc::default(),
             holdings: Mutex::default(),
+            looked: Mutex::new(Instant::now()),
             tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
             planned: AtomicU64::new(u64::MAX),
             began: Instant::now(),
@@ -276,6 +280,20 @@ impl Shared {
         next
     }
 
+    /// Who has the directory open may go on when the files in it are gone, since nobody else can join. When it is gone
+    /// itself, others may have made it anew.
+    fn look_after(&self) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.elapsed() < LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        if !self.directory.is_there() {
+            self.state.lane.env.give_up("its directory was removed or replaced");
+        }
+        self.state.lane.env.look();
+    }
+
     fn tidy(&self) -> Duration {
         let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
         let all = tidied.all.elapsed() >= TIDY;
@@ -308,7 +326,8 @@ impl Chores for Shared {
     fn work(&self) -> Duration {
         // Whoever holds something new from here on rings, unless it is due later than the plan.
         self.planned.store(u64::MAX, SeqCst);
-        let next = self.renew().min(self.tidy());
+        self.look_after();
+        let next = self.renew().min(self.tidy()).min(LOOK);
         self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
         if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
@@ -368,6 +387,7 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         alone,
+        guarded: true,
     };
     open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
 }
@@ -385,6 +405,7 @@ fn open_entries(
         write_map: false,
         sync: settings.wanted.sync,
         alone,
+        guarded: false,
     };
     open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
         directory.entries_path(shard, generation)
@@ -401,7 +422,7 @@ fn open_or_begin_anew(
     match Env::open(&path(*generation), options) {
         Err(Error::Damaged) if options.alone => {
             tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
-            *generation = directory.fresh_number();
+            *generation = directory.fresh_number().max(generation.saturating_add(1));
             Env::open(&path(*generation), options)
         }
         opened => opened,

@@ -115,7 +115,7 @@ impl State {
 
     /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
     pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
-        if self.lane.env.forked() {
+        if self.lane.env.forked() || self.lane.env.is_given_up() {
             return None;
         }
         let last = self.lane.env.last_transaction();
@@ -349,6 +349,7 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
 impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
+        self.state.lane.env.look_at(self.now);
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
@@ -358,6 +359,10 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
         let found = record::decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
+            if self.table == LOCKS {
+                // Who held it cannot be told, nor for how long.
+                return Err(Error::Damaged);
+            }
         }
         let unread = Cell::new(None);
         let read = |most| {

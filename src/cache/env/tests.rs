@@ -3,7 +3,7 @@ use super::*;
 const TABLES: [&str; 2] = ["a", "b"];
 
 fn options() -> Options<'static> {
-    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true }
+    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true, guarded: true }
 }
 
 fn filled(path: &Path) {
