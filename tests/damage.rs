@@ -151,6 +151,16 @@ impl Place {
         }
     }
 
+    /// Those of them that hold rows of locks: here, all rows are.
+    fn leaves_of_rows(&self) -> Vec<usize> {
+        let data = self.data();
+        let first_node = |page: usize| {
+            let node = u16::from_le_bytes([data[page * PAGE + 16], data[page * PAGE + 17]]) as usize;
+            data[page * PAGE + 12] > 16 && data[page * PAGE + node + 6] == 16
+        };
+        self.leaves().into_iter().filter(|page| first_node(*page)).collect()
+    }
+
     /// Changes a byte of each row, as a bad disk may.
     fn flip_rows(&self) {
         let data = self.data();
@@ -206,6 +216,17 @@ const CASES: &[(&str, Damage)] = &[
         // Sound pages without rows.
         for page in place.leaves() {
             place.write("data.mdb", page * PAGE + 12, &[16, 0, 0, 16]);
+        }
+    }),
+    ("data: leaf of the lock emptied", |place| {
+        for page in place.leaves_of_rows() {
+            place.write("data.mdb", page * PAGE + 12, &[16, 0, 0, 16]);
+        }
+    }),
+    ("data: leaf of the lock garbled", |place| {
+        for page in place.leaves_of_rows() {
+            let bytes: Vec<u8> = std::iter::repeat_with(random_bytes(page as u64)).take(PAGE - 16).collect();
+            place.write("data.mdb", page * PAGE + 16, &bytes);
         }
     }),
     ("data: rows flipped", Place::flip_rows),

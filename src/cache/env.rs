@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::{
-    files::{Files, Found},
+    files::{self, Files, Found, Id},
     gate::{Gate, Held},
     sys,
 };
@@ -16,7 +16,7 @@ use std::{
     marker::PhantomData,
     ops::Bound,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,8 @@ pub(crate) struct Options<'a> {
     /// Nobody else has it open.
     pub(crate) alone: bool,
     /// What is lost here must not go unnoticed: found damaged, the environment is given up by every process at once.
-    pub(crate) guarded: bool,
+    /// That is the cache's directory, which it stands and falls with.
+    pub(crate) guarded: Option<&'a Path>,
 }
 
 type Db = Database<'static, Bytes, Bytes>;
@@ -69,6 +70,10 @@ pub(crate) struct Env {
 
 /// What is known of an environment that is to be given up when it is found damaged.
 struct Guard {
+    root: PathBuf,
+    root_id: Id,
+    /// Others may have made another directory in its place.
+    orphaned: AtomicBool,
     path: PathBuf,
     files: Files,
     /// Bytes that the data file had, and never has fewer.
@@ -102,15 +107,21 @@ impl Env {
             gate = Gate::open(&gate_path, false)?;
             (heed, tables, files) = open_beside(path, options, &gate)?;
         }
-        let guard = options.guarded.then(|| Guard {
-            path: path.to_path_buf(),
-            files,
-            // Reserved as a whole, or growing.
-            least: if options.write_map { files.map_size } else { files.length },
-            newest: AtomicU64::new(0),
-            looked: AtomicU64::new(0),
-            gone: Hush::new(),
-        });
+        let guard = |root: &Path| -> io::Result<Guard> {
+            Ok(Guard {
+                root: root.to_path_buf(),
+                root_id: files::id_of(&fs::metadata(root)?),
+                orphaned: AtomicBool::new(false),
+                path: path.to_path_buf(),
+                files,
+                // Reserved as a whole, or growing.
+                least: if options.write_map { files.map_size } else { files.length },
+                newest: AtomicU64::new(0),
+                looked: AtomicU64::new(0),
+                gone: Hush::new(),
+            })
+        };
+        let guard = options.guarded.map(guard).transpose()?;
         Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks(), guard })
     }
 
@@ -127,6 +138,12 @@ impl Env {
     /// Whether this process is a forked child of the one that opened it.
     pub(crate) fn forked(&self) -> bool {
         self.forks != sys::forks()
+    }
+
+    /// Whether the cache's directory was removed or replaced. What is held can be renewed and released, since others may hold
+    /// on to the same files, but nothing may be granted.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.guard.as_ref().is_some_and(|guard| guard.orphaned.load(Relaxed))
     }
 
     /// Whether it is not to be touched any more.
@@ -169,7 +186,7 @@ impl Env {
         })?;
         // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not compare.
         let id = rw.id() as u64;
-        if id != self.last_transaction() + 1 || id < guard.newest.fetch_max(id, Relaxed) {
+        if id.checked_sub(1) != Some(self.last_transaction()) || id < guard.newest.fetch_max(id, Relaxed) {
             return Err(Error::Damaged);
         }
         Ok(rw)
@@ -199,6 +216,14 @@ impl Env {
         let Some(guard) = &self.guard else { return };
         if self.forked() || self.gate.is_shut() {
             return;
+        }
+        let there = fs::metadata(&guard.root).map(|facts| files::id_of(&facts) == guard.root_id);
+        if !there.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound) && !guard.orphaned.swap(true, Relaxed)
+        {
+            tracing::error!(
+                path = %guard.root.display(),
+                "removed or replaced while in use: no lock is granted any more; stop every process that uses it"
+            );
         }
         match guard.files.look(&guard.path, guard.least) {
             Found::Intact => {}
@@ -343,6 +368,21 @@ impl Txn<'_> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
 
+    /// Whether a table in which there is nothing under a key looks as if that were true: it is empty, which is written on
+    /// another page, or what is beside the key is sound in the eyes of `is_sound`. Damage that makes a key disappear has
+    /// mostly garbled its neighbours.
+    pub(crate) fn bears_out(&self, table: Table, key: &[u8], is_sound: impl Fn(&[u8]) -> bool) -> Result<bool, Error> {
+        if self.len(table)? == 0 {
+            return Ok(true);
+        }
+        let table = &self.env.tables[table.0];
+        let beside = match table.get_greater_than(&self.rw, key).map_err(from_heed)? {
+            Some(next) => Some(next),
+            None => table.get_lower_than(&self.rw, key).map_err(from_heed)?,
+        };
+        Ok(beside.is_some_and(|(_, value)| is_sound(value)))
+    }
+
     /// Pages that the rows of a table occupy.
     pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
         let stat = self.env.tables[table.0].stat(&self.rw).map_err(from_heed)?;
@@ -386,9 +426,11 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Opened
     let data = path.join("data.mdb");
     let ours = || {
         let files = Files::at(path, options.map_size).map_err(|_| Error::Damaged)?;
-        if files.are(&gate.described()) { Ok(files) } else { Err(Error::Damaged) }
+        let sound = files.are(&gate.described()) && files.look(path, 0) == Found::Intact;
+        if sound { Ok(files) } else { Err(Error::Damaged) }
     };
-    if options.write_map && ours()?.length != options.map_size as u64 {
+    let length = ours()?.length;
+    if options.write_map && length != options.map_size as u64 {
         return Err(Error::Damaged);
     }
     let deadline = Instant::now() + METAS;

@@ -79,6 +79,6 @@ impl Found {
     }
 }
 
-fn id_of(facts: &fs::Metadata) -> Id {
+pub(crate) fn id_of(facts: &fs::Metadata) -> Id {
     [facts.dev(), facts.ino()]
 }

@@ -272,7 +272,48 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gate");
         assert!(Gate::open(&path, false).is_err());
-        std::fs::write(&path, [1; 100]).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, [1; 200]).unwrap();
         assert!(Gate::open(&path, false).is_err());
+        assert!(Gate::open(&path, true).is_ok());
+        assert!(Gate::open(&path, false).is_ok());
+    }
+
+    #[test]
+    fn a_condemned_gate_lets_nobody_through_and_stays_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gate");
+        let (gate, again) = (Gate::open(&path, true).unwrap(), Gate::open(&path, false).unwrap());
+        let held = gate.try_lock().unwrap();
+        assert!(again.condemn() && !gate.condemn(), "once");
+        drop(held);
+        assert!(gate.try_lock().is_err() && again.lock_for(Duration::from_secs(1)).is_err());
+        assert!(Gate::open(&path, false).is_err() && Gate::open(&path, true).is_err());
+    }
+
+    #[test]
+    fn what_kills_again_and_again_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gate");
+        let die = |gate: &Gate| {
+            std::thread::scope(|threads| {
+                threads
+                    .spawn(|| std::mem::forget(gate.lock_for(Duration::from_secs(5)).unwrap().unwrap()))
+                    .join()
+                    .unwrap();
+            });
+        };
+        for _ in 0..2 * DEATHS_MAX {
+            let gate = Gate::open(&path, true).unwrap();
+            die(&gate);
+            drop(gate.lock_for(Duration::from_secs(5)).unwrap().unwrap());
+        }
+        for _ in 0..DEATHS_MAX {
+            let gate = Gate::open(&path, true).unwrap();
+            // An opening that ends well says nothing of what comes after.
+            gate.survive(|| ());
+            die(&gate);
+        }
+        assert!(matches!(Gate::open(&path, true), Err(Error::Damaged)));
     }
 }

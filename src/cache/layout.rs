@@ -10,7 +10,12 @@
 //! <cache>/<fingerprint>/run/           a file for each opening that others may wait for, held by an exclusive flock
 //! ```
 
-use super::{presence, record::Secret, sys};
+use super::{
+    beacon::{self, Beacon},
+    presence,
+    record::Secret,
+    sys,
+};
 use crate::error::Error;
 use rustix::fs::{FlockOperation, flock};
 use std::{
@@ -243,15 +248,6 @@ impl Directory {
         Ok((directory, opened))
     }
 
-    /// Whether it still is where it was opened.
-    pub(crate) fn is_there(&self) -> bool {
-        match (fs::metadata(&self.root), self.users.whole.metadata()) {
-            (Ok(there), Ok(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
-            (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
-            _ => true,
-        }
-    }
-
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -319,13 +315,14 @@ struct Users {
     whole: File,
     own_build: File,
     alone: bool,
+    _beacon: Beacon,
 }
 
 impl Users {
     /// # Errors
     ///
     /// [`io::ErrorKind::AddrInUse`]: somebody uses the directory but neither `users` nor that of another build, so these were
-    /// removed.
+    /// removed; or the directory that was here before.
     fn enter(root: &Path, home: &Path, whole: File) -> io::Result<Users> {
         let own_build = open_file(&home.join("users"))?;
         // A process of another build that looks whether anybody is in holds them for a moment.
@@ -341,7 +338,11 @@ impl Users {
                 (false, true) => return Err(io::ErrorKind::AddrInUse.into()),
             }
         };
-        let users = Users { whole, own_build, alone };
+        let facts = whole.metadata()?;
+        if alone && beacon::was_another(root, &facts) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let users = Users { whole, own_build, alone, _beacon: Beacon::light(root, &facts) };
         if !alone {
             users.let_others_in()?;
         }

@@ -28,6 +28,7 @@
 //!
 //! Linux. The directory must be on a local file system and belong to this user. Exactness means on one machine.
 
+mod beacon;
 mod builder;
 mod entries;
 mod env;

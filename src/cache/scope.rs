@@ -110,6 +110,11 @@ impl Scope {
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
+    /// See [`env::Env::is_orphaned`].
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.handle().shared.state.lane.env.is_orphaned()
+    }
+
     /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.presence.instance()

@@ -280,17 +280,12 @@ impl Shared {
         next
     }
 
-    /// Who has the directory open may go on when the files in it are gone, since nobody else can join. When it is gone
-    /// itself, others may have made it anew.
     fn look_after(&self) {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         if looked.elapsed() < LOOK {
             return;
         }
         *looked = Instant::now();
-        if !self.directory.is_there() {
-            self.state.lane.env.give_up("its directory was removed or replaced");
-        }
         self.state.lane.env.look();
     }
 
@@ -387,7 +382,7 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         alone,
-        guarded: true,
+        guarded: Some(directory.root()),
     };
     open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
 }
@@ -405,7 +400,7 @@ fn open_entries(
         write_map: false,
         sync: settings.wanted.sync,
         alone,
-        guarded: false,
+        guarded: None,
     };
     open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
         directory.entries_path(shard, generation)

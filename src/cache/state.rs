@@ -359,10 +359,9 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
         let found = record::decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
-            if self.table == LOCKS {
-                // Who held it cannot be told, nor for how long.
-                return Err(Error::Damaged);
-            }
+        }
+        if self.table == LOCKS && !bears_out(txn, &self.key, &found)? {
+            return Err(Error::Damaged);
         }
         let unread = Cell::new(None);
         let read = |most| {
@@ -395,6 +394,15 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             self.state.sweep(txn, self.now, made)?;
         }
         Ok(stepped || matches!(written, Written::Put | Written::Removed(true)))
+    }
+}
+
+/// Whether a lock's row can be believed. Of a damaged one it cannot be told who held it, nor for how long.
+fn bears_out(txn: &Txn<'_>, key: &Key, found: &Found<'_>) -> Result<bool, Error> {
+    match found {
+        Found::Row(_) => Ok(true),
+        Found::Absent => txn.bears_out(LOCKS, &key.hash, |row| record::decode_any_row(row).is_some()),
+        Found::Damaged => Ok(false),
     }
 }
 

@@ -305,7 +305,11 @@ impl<R: Rule> Acquiring<R> {
             key,
             move |found, now| row::acquire(found, now, &wish, &local),
             move |attempt| match attempt? {
-                Attempt::Acquired => Ok(Some(Guard::new(scope, key, owner, lease))),
+                Attempt::Acquired => {
+                    let guard = Guard::new(scope, key, owner, lease);
+                    // Others may look for it in a directory that was made anew: it is dropped.
+                    if guard.held.scope.is_orphaned() { Err(Error::Damaged) } else { Ok(Some(guard)) }
+                }
                 Attempt::Busy => Ok(None),
             },
         ));
