@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::{
-    files::{Files, Id},
+    guard::{Files, Id},
     sys,
 };
 use crate::error::Error;

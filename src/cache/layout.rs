@@ -1,8 +1,8 @@
 //! The cache's directory: who may use it, which generation of each environment is current, and what survives a reboot.
 //!
 //! ```text
-//! <cache>/<fingerprint>/open.lock      held while a process opens or closes
 //! <cache>/                             each user holds a shared flock
+//! <cache>/<fingerprint>/open.lock      held while a process opens or closes
 //! <cache>/<fingerprint>/users          and one of its own build
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
 //! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
@@ -11,13 +11,12 @@
 //! ```
 
 use super::{
-    beacon::{self, Beacon},
     presence,
     record::Secret,
     sys,
+    users::{OPENING, Opening, Users, sibling_in_use},
 };
 use crate::error::Error;
-use rustix::fs::{FlockOperation, flock};
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -25,17 +24,11 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
 const SCHEMA: u32 = 3;
-
-/// How long an opening waits for another one to finish.
-const OPENING: Duration = Duration::from_secs(10);
-
-/// How long it waits for users of whom nothing is known but that they are there: they may be on their way out.
-const STRANGERS: Duration = Duration::from_secs(1);
 
 /// Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -140,12 +133,6 @@ pub(crate) struct Directory {
     pub(crate) file_system: sys::FileSystem,
     users: Users,
     layout: Layout,
-}
-
-/// The right to change a directory; while it exists nobody else opens or closes the cache.
-#[derive(Debug)]
-pub(crate) struct Opening {
-    _lock: File,
 }
 
 impl Directory {
@@ -278,7 +265,7 @@ impl Directory {
     /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
         let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
-        if flock(&self.users.own_build, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
+        if self.users.are_gone(&self.home) && sync() {
             let closed = since_boot().saturating_add(self.layout.offset);
             let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
         }
@@ -306,91 +293,6 @@ impl Directory {
             }
         }
     }
-}
-
-/// What says that this process uses the directory, for as long as it lives.
-#[derive(Debug)]
-struct Users {
-    /// The directory itself: whatever is removed in it, who uses it is still known.
-    whole: File,
-    own_build: File,
-    alone: bool,
-    _beacon: Beacon,
-}
-
-impl Users {
-    /// # Errors
-    ///
-    /// [`io::ErrorKind::AddrInUse`]: somebody uses the directory but neither `users` nor that of another build, so these were
-    /// removed; or the directory that was here before.
-    fn enter(root: &Path, home: &Path, whole: File) -> io::Result<Users> {
-        let own_build = open_file(&home.join("users"))?;
-        // A process of another build that looks whether anybody is in holds them for a moment.
-        let deadline = Instant::now() + STRANGERS;
-        let alone = loop {
-            let nobody = flock(&whole, FlockOperation::NonBlockingLockExclusive).is_ok();
-            let none_of_ours = flock(&own_build, FlockOperation::NonBlockingLockExclusive).is_ok();
-            match (nobody, none_of_ours) {
-                (_, false) => break false,
-                (true, true) => break true,
-                (false, true) if sibling_in_use(root, home).is_some() => break true,
-                (false, true) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                (false, true) => return Err(io::ErrorKind::AddrInUse.into()),
-            }
-        };
-        let facts = whole.metadata()?;
-        if alone && beacon::was_another(root, &facts) {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        let users = Users { whole, own_build, alone, _beacon: Beacon::light(root, &facts) };
-        if !alone {
-            users.let_others_in()?;
-        }
-        Ok(users)
-    }
-
-    fn let_others_in(&self) -> io::Result<()> {
-        lock_for(&self.whole, FlockOperation::NonBlockingLockShared, OPENING)?;
-        lock_for(&self.own_build, FlockOperation::NonBlockingLockShared, OPENING)
-    }
-}
-
-impl Opening {
-    fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
-        let path = home.join("open.lock");
-        let deadline = Instant::now() + patience;
-        loop {
-            let lock = open_file(&path)?;
-            lock_for(
-                &lock,
-                FlockOperation::NonBlockingLockExclusive,
-                deadline.saturating_duration_since(Instant::now()),
-            )?;
-            // Who was in before may have been locked out of a file that was removed meanwhile.
-            let (there, ours) = (fs::metadata(&path), lock.metadata()?);
-            if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-                return Ok(Opening { _lock: lock });
-            }
-        }
-    }
-}
-
-fn lock_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn open_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
@@ -424,15 +326,6 @@ fn check_root(root: &Path) -> Result<(File, sys::FileSystem), String> {
         )),
         local => Ok((directory, local)),
     }
-}
-
-/// Users of another version, architecture or libc would share no locks with us.
-fn sibling_in_use(root: &Path, home: &Path) -> Option<String> {
-    fs::read_dir(root).into_iter().flatten().flatten().find_map(|entry| {
-        let users = File::open(entry.path().join("users")).ok()?;
-        let in_use = entry.path() != home && flock(&users, FlockOperation::NonBlockingLockExclusive).is_err();
-        in_use.then(|| entry.file_name().to_string_lossy().into_owned())
-    })
 }
 
 fn fresh_number(home: &Path) -> u64 {

@@ -33,14 +33,15 @@ mod builder;
 mod entries;
 mod env;
 mod events;
-mod files;
 mod flights;
 mod gate;
+mod guard;
 mod handle;
 mod keeper;
 mod lane;
 mod layout;
 mod line;
+mod opening;
 mod pending;
 mod presence;
 mod purges;
@@ -52,6 +53,7 @@ pub(crate) mod state;
 mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
+mod users;
 mod values;
 mod waiting;
 

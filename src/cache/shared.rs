@@ -3,16 +3,18 @@
 use super::{
     Stats,
     entries::{self, Entries},
-    env::{Env, Options},
+    env::Env,
     events::Events,
     flights::Flights,
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
-    layout::{Directory, Layout, Opening, Wanted},
+    layout::{Directory, Layout, Wanted},
+    opening::Options,
     presence::Presence,
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
+    users::Opening,
     waiting::Queues,
 };
 use crate::{error::Error, time::nanos};

@@ -1,4 +1,6 @@
 use super::*;
+use crate::cache::opening::metas_are_sound;
+use std::fs::{self, File};
 
 const TABLES: [&str; 2] = ["a", "b"];
 

@@ -1,5 +1,6 @@
 use super::*;
-use crate::cache::testing::nobody_starts;
+use crate::cache::{testing::nobody_starts, users::open_file};
+use rustix::fs::{FlockOperation, flock};
 
 const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false };
 
