@@ -323,7 +323,8 @@ impl Report {
     fn is_sound(&self) -> bool {
         let refusals = self.heard.iter().all(|(_, heard, alive)| {
             // A process that was killed by its damaged files has not been let in.
-            !heard.contains("HUNG") && !(*alive && heard.contains("GOT IT")) && says_what_to_do(heard)
+            let let_in = *alive && heard.contains("GOT IT");
+            !let_in && !heard.contains("HUNG") && says_what_to_do(heard)
         });
         refusals && self.after.last().is_some_and(|last| last == "GOT IT")
     }
