@@ -25,6 +25,8 @@ use std::{
 use tower::{Layer, Service, service_fn};
 use tower_floodgate::{BarrierLayer, Cache, Lock, StampedeCacheLayer};
 
+#[path = "support/statistics.rs"]
+mod statistics;
 #[path = "support/throttles.rs"]
 mod throttles;
 

@@ -390,7 +390,7 @@ async fn a_lease_out_of_range_that_comes_with_a_request_is_brought_into_it() {
     let held = held();
     yield_now().await;
     let lock = cache.scope("db").lock("").wait_at_most(secs(0));
-    assert!(matches!(lock.clone().await, Err(AcquireError::Busy)));
+    assert!(matches!(lock.clone().await, Err(AcquireError::Busy { .. })));
     held.abort();
     assert!(held.await.unwrap_err().is_cancelled());
     assert!(lock.await.is_ok());

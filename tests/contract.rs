@@ -386,5 +386,5 @@ async fn a_service_that_breaks_while_a_request_waits_fails_that_request() {
     handle.send_error("broken");
     drop(held);
     assert_eq!(waiting.await.unwrap_err().to_string(), "broken");
-    scope.lock("").wait_at_most(Duration::ZERO).acquire().await.expect("the lock was given back");
+    let _guard = scope.lock("").wait_at_most(Duration::ZERO).acquire().await.expect("the lock was given back");
 }

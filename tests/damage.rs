@@ -36,7 +36,7 @@ fn attempt(cache: &Cache) -> String {
             std::mem::forget(guard);
             "GOT IT".to_owned()
         }
-        Err(AcquireError::Busy) => "busy".to_owned(),
+        Err(AcquireError::Busy { .. }) => "busy".to_owned(),
         Err(error) => format!("refused: {error}"),
     }
 }

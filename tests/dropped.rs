@@ -99,7 +99,7 @@ async fn a_request_that_waits_for_a_lock_may_be_dropped_at_any_poll() {
         assert_eq!((watch.running(), permits.available_permits()), (0, 1), "dropped after {k} polls");
         if let (None, Some(response)) = (&held, &output) {
             assert_eq!(response.as_ref().unwrap().status(), 200);
-            assert!(matches!(at_once().await, Err(AcquireError::Busy)), "its body still holds the lock");
+            assert!(matches!(at_once().await, Err(AcquireError::Busy { .. })), "its body still holds the lock");
         }
         drop((held, output));
         drop(at_once().await.unwrap_or_else(|error| panic!("dropped after {k} polls: {error}")));

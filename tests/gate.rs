@@ -85,7 +85,7 @@ async fn count(cache: &Cache) -> Result<u64, Error> {
 async fn is_free(cache: &Cache) -> bool {
     match cache.lock("l").wait_at_most(Duration::ZERO).await {
         Ok(_) => true,
-        Err(AcquireError::Busy) => false,
+        Err(AcquireError::Busy { .. }) => false,
         Err(error) => panic!("{error}"),
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Error, Fail, Lock, LockFactory, Name, RLock, Rejection, StampedeCacheLayer, ThrottleLayer,
-    lock::{Minted, OneOwner, Owner},
+    lock::{Hold, Minted, OneOwner, Owner},
     time::clock_fn,
 };
 
@@ -392,8 +392,8 @@ impl<B> LockFactory<Request<B>> for CustomLock {
         self.rlock.owner(request)
     }
 
-    fn hand_over(&self, request: &mut Request<B>, owner: &Owner) {
-        self.rlock.hand_over(request, owner);
+    fn hand_over(&self, request: &mut Request<B>, hold: &Hold) {
+        self.rlock.hand_over(request, hold);
     }
 
     fn lease(&self, _: &Request<B>) -> Option<Duration> {

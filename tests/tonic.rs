@@ -179,7 +179,7 @@ async fn a_call_that_finds_the_lock_taken_is_unavailable() {
     drop(held);
     assert_eq!(ask(channel.clone(), SAY, "b").await.unwrap(), "call 1: b");
     // The trailers have been read, so the body that held the lock has ended.
-    scope.lock("").wait_at_most(5 * SECOND).acquire().await.unwrap();
+    let _guard = scope.lock("").wait_at_most(5 * SECOND).acquire().await.unwrap();
 }
 
 #[tokio::test]

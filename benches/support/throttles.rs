@@ -1,6 +1,6 @@
 //! This crate's throttle beside those that others have written, asked in the same run.
 
-use super::{Clients, call, nothing, now};
+use super::{Clients, call, nothing, now, statistics::median};
 use axum::body::Body;
 use governor::{Quota, RateLimiter};
 use http::{HeaderValue, Request, Response};
@@ -161,9 +161,4 @@ pub(super) fn print_ratios(many: usize) {
         }
     }
     println!("\naims with {many} names: check admitted < 1200 ns, refused < 400 ns; layer / tower_governor at most 5");
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

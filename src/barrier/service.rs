@@ -5,7 +5,7 @@ use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
-    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory},
+    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory, Terms},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
@@ -58,13 +58,14 @@ where
         if layer.name.name(&request, &mut name) == Named::Pass {
             return ResponseFuture { state: State::Calling { future: self.inner.call(request), guard: None }, outcome };
         }
-        let acquire = Acquire {
+        let terms = Terms {
             owner: layer.lock.owner(&request),
             lease: layer.lock.lease(&request).map_or(layer.lease, lock::clamp_lease),
             tag: layer.tag,
-            patience: layer.patience,
-            ..Acquire::new(&layer.scope, name.as_bytes(), layer.lock.rule(&request))
+            patience: layer.patience.unwrap_or(Duration::MAX),
+            ..Terms::new()
         };
+        let acquire = Acquire::new(&layer.scope, name.as_bytes(), layer.lock.rule(&request), terms);
         let mut acquiring = acquire.acquire();
         let state = match acquiring.now() {
             // The instance that was made ready serves the request.
@@ -108,10 +109,10 @@ impl<L, A> Outcome<L, A> {
     {
         let reason = match acquired {
             Ok(guard) => {
-                self.lock.hand_over(request, guard.owner());
+                self.lock.hand_over(request, &guard.hold());
                 return Step::Call(Some(guard));
             }
-            Err(AcquireError::Busy) => {
+            Err(AcquireError::Busy { .. } | AcquireError::QueueFull { .. }) => {
                 self.scope.note(Event::Busy);
                 Reason::Busy
             }

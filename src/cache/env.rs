@@ -268,19 +268,14 @@ impl Txn<'_> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
 
-    /// Whether a table in which there is nothing under a key looks as if that were true: it is empty, which is written on
-    /// another page, or what is beside the key is sound in the eyes of `is_sound`. Damage that makes a key disappear has
-    /// mostly garbled its neighbours.
-    pub(crate) fn bears_out(&self, table: Table, key: &[u8], is_sound: impl Fn(&[u8]) -> bool) -> Result<bool, Error> {
-        if self.len(table)? == 0 {
-            return Ok(true);
-        }
+    /// What stands beside a key, mostly behind it, as `f` sees it.
+    pub(crate) fn beside<T>(&self, table: Table, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
         let table = &self.env.tables[table.0];
         let beside = match table.get_greater_than(&self.rw, key).map_err(from_heed)? {
             Some(next) => Some(next),
             None => table.get_lower_than(&self.rw, key).map_err(from_heed)?,
         };
-        Ok(beside.is_some_and(|(_, value)| is_sound(value)))
+        Ok(beside.map(|(_, value)| f(value)))
     }
 
     /// Pages that the rows of a table occupy.

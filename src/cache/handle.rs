@@ -45,6 +45,9 @@ impl Drop for Handle {
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
         let farewell = shared.farewell();
+        if clock.may_be_paused() {
+            shared.state.lane.insist();
+        }
         Handle { shared, clock, executor, farewell }
     }
 

@@ -8,22 +8,20 @@ use super::{
     gate::Held,
     keeper::Bell,
     pending::{Pending, Slot},
+    sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SPIN, spin_loop, yield_now},
 };
 use crate::error::Error;
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
-/// Turns of a short spin before an operation is queued.
-const SPIN: usize = 100;
+/// For how long who insists tries, and its thread with it: others at the gate leave within microseconds.
+const INSISTENCE: Duration = Duration::from_millis(200);
 
 /// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
 pub(crate) trait Run {
@@ -67,6 +65,7 @@ pub(crate) struct Lane {
     queued: AtomicUsize,
     /// The gate could not be had for a whole `patience`: fail at once until it can.
     stuck: AtomicBool,
+    insists: AtomicBool,
     patience: Duration,
     bell: Arc<Bell>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
@@ -106,6 +105,7 @@ impl Lane {
             queue: Mutex::default(),
             queued: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
+            insists: AtomicBool::new(false),
             patience,
             bell,
             make_room,
@@ -121,7 +121,9 @@ impl Lane {
         if let Err(error) = prepare(own) {
             return Some(Err(error));
         }
-        for _ in 0..SPIN {
+        let (mut turns, mut began) = (0, None);
+        while turns < SPIN || self.may_insist(&mut began) {
+            turns += 1;
             match self.attempt() {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(turn)) => {
@@ -131,10 +133,24 @@ impl Lane {
                     finish_all(done);
                     return Some(result);
                 }
-                Ok(Attempt::Behind | Attempt::Shut) => std::hint::spin_loop(),
+                Ok(Attempt::Behind | Attempt::Shut) => spin_loop(),
             }
         }
         None
+    }
+
+    /// From now on an operation is queued only behind somebody who stays at the gate for long: a test's clock that is
+    /// paused would leap ahead while its runtime idles.
+    pub(crate) fn insist(&self) {
+        self.insists.store(true, SeqCst);
+    }
+
+    fn may_insist(&self, began: &mut Option<Instant>) -> bool {
+        let insists = self.insists.load(SeqCst);
+        if insists {
+            yield_now();
+        }
+        insists && began.get_or_insert_with(Instant::now).elapsed() < INSISTENCE
     }
 
     /// Applies the operation here and now, or queues it. `settle` makes the result out of it, after the commit.
@@ -158,12 +174,19 @@ impl Lane {
         Pending::Queued(slot)
     }
 
-    /// As `submit`, for what must happen however late and whose result nobody awaits. Never blocks.
-    pub(crate) fn post(&self, mut run: impl Run + Send + 'static) {
+    /// As `submit`, for what must happen however late and whose result nobody awaits: `settle` is told of it. Never
+    /// blocks.
+    pub(crate) fn post<R: Run + Send + 'static>(
+        &self,
+        mut run: R,
+        settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
+    ) {
         match self.try_now(&mut run) {
-            Some(Ok(()) | Err(Error::Forked | Error::Panicked)) => {}
+            Some(result @ (Ok(()) | Err(Error::Forked | Error::Panicked))) => {
+                let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
+            }
             // A full disk may be a moment's: one more time, by the housekeeping thread.
-            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle: |_, _| () }), false),
+            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle }), false),
         }
     }
 
@@ -262,7 +285,7 @@ impl Lane {
             if began.elapsed() >= slice {
                 return self.fail_overdue();
             }
-            std::thread::yield_now();
+            yield_now();
         }
         let mut turn = Turn { lane: self, held: None };
         match self.env.gate.lock_for(slice) {

@@ -11,7 +11,7 @@
 //! ```
 
 use super::{
-    presence,
+    numbers, presence,
     record::Secret,
     sys,
     users::{OPENING, Opening, Users, sibling_in_use},
@@ -52,6 +52,8 @@ pub(crate) struct Layout {
     /// Every commit is synced, by every user of this boot.
     synced: bool,
     pub(crate) state: u64,
+    /// The first number of that generation, see [`numbers`].
+    pub(crate) numbers: u64,
     pub(crate) entries: Vec<u64>,
 }
 
@@ -70,6 +72,7 @@ impl Layout {
             closed: number("closed")?,
             synced: number("synced")? == 1,
             state: number("state")?,
+            numbers: number("numbers").filter(|first| (1..=numbers::MOST).contains(first))?,
             entries: (0..shards).map(|shard| number(&format!("entries-{shard}"))).collect::<Option<_>>()?,
         })
     }
@@ -80,7 +83,7 @@ impl Layout {
             hex
         });
         let mut text = format!(
-            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\n",
+            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
             self.state_size,
             self.shards,
             self.boot,
@@ -88,7 +91,8 @@ impl Layout {
             u8::from(self.clean),
             self.closed,
             u8::from(self.synced),
-            self.state
+            self.state,
+            self.numbers
         );
         for (shard, generation) in self.entries.iter().enumerate() {
             let _ = writeln!(text, "entries-{shard}={generation}");
@@ -194,9 +198,12 @@ impl Directory {
                 closed: 0,
                 synced: sync,
                 state: fresh_number(&home),
+                // Of the numbers that a damaged layout gave way to, only the calendar knows.
+                numbers: numbers::first(text.as_ref().map(|_| 0), numbers::calendar()),
                 entries: vec![fresh_number(&home); shards as usize],
             },
         };
+        let found = layout.state;
         if (layout.state_size, layout.shards) != (state_size, shards) {
             tracing::warn!(
                 cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
@@ -205,13 +212,13 @@ impl Directory {
         }
         if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
-            layout.state = fresh_number(&home).max(layout.state.saturating_add(1));
+            layout.state = next_number(&home, layout.state);
         }
         if layout.boot != boot {
             // What was written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
-                layout.state = fresh_number(&home);
+                layout.state = next_number(&home, layout.state);
                 layout.entries.fill(fresh_number(&home));
             }
             layout.boot = boot;
@@ -220,6 +227,9 @@ impl Directory {
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
+        if layout.state != found {
+            layout.numbers = numbers::first(Some(layout.numbers), numbers::calendar());
+        }
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
         // Mostly it says so already: then a full disk is no reason to stay outside.
@@ -256,9 +266,9 @@ impl Directory {
         self.home.join("run")
     }
 
-    /// A number that no generation has had.
-    pub(crate) fn fresh_number(&self) -> u64 {
-        fresh_number(&self.home)
+    /// A number that no generation has had, nor the given one.
+    pub(crate) fn next_number(&self, generation: u64) -> u64 {
+        next_number(&self.home, generation)
     }
 
     /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
@@ -332,6 +342,10 @@ fn fresh_number(home: &Path) -> u64 {
     let used = fs::read_dir(home).into_iter().flatten().flatten();
     let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
     highest.map_or(0, |highest| highest.saturating_add(1))
+}
+
+fn next_number(home: &Path, generation: u64) -> u64 {
+    fresh_number(home).max(generation.saturating_add(1))
 }
 
 fn boot_id() -> io::Result<String> {

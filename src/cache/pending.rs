@@ -1,10 +1,12 @@
 //! The result of an operation that may have been queued: a future that can also be waited for on a plain thread.
 
+use super::sync::{Mutex, MutexGuard};
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Wake, Waker},
+    time::Instant,
 };
 
 /// Where the result of a queued operation is left for its future.
@@ -111,6 +113,12 @@ impl<T> Drop for Pending<T> {
 
 /// Runs a future on this thread, without a runtime.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let future = std::pin::pin!(future);
+    block_on_until(future, None).expect("there is no deadline")
+}
+
+/// As `block_on`, until a time; `None` if it was not ready by then.
+pub(crate) fn block_on_until<T>(mut future: Pin<&mut impl Future<Output = T>>, deadline: Option<Instant>) -> Option<T> {
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -119,11 +127,16 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
     loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => std::thread::park(),
+        if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+            return Some(value);
+        }
+        match deadline {
+            None => std::thread::park(),
+            Some(deadline) => {
+                let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+                std::thread::park_timeout(left);
+            }
         }
     }
 }

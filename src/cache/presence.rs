@@ -77,13 +77,26 @@ impl Presence {
     /// Whether an instance is gone for good. What cannot be found out counts as alive. Takes some microseconds at most
     /// every 25 ms, so it is no question for a transaction.
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
-        let own = self.own.get().map(|own| own.instance);
-        if instance == 0 || own == Some(instance) || self.forks != sys::forks() {
+        self.ask(instance, ASK_AGAIN)
+    }
+
+    /// As `is_dead`, of one that should have answered: what was found out before counts only if it is dead.
+    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
+        self.ask(instance, Duration::ZERO)
+    }
+
+    pub(crate) fn is_own(&self, instance: u64) -> bool {
+        self.own.get().is_some_and(|own| own.instance == instance)
+    }
+
+    /// `memory`: how long it counts as alive.
+    fn ask(&self, instance: u64, memory: Duration) -> bool {
+        if instance == 0 || self.is_own(instance) || self.forks != sys::forks() {
             return false;
         }
         match lock(&self.known).get(&instance) {
             Some(Known::Dead) => return true,
-            Some(Known::AliveAt(asked)) if asked.elapsed() < ASK_AGAIN => return false,
+            Some(Known::AliveAt(asked)) if asked.elapsed() < memory => return false,
             _ => {}
         }
         let asked = Instant::now();
@@ -96,16 +109,18 @@ impl Presence {
         dead
     }
 
-    /// Removes the files of the dead. That says as much as their unlocked files did.
+    /// Removes the files and sockets of the dead. That says as much as their unlocked files did.
     pub(crate) fn tidy(&self) {
         clear(&self.run);
     }
 }
 
-/// Removes the files that nobody holds.
+/// Removes the files that nobody holds, and the sockets beside them.
 pub(crate) fn clear(run: &Path) {
     for entry in fs::read_dir(run).into_iter().flatten().flatten() {
-        if is_instance(&entry.file_name().to_string_lossy()) && is_free(&entry.path()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let file = name.strip_suffix(SOCKET).unwrap_or(&name);
+        if is_instance(file) && is_free(&run.join(file)) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -117,6 +132,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn name(instance: u64) -> String {
     format!("{instance:016x}")
+}
+
+/// Ends the name of the socket on which an instance is called.
+const SOCKET: &str = ".sock";
+
+pub(super) fn socket_name(instance: u64) -> String {
+    name(instance) + SOCKET
 }
 
 /// Ends the name of a file that is not locked yet.

@@ -1,12 +1,16 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
 use super::{
-    Edit, Event, entries, env,
+    Edit, Event,
+    calls::Calls,
+    entries, env,
     handle::Handle,
     line,
+    listener::Reached,
+    listing::Listed,
     pending::Pending,
     purges::Subject,
-    record::{Entry, Found, Key, Kind, ScopeId},
+    record::{self, Entry, Found, Key, Kind, ScopeId},
     state,
 };
 use crate::error::Error;
@@ -115,6 +119,33 @@ impl Scope {
         self.handle().shared.state.lane.env.is_orphaned()
     }
 
+    /// See [`state::State::post_then`].
+    pub(crate) fn post_then<R: Send + 'static>(
+        &self,
+        table: env::Table,
+        key: Key,
+        transition: impl line::Transition<R>,
+        then: impl FnOnce(Result<R, Error>) + Send + 'static,
+    ) {
+        let handle = self.handle().clone();
+        self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
+    }
+
+    /// Lists the locks of all scopes, see [`state::State::list_locks`].
+    pub(crate) fn list_locks<T: Send + 'static>(
+        &self,
+        after: Option<[u8; 16]>,
+        most: usize,
+        f: impl FnMut(Listed<'_>) -> Option<T> + Send + 'static,
+    ) -> Pending<Result<(Vec<T>, Option<[u8; 16]>), Error>> {
+        self.handle().shared.state.list_locks(after, most, f)
+    }
+
+    /// Whether a key is one of this scope.
+    pub(crate) fn has_key(&self, key: &[u8; 16]) -> bool {
+        record::scope_mark(key) == record::scope_mark(&self.key(Kind::Lock, b"").hash)
+    }
+
     /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.presence.instance()
@@ -123,6 +154,21 @@ impl Scope {
     /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead(instance)
+    }
+
+    /// As `is_dead`, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
+        self.handle().shared.presence.is_dead_now(instance)
+    }
+
+    /// Who waits in this process.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.handle().shared.calls
+    }
+
+    /// Calls who waits with a number in an instance, this one or another: see [`Calls::call`]. Never blocks.
+    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
+        self.handle().shared.call(instance, number)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must

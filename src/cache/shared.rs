@@ -2,6 +2,7 @@
 
 use super::{
     Stats,
+    calls::Calls,
     entries::{self, Entries},
     env::Env,
     events::Events,
@@ -9,13 +10,13 @@ use super::{
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
     layout::{Directory, Layout, Wanted},
+    listener::{Reached, Sockets},
     opening::Options,
     presence::Presence,
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
     users::Opening,
-    waiting::Queues,
 };
 use crate::{error::Error, time::nanos};
 use std::{
@@ -62,9 +63,10 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) events: Events,
-    pub(crate) presence: Presence,
-    /// Who waits for locks in this process.
-    pub(crate) queues: Arc<Queues>,
+    pub(crate) presence: Arc<Presence>,
+    sockets: Arc<Sockets>,
+    /// Who waits in this process for what may come from another.
+    pub(crate) calls: Arc<Calls>,
     /// What is being computed in this process.
     pub(crate) flights: Arc<Flights>,
     /// What this process holds, by key.
@@ -88,7 +90,8 @@ struct Tidied {
 
 /// Something this process holds and must renew from time to time.
 pub(crate) struct Holding {
-    pub(crate) owner: u128,
+    /// Tells it apart from others.
+    pub(crate) number: u64,
     /// Real time at which it wants to be renewed next, and how often.
     pub(crate) due: Instant,
     pub(crate) every: Duration,
@@ -167,19 +170,22 @@ impl Shared {
             other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
         })?;
         let budget = settings.size / entries.len() as u64;
+        let presence = Arc::new(Presence::new(directory.run_path()));
+        let sockets = Sockets::new(directory.run_path(), presence.clone());
         let lane = |env, make_room| Lane::new(env, settings.patience, bell.clone(), make_room);
         Ok(Shared {
             temporary,
             secret: Secret::new(directory.layout().secret),
             offset: directory.layout().offset,
-            state: Arc::new(State::new(lane(state, state::make_room))),
+            state: Arc::new(State::new(lane(state, state::make_room), directory.layout().numbers)),
             entries: entries
                 .into_iter()
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
             events: Events::default(),
-            presence: Presence::new(directory.run_path()),
-            queues: Arc::default(),
+            presence,
+            calls: Calls::new(Box::new(sockets.clone())),
+            sockets,
             flights: Arc::default(),
             holdings: Mutex::default(),
             looked: Mutex::new(Instant::now()),
@@ -217,6 +223,17 @@ impl Shared {
         &self.entries[key.hash[0] as usize % self.entries.len()]
     }
 
+    /// Calls a waiter, in whichever process it waits. Never blocks.
+    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
+        match self.presence.is_own(instance) || instance == 0 {
+            true if self.calls.call(number) => Reached::Yes,
+            // It is about to wait, and will find that it was called.
+            true if instance != 0 => Reached::Yes,
+            true => Reached::No,
+            false => self.sockets.send(instance, number),
+        }
+    }
+
     /// Has the housekeeping thread renew something until it is released.
     pub(crate) fn hold(&self, key: &Key, holding: Holding) {
         let due = self.since_began(holding.due);
@@ -226,11 +243,11 @@ impl Shared {
         }
     }
 
-    /// Ends one holding of an owner, who may have several.
-    pub(crate) fn release(&self, key: &Key, owner: u128) {
+    /// Ends one holding of a number, which may have several.
+    pub(crate) fn release(&self, key: &Key, number: u64) {
         let mut holdings = self.holdings();
         let Some(held) = holdings.get_mut(&key.hash) else { return };
-        if let Some(at) = held.iter().position(|holding| holding.owner == owner) {
+        if let Some(at) = held.iter().position(|holding| holding.number == number) {
             held.swap_remove(at);
         }
         if held.is_empty() {
@@ -238,9 +255,9 @@ impl Shared {
         }
     }
 
-    /// Who in this process holds what stands under the key.
-    pub(crate) fn local_owners(&self, key: &Key) -> Vec<u128> {
-        self.holdings().get(&key.hash).into_iter().flatten().map(|held| held.owner).collect()
+    /// The numbers of what this process holds under the key.
+    pub(crate) fn held_here(&self, key: &Key) -> Vec<u64> {
+        self.holdings().get(&key.hash).into_iter().flatten().map(|held| held.number).collect()
     }
 
     fn since_began(&self, time: Instant) -> u64 {
@@ -325,6 +342,7 @@ impl Chores for Shared {
         self.planned.store(u64::MAX, SeqCst);
         self.look_after();
         let next = self.renew().min(self.tidy()).min(LOOK);
+        self.calls.be_heard();
         self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
         if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
@@ -338,6 +356,7 @@ impl Drop for Shared {
             return;
         }
         self.bell.close();
+        self.calls.close();
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
         for lane in self.lanes() {
             lane.serve(Duration::from_millis(100));
@@ -419,7 +438,7 @@ fn open_or_begin_anew(
     match Env::open(&path(*generation), options) {
         Err(Error::Damaged) if options.alone => {
             tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
-            *generation = directory.fresh_number().max(generation.saturating_add(1));
+            *generation = directory.next_number(*generation);
             Env::open(&path(*generation), options)
         }
         opened => opened,

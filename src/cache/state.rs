@@ -3,17 +3,17 @@
 use super::{
     env::{Table, Txn},
     lane::{Lane, Run},
-    line::{self, Line, WaiterKey},
+    line::{self, WaiterKey},
+    numbers::Numbers,
     pending::Pending,
     recent::Recents,
-    record::{self, Found, Key, Row},
+    record::{self, Found, Key},
+    update::{Update, beside_the_line},
 };
 use crate::error::Error;
 use std::{
-    cell::Cell,
     cmp::Reverse,
     ops::Bound,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -58,7 +58,8 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) lane: Lane,
-    recents: Recents,
+    pub(super) recents: Recents,
+    pub(super) numbers: Numbers,
     /// The keys behind which the next sweeps start.
     cursor: Mutex<[u8; 16]>,
     lock_cursor: Mutex<[u8; 16]>,
@@ -78,10 +79,12 @@ pub(crate) trait Transition<R>: Fn(Found<'_>, u64) -> (R, Change) + Send + 'stat
 impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for F {}
 
 impl State {
-    pub(crate) fn new(lane: Lane) -> State {
+    /// `first`: the first number of this generation, see [`numbers`](super::numbers).
+    pub(crate) fn new(lane: Lane, first: u64) -> State {
         State {
             lane,
             recents: Recents::default(),
+            numbers: Numbers::new(first),
             cursor: Mutex::default(),
             lock_cursor: Mutex::default(),
             waiter_cursor: Mutex::default(),
@@ -159,7 +162,21 @@ impl State {
         now: impl Fn() -> u64 + Send + 'static,
         transition: impl line::Transition<()>,
     ) {
-        self.lane.post(Update::new(self, table, key, now, transition));
+        self.post_then(table, key, now, transition, drop);
+    }
+
+    /// As `post_line`, and calls `then` with the result: after the commit or the failure, outside the transaction and the
+    /// gate, on whichever thread that is. A panic of `then` goes no further.
+    pub(crate) fn post_then<R: Send + 'static>(
+        self: &Arc<Self>,
+        table: Table,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl line::Transition<R>,
+        then: impl FnOnce(Result<R, Error>) + Send + 'static,
+    ) {
+        let update = Update::new(self, table, key, now, transition);
+        self.lane.post(update, |mut update, result| then(update.outcome(result)));
     }
 
     /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; the last key, if there are more.
@@ -172,7 +189,7 @@ impl State {
     }
 
     /// `made`: a cell was, and makes up for by looking at two others.
-    fn sweep(&self, txn: &mut Txn<'_>, now: u64, made: bool) -> Result<(), Error> {
+    pub(super) fn sweep(&self, txn: &mut Txn<'_>, now: u64, made: bool) -> Result<(), Error> {
         if made && self.cells.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
             sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
         }
@@ -187,7 +204,7 @@ impl State {
 
     /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some are always left: without,
     /// not even a removal succeeds. Beyond, only what needs no further page is put.
-    fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
+    pub(super) fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
         let (pages, all) = (txn.pages(LOCKS)?, self.lane.env.pages());
         if pages * 8 < all * 3 {
             return txn.put(LOCKS, key, row).map(|()| true);
@@ -209,7 +226,7 @@ impl State {
     }
 
     /// Cells may use half the pages; a new one beyond that takes the place of others, see [`drop_least`].
-    fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
+    pub(super) fn keep_cells_bounded(&self, txn: &mut Txn<'_>, now: u64) -> Result<(), Error> {
         if txn.pages(CELLS)? * 2 < self.lane.env.pages() {
             return Ok(());
         }
@@ -224,7 +241,8 @@ impl State {
     }
 }
 
-/// Drops what ended before `end` among the next rows; whether there was any.
+/// Drops what ended before `end` among the next rows; whether there was any. It starts behind a key of zeros, so that the
+/// counter among the locks is never met.
 pub(super) fn sweep_next<const N: usize>(
     txn: &mut Txn<'_>,
     table: Table,
@@ -284,134 +302,6 @@ pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
     let any = !rows.is_empty();
     drop_least(txn, rows, 32, 0)?;
     Ok(any)
-}
-
-struct Update<C, F, R> {
-    state: Arc<State>,
-    table: Table,
-    key: Key,
-    clock: C,
-    now: u64,
-    transition: F,
-    outcome: Option<Result<R, Error>>,
-    /// It has run before, in a transaction that failed, and mostly for want of room: now it lists no waiter.
-    again: bool,
-}
-
-/// What has become of an update's row.
-enum Written {
-    No,
-    Removed(bool),
-    Put,
-    /// Nothing is to be changed: the outcome says why.
-    Refused,
-}
-
-impl<C: Fn() -> u64, F, R> Update<C, F, R> {
-    fn new(state: &Arc<State>, table: Table, key: Key, clock: C, transition: F) -> Self {
-        let state = state.clone();
-        Update { state, table, key, clock, now: 0, transition, outcome: None, again: false }
-    }
-
-    #[inline]
-    fn outcome(&mut self, result: Result<(), Error>) -> Result<R, Error> {
-        result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
-    }
-
-    /// Writes the row, of which `before` bytes are there.
-    fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
-        let (expires, tag, payload) = match change {
-            Change::Keep => return Ok(Written::No),
-            Change::Remove => return txn.delete(self.table, &self.key.hash).map(Written::Removed),
-            Change::Put { expires, tag, payload } => (expires, tag, payload),
-        };
-        if payload.len() > PAYLOAD_MAX {
-            self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
-            return Ok(Written::Refused);
-        }
-        if self.table == CELLS && before.is_none() {
-            self.state.keep_cells_bounded(txn, self.now)?;
-        }
-        let put = record::with_row(&self.key, &Row { expires, tag, payload: &payload }, |bytes| {
-            match self.table == LOCKS && bytes.len() > before.unwrap_or(0) {
-                true => self.state.put_lock(txn, &self.key.hash, bytes),
-                false => txn.put(self.table, &self.key.hash, bytes).map(|()| true),
-            }
-        })?;
-        if !put {
-            self.outcome = Some(Err(Error::Full));
-            return Ok(Written::Refused);
-        }
-        Ok(Written::Put)
-    }
-}
-
-impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
-    fn prepare(&mut self) {
-        self.now = self.now.max((self.clock)());
-        self.state.lane.env.look_at(self.now);
-    }
-
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let again = std::mem::replace(&mut self.again, true);
-        let bytes = txn.get(self.table, &self.key.hash)?;
-        let before = bytes.map(<[u8]>::len);
-        let found = record::decode_row(bytes, &self.key);
-        if matches!(found, Found::Damaged) {
-            self.state.damaged.fetch_add(1, Relaxed);
-        }
-        if self.table == LOCKS && !bears_out(txn, &self.key, &found)? {
-            return Err(Error::Damaged);
-        }
-        let unread = Cell::new(None);
-        let read = |most| {
-            let waiting = line::waiting(txn, &self.key, self.now, most, &self.state.damaged);
-            waiting.unwrap_or_else(|error| {
-                unread.set(Some(error));
-                Vec::new()
-            })
-        };
-        let transition = || (self.transition)(found, &Line::new(&read), self.now);
-        let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
-            self.outcome = Some(Err(Error::Panicked));
-            return Ok(false);
-        };
-        if let Some(error) = unread.take() {
-            return Err(error);
-        }
-        self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
-            && let Some(seen) = txn.seen()
-        {
-            self.state.recents.keep(&self.key.hash, seen, bytes);
-        }
-        let written = self.write(txn, change, before)?;
-        let stepped = !steps.is_empty()
-            && !matches!(written, Written::Refused)
-            && self.state.step(txn, &self.key, self.now, steps, again)?;
-        if stepped || matches!(written, Written::Put) {
-            let made = self.table == CELLS && before.is_none() && matches!(written, Written::Put);
-            self.state.sweep(txn, self.now, made)?;
-        }
-        Ok(stepped || matches!(written, Written::Put | Written::Removed(true)))
-    }
-}
-
-/// Whether a lock's row can be believed. Of a damaged one it cannot be told who held it, nor for how long.
-fn bears_out(txn: &Txn<'_>, key: &Key, found: &Found<'_>) -> Result<bool, Error> {
-    match found {
-        Found::Row(_) => Ok(true),
-        Found::Absent => txn.bears_out(LOCKS, &key.hash, |row| record::decode_any_row(row).is_some()),
-        Found::Damaged => Ok(false),
-    }
-}
-
-/// A transition that does not look at the line and leaves it as it is.
-fn beside_the_line<R>(transition: impl Transition<R>) -> impl line::Transition<R> {
-    move |found: Found<'_>, _: &Line<'_>, now: u64| {
-        let (result, change) = transition(found, now);
-        (result, change, Vec::new())
-    }
 }
 
 struct Scan<W> {

@@ -1,11 +1,13 @@
-//! Acquiring a lock, waiting for it, and the guard that holds it.
+//! Acquiring a lock, and waiting for it.
 
 use super::{
-    row::{self, Attempt, Wish},
+    guard::{Guard, Hold, Signal},
+    queue::{self, InLine, Watcher},
+    row::{self, Answer, Asked, Manners, Moment, Wish},
     rule::{Lock, Owner, Rule},
 };
 use crate::{
-    cache::{Change, Event, Holding, Key, Kind, LOCKS, Pending, Renew, Scope, Ticket, block_on},
+    cache::{Call, Key, Kind, LOCKS, Pending, Scope, block_on_until},
     error::Error,
     time::nanos,
 };
@@ -15,138 +17,50 @@ use std::{
     future::{Future, IntoFuture},
     ops::RangeInclusive,
     pin::Pin,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-/// How long a lock is held at most once its process is gone, unless said otherwise.
+/// How long a lock is held at most once its process hangs, unless said otherwise.
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
-
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(64);
-
-/// A lock that is held until this is dropped.
-///
-/// Its lease is renewed by the housekeeping thread while it lives. Dropping it never blocks and never fails; if the cache
-/// cannot be written just then, the release is made up for as soon as it can.
-pub struct Guard {
-    held: Arc<HeldLock>,
-}
-
-struct HeldLock {
-    scope: Scope,
-    key: Key,
-    owner: Owner,
-    lease: u64,
-    lost: AtomicBool,
-    released: AtomicBool,
-    /// A renewal is under way; behind a shut gate they would pile up.
-    renewing: AtomicBool,
-}
-
-impl Guard {
-    fn new(scope: Scope, key: Key, owner: Owner, lease: u64) -> Guard {
-        let held = Arc::new(HeldLock {
-            scope,
-            key,
-            owner,
-            lease,
-            lost: AtomicBool::new(false),
-            released: AtomicBool::new(false),
-            renewing: AtomicBool::new(false),
-        });
-        let every = Duration::from_nanos(lease / 3);
-        let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
-        let holding = Holding { owner: held.owner.0, due: Instant::now() + every, every, renew };
-        held.scope.handle().shared.hold(&key, holding);
-        held.scope.note(Event::Locked);
-        Guard { held }
-    }
-
-    /// Who holds the lock.
-    pub fn owner(&self) -> &Owner {
-        &self.held.owner
-    }
-
-    /// Whether the lease ended while the guard lived, which happens when the process was stopped for longer than the
-    /// lease: others may hold the lock now. It is noticed at the next renewal, a third of the lease later at most.
-    pub fn is_lost(&self) -> bool {
-        self.held.lost.load(Relaxed)
-    }
-}
-
-impl Renew for HeldLock {
-    fn renew(self: Arc<Self>) {
-        if self.renewing.swap(true, Relaxed) {
-            return;
-        }
-        let (scope, key) = (self.scope.clone(), self.key);
-        let renewing = Renewing(self);
-        scope.post(LOCKS, key, move |found, now| {
-            let held = renewing.held();
-            if held.released.load(Relaxed) {
-                return ((), Change::Keep);
-            }
-            let (ours, change) = row::renew(found, now, &held.owner, held.lease);
-            if !ours && !held.lost.swap(true, Relaxed) {
-                held.scope.note(Event::LeaseLost);
-            }
-            ((), change)
-        });
-    }
-}
-
-/// A renewal under way; however it ends, also by a panic, the next one can begin.
-struct Renewing(Arc<HeldLock>);
-
-impl Renewing {
-    fn held(&self) -> &HeldLock {
-        &self.0
-    }
-}
-
-impl Drop for Renewing {
-    fn drop(&mut self) {
-        self.0.renewing.store(false, Relaxed);
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let HeldLock { scope, key, owner, released, .. } = &*self.held;
-        released.store(true, Relaxed);
-        let shared = &scope.handle().shared;
-        shared.release(key, owner.0);
-        let (queues, key, owner) = (shared.queues.clone(), *key, owner.clone());
-        scope.post(LOCKS, key, move |found, _| ((), row::release(found, &owner).1));
-        queues.call_first(&key);
-    }
-}
-
-impl fmt::Debug for Guard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("scope", &self.held.scope.name()).field("lost", &self.is_lost()).finish()
-    }
-}
 
 /// Why a lock was not acquired.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcquireError {
     /// It was not free in time.
-    Busy,
+    #[non_exhaustive]
+    Busy {
+        /// How long it may take from now, guessed from how long it was held of late and how many wait. `None`: it is not
+        /// known.
+        retry_after: Option<Duration>,
+    },
+    /// As many wait already as [may](Acquire::queue_at_most).
+    #[non_exhaustive]
+    QueueFull {
+        /// As of [`Busy`](AcquireError::Busy).
+        retry_after: Option<Duration>,
+    },
     /// The cache could not be used.
     Cache(Error),
+}
+
+impl AcquireError {
+    /// How long it may take until the lock can be had, if that can be guessed.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            AcquireError::Busy { retry_after } | AcquireError::QueueFull { retry_after } => *retry_after,
+            AcquireError::Cache(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for AcquireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            AcquireError::Busy => f.write_str("the lock was not free in time"),
+            AcquireError::Busy { .. } => f.write_str("the lock was not free in time"),
+            AcquireError::QueueFull { .. } => f.write_str("too many wait for the lock already"),
             AcquireError::Cache(error) => error.fmt(f),
         }
     }
@@ -155,56 +69,106 @@ impl fmt::Display for AcquireError {
 impl std::error::Error for AcquireError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            AcquireError::Busy => None,
+            AcquireError::Busy { .. } | AcquireError::QueueFull { .. } => None,
             AcquireError::Cache(error) => Some(error),
         }
     }
 }
 
 /// A lock about to be acquired: choose rule, lease and patience, then [`acquire`](Acquire::acquire) it.
+///
+/// Whoever waits is served in the order of coming, over all processes. A waiter that does not take the lock within 250 ms
+/// of its turn, because nobody polls it or its process is suspended, is passed over and keeps its place in the line.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is locked until it is acquired"]
 pub struct Acquire<R = Lock> {
-    pub(crate) scope: Scope,
-    pub(crate) name: Box<[u8]>,
-    pub(crate) rule: R,
+    scope: Scope,
+    name: Arc<[u8]>,
+    /// More names, which are acquired with the first.
+    others: Vec<Arc<[u8]>>,
+    rule: R,
+    terms: Terms,
+}
+
+/// How a lock is acquired, whatever its rule and name.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
     pub(crate) owner: Option<Owner>,
     pub(crate) lease: Duration,
+    pub(crate) at_least: Duration,
     pub(crate) tag: u64,
-    pub(crate) patience: Option<Duration>,
+    /// [`Duration::MAX`]: for ever.
+    pub(crate) patience: Duration,
+    pub(crate) queue_at_most: u32,
+    /// Does not join a line that is expected to take longer.
+    pub(crate) deadline: Duration,
+}
+
+impl Terms {
+    pub(crate) fn new() -> Terms {
+        Terms {
+            owner: None,
+            lease: LEASE,
+            at_least: Duration::ZERO,
+            tag: 0,
+            patience: Duration::MAX,
+            queue_at_most: u32::MAX,
+            deadline: Duration::MAX,
+        }
+    }
 }
 
 impl<R> Acquire<R> {
-    pub(crate) fn new(scope: &Scope, name: &[u8], rule: R) -> Self {
-        Acquire { scope: scope.clone(), name: name.into(), rule, owner: None, lease: LEASE, tag: 0, patience: None }
+    pub(crate) fn new(scope: &Scope, name: &[u8], rule: R, terms: Terms) -> Self {
+        Acquire { scope: scope.clone(), name: name.into(), others: Vec::new(), rule, terms }
+    }
+
+    /// Acquires locks of these names as well.
+    pub(crate) fn and(mut self, names: impl IntoIterator<Item = Arc<[u8]>>) -> Self {
+        self.others.extend(names);
+        self
     }
 
     /// Who may hold the lock: [`Lock`] (exclusive) unless said otherwise. All users of a name should agree.
     pub fn rule<Q: Rule>(self, rule: Q) -> Acquire<Q> {
-        let Acquire { scope, name, owner, lease, tag, patience, .. } = self;
-        Acquire { scope, name, rule, owner, lease, tag, patience }
+        let Acquire { scope, name, others, terms, .. } = self;
+        Acquire { scope, name, others, rule, terms }
     }
 
     /// As whom to enter: a new random owner unless said otherwise.
     pub fn owner(mut self, owner: Owner) -> Self {
-        self.owner = Some(owner);
+        self.terms.owner = Some(owner);
         self
     }
 
-    /// How long the lock stays held once its process has died or hangs: 30 s unless said otherwise. It is renewed while
-    /// the guard lives.
+    /// How long the lock stays held when its process hangs: 30 s unless said otherwise. It is renewed while the guard lives,
+    /// and free at once when the process dies.
     ///
     /// # Panics
     ///
     /// Below 10 ms or above a year.
+    #[track_caller]
     pub fn expire(mut self, lease: Duration) -> Self {
-        self.lease = check_lease(lease);
+        self.terms.lease = check_lease(lease);
         self
     }
 
-    /// Gives up after this long; zero tries once. Waits for ever unless said otherwise.
+    /// The lock is held for this long at least, even if the guard is dropped before, or its process dies: for work that
+    /// must not be done again too soon. Not at all unless said otherwise.
+    pub fn at_least(mut self, hold: Duration) -> Self {
+        self.terms.at_least = hold;
+        self
+    }
+
+    /// Gives up after this long; zero tries once, [`Duration::MAX`] waits for ever, as it does unless said otherwise.
     pub fn wait_at_most(mut self, patience: Duration) -> Self {
-        self.patience = Some(patience);
+        self.terms.patience = patience;
+        self
+    }
+
+    /// Gives up at once if so many wait already, in all processes together. Any number may unless said otherwise.
+    pub fn queue_at_most(mut self, waiters: u32) -> Self {
+        self.terms.queue_at_most = waiters;
         self
     }
 }
@@ -223,50 +187,139 @@ pub(crate) fn check_lease(lease: Duration) -> Duration {
 }
 
 impl<R: Rule> Acquire<R> {
-    /// Waits for the lock; equal to awaiting `self`. Dropped early, nothing stays held.
+    /// Waits for the lock; equal to awaiting `self`. It is asked for at once. Dropped early, nothing stays held.
     ///
     /// # Errors
     ///
-    /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::Cache`] if the cache cannot be written.
+    /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::QueueFull`] if too many wait, and
+    /// [`AcquireError::Cache`] if the cache cannot be written.
     pub fn acquire(self) -> Acquiring<R> {
-        let key = self.scope.key(Kind::Lock, &self.name);
-        let reenters = self.owner.is_some();
-        let wish = Arc::new(Wish {
-            rule: self.rule,
-            owner: self.owner.unwrap_or_else(Owner::random),
-            lease: nanos(self.lease),
-            tag: self.tag,
-            name: self.name,
-        });
-        let mut acquiring = Acquiring {
-            key,
-            wish,
-            patience: self.patience,
-            attempt: None,
-            ticket: None,
-            pause: None,
-            next_pause: FIRST_PAUSE,
-            limit: None,
-            scope: self.scope,
-        };
-        // Nobody overtakes those who wait, but an owner that may be inside already must not queue behind them.
-        if reenters || acquiring.scope.handle().shared.queues.is_empty(&key) {
-            acquiring.begin_attempt();
+        let Acquire { scope, name, others, rule, terms } = self;
+        let key = |name: &[u8]| scope.key(Kind::Lock, name);
+        let mut first = (key(&name), name);
+        let mut rest = Vec::new();
+        if !others.is_empty() {
+            // Everybody takes them in the same order, so nobody waits for one who waits for it.
+            rest.extend(others.into_iter().map(|name| (key(&name), name)));
+            rest.push(first);
+            rest.sort_unstable_by_key(|(key, _)| std::cmp::Reverse(key.hash));
+            rest.dedup_by_key(|(key, _)| key.hash);
+            first = rest.pop().expect("there is one at least");
         }
+        let wish = Wish {
+            rule,
+            owner: terms.owner.unwrap_or_else(Owner::random),
+            lease: nanos(terms.lease),
+            at_least: nanos(terms.at_least),
+            tag: terms.tag,
+            instance: scope.instance().unwrap_or(0),
+            manners: Manners {
+                waits: !terms.patience.is_zero(),
+                queue_at_most: terms.queue_at_most,
+                deadline: nanos(terms.deadline),
+            },
+        };
+        let mut acquiring = Acquiring {
+            scope,
+            key: first.0,
+            name: first.1,
+            wish: Arc::new(wish),
+            patience: terms.patience,
+            asking: None,
+            waiting: None,
+            limit: None,
+            estimate: None,
+            lost: Arc::default(),
+            rest,
+            held: Vec::new(),
+        };
+        acquiring.ask(Vec::new());
         acquiring
     }
 
-    /// As [`acquire`](Acquire::acquire), for plain threads: blocks this one.
+    /// Takes the lock if it is free, and does not wait.
     ///
     /// # Errors
     ///
     /// As [`acquire`](Acquire::acquire).
+    pub fn try_acquire(self) -> Acquiring<R> {
+        self.wait_at_most(Duration::ZERO).acquire()
+    }
+
+    /// Waits for the lock, but no longer than this.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If it has to wait and the cache's clock needs a runtime that is not there, as tokio's does.
-    pub fn acquire_blocking(self) -> Result<Guard, AcquireError> {
-        block_on(self.acquire())
+    /// As [`acquire`](Acquire::acquire).
+    pub fn acquire_timeout(self, patience: Duration) -> Acquiring<R> {
+        self.wait_at_most(patience).acquire()
+    }
+
+    /// Holds the lock while `work` runs, which is told what it holds. Dropped early, the lock is released.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cache = tower_floodgate::Cache::temporary()?;
+    /// let fence = cache.lock("report").with(|hold| async move { hold.fence() }).await?;
+    /// assert!(cache.lock("report").acquire().await?.fence() > fence);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Acquire::acquire).
+    pub async fn with<F: Future>(self, work: impl FnOnce(Hold) -> F) -> Result<F::Output, AcquireError> {
+        let guard = self.acquire().await?;
+        let output = work(guard.hold()).await;
+        drop(guard);
+        Ok(output)
+    }
+
+    /// As [`acquire`](Acquire::acquire), for plain threads: blocks this one. It needs no runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Acquire::acquire).
+    pub fn acquire_blocking(mut self) -> Result<Guard, AcquireError> {
+        // Real time, as the thread sleeps in it. An attempt that does not wait must be known to the row.
+        let patience = self.terms.patience;
+        if !patience.is_zero() {
+            self.terms.patience = Duration::MAX;
+        }
+        let mut acquiring = self.acquire();
+        let deadline = Instant::now().checked_add(patience).filter(|_| !patience.is_zero());
+        let acquired = block_on_until(Pin::new(&mut acquiring), deadline);
+        acquired.unwrap_or_else(|| Err(acquiring.busy()))
+    }
+
+    /// As [`try_acquire`](Acquire::try_acquire), for plain threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Acquire::acquire).
+    pub fn try_acquire_blocking(self) -> Result<Guard, AcquireError> {
+        self.wait_at_most(Duration::ZERO).acquire_blocking()
+    }
+
+    /// As [`acquire_timeout`](Acquire::acquire_timeout), for plain threads: blocks this one. It needs no runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Acquire::acquire).
+    pub fn acquire_timeout_blocking(self, patience: Duration) -> Result<Guard, AcquireError> {
+        self.wait_at_most(patience).acquire_blocking()
+    }
+
+    /// As [`with`](Acquire::with), for plain threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Acquire::acquire).
+    pub fn with_blocking<T>(self, work: impl FnOnce(Hold) -> T) -> Result<T, AcquireError> {
+        let guard = self.acquire_blocking()?;
+        let output = work(guard.hold());
+        drop(guard);
+        Ok(output)
     }
 }
 
@@ -279,68 +332,154 @@ impl<R: Rule> IntoFuture for Acquire<R> {
     }
 }
 
+/// What became of an attempt.
+enum Reply {
+    Held(Guard),
+    Waiting(InLine),
+    Busy,
+    QueueFull,
+}
+
+/// An attempt that was made, and what it found.
+struct Attempt {
+    reply: Reply,
+    wait: Option<Duration>,
+    /// Instances whose end would make room.
+    strangers: Vec<u64>,
+}
+
 /// The future of a lock.
 #[must_use = "futures do nothing unless polled"]
 pub struct Acquiring<R = Lock> {
     scope: Scope,
     key: Key,
+    name: Arc<[u8]>,
     wish: Arc<Wish<R>>,
-    patience: Option<Duration>,
-    attempt: Option<Pending<Result<Option<Guard>, Error>>>,
-    ticket: Option<Ticket>,
-    pause: Option<Pin<Box<dyn Sleep>>>,
-    next_pause: Duration,
+    patience: Duration,
+    // Dropped before the place in the line: a guard that nobody takes any more is released first.
+    asking: Option<Pending<Result<Attempt, Error>>>,
+    waiting: Option<(Call, InLine)>,
     limit: Option<Pin<Box<dyn Sleep>>>,
+    estimate: Option<Duration>,
+    /// Set when any of the locks is lost.
+    lost: Arc<Signal>,
+    /// What is still to be acquired, the next one last, and what is held.
+    rest: Vec<(Key, Arc<[u8]>)>,
+    held: Vec<Guard>,
 }
 
 impl<R> Unpin for Acquiring<R> {}
 
 impl<R: Rule> Acquiring<R> {
-    fn begin_attempt(&mut self) {
+    fn ask(&mut self, dead: Vec<u64>) {
         let (wish, scope, key) = (self.wish.clone(), self.scope.clone(), self.key);
-        let local = scope.handle().shared.local_owners(&key);
-        let (owner, lease) = (wish.owner.clone(), wish.lease);
-        self.attempt = Some(self.scope.update(
+        let held_here = scope.handle().shared.held_here(&key);
+        let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
+        let name = self.name.clone();
+        let (owner, lease, lost) = (wish.owner.clone(), wish.lease, self.lost.clone());
+        self.asking = Some(self.scope.update_line(
             LOCKS,
             key,
-            move |found, now| row::acquire(found, now, &wish, &local),
-            move |attempt| match attempt? {
-                Attempt::Acquired => {
-                    let guard = Guard::new(scope, key, owner, lease);
-                    // Others may look for it in a directory that was made anew: it is dropped.
-                    if guard.held.scope.is_orphaned() { Err(Error::Damaged) } else { Ok(Some(guard)) }
-                }
-                Attempt::Busy => Ok(None),
+            move |found, line, now| {
+                row::ask(found, line, Moment { now, dead: &dead, held_here: &held_here }, &wish, &name, turn)
+            },
+            move |asked| {
+                let Asked { answer, wait, called, strangers } = asked?;
+                queue::deliver(&scope, key, called);
+                let reply = match answer {
+                    Answer::Held(fence) => {
+                        let orphaned = scope.is_orphaned();
+                        let guard = Guard::new(scope, key, owner, lease, fence, lost);
+                        if orphaned {
+                            // Others may look for it in a directory that was made anew: it is dropped.
+                            return Err(Error::Damaged);
+                        }
+                        Reply::Held(guard)
+                    }
+                    Answer::Waiting(turn) => Reply::Waiting(InLine::new(&scope, key, turn)),
+                    Answer::Busy => Reply::Busy,
+                    Answer::QueueFull => Reply::QueueFull,
+                };
+                Ok(Attempt { reply, wait: wait.map(Duration::from_nanos), strangers })
             },
         ));
     }
 
-    /// The outcome, if it is known without waiting.
-    pub(crate) fn now(&mut self) -> Option<Result<Guard, AcquireError>> {
-        let outcome = self.attempt.as_mut()?.now()?;
-        self.attempt = None;
-        match outcome {
-            Ok(Some(guard)) => Some(Ok(guard)),
-            Ok(None) if self.patience == Some(Duration::ZERO) => Some(Err(AcquireError::Busy)),
-            Ok(None) => None,
-            Err(error) => Some(Err(AcquireError::Cache(error))),
+    /// The outcome, if the attempt leads to one; otherwise another is made, or one waits.
+    fn take_in(&mut self, attempt: Result<Attempt, Error>) -> Option<Result<Guard, AcquireError>> {
+        self.asking = None;
+        let Attempt { reply, wait, strangers } = match attempt {
+            Ok(attempt) => attempt,
+            Err(error) => return Some(Err(AcquireError::Cache(error))),
+        };
+        self.estimate = wait;
+        let failed = match reply {
+            Reply::Held(guard) => return self.take_hold(guard),
+            Reply::Waiting(in_line) => {
+                self.wait_in(in_line);
+                None
+            }
+            Reply::Busy => Some(self.busy()),
+            Reply::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
+        };
+        let dead: Vec<u64> = strangers.into_iter().filter(|&instance| self.scope.is_dead(instance)).collect();
+        if !dead.is_empty() {
+            self.ask(dead);
+            return None;
+        }
+        failed.map(Err)
+    }
+
+    fn wait_in(&mut self, in_line: InLine) {
+        match &mut self.waiting {
+            Some((_, before)) => std::mem::replace(before, in_line).end(),
+            None => {
+                let call = self.scope.calls().register(self.key, in_line.turn.number, Watcher::new(&self.scope));
+                self.waiting = Some((call, in_line));
+            }
         }
     }
 
-    /// Leaves the queue, so that a finished future that is kept keeps nobody waiting.
-    fn finish(&mut self, outcome: Result<Guard, AcquireError>) -> Poll<Result<Guard, AcquireError>> {
-        self.ticket = None;
-        Poll::Ready(outcome)
+    fn take_hold(&mut self, guard: Guard) -> Option<Result<Guard, AcquireError>> {
+        if let Some((_, in_line)) = self.waiting.take() {
+            in_line.end();
+        }
+        let Some((key, name)) = self.rest.pop() else {
+            if self.held.is_empty() {
+                return Some(Ok(guard));
+            }
+            let mut guards = std::mem::take(&mut self.held);
+            guards.push(guard);
+            guards.sort_by_key(Guard::fence);
+            return Guard::join(guards).map(Ok);
+        };
+        self.held.push(guard);
+        (self.key, self.name) = (key, name);
+        self.ask(Vec::new());
+        None
+    }
+
+    /// The outcome, if it is known without waiting.
+    pub(crate) fn now(&mut self) -> Option<Result<Guard, AcquireError>> {
+        while let Some(asking) = &mut self.asking {
+            let attempt = asking.now()?;
+            if let Some(outcome) = self.take_in(attempt) {
+                return Some(outcome);
+            }
+        }
+        None
+    }
+
+    fn busy(&self) -> AcquireError {
+        AcquireError::Busy { retry_after: self.estimate }
     }
 
     fn out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(patience) = self.patience else { return false };
-        if patience.is_zero() {
-            return true;
+        if self.patience == Duration::MAX {
+            return false;
         }
-        let handle = self.scope.handle();
-        let limit = self.limit.get_or_insert_with(|| handle.sleep(patience));
-        limit.as_mut().poll(cx).is_ready()
+        let (handle, patience) = (self.scope.handle(), self.patience);
+        self.limit.get_or_insert_with(|| handle.sleep(patience)).as_mut().poll(cx).is_ready()
     }
 }
 
@@ -350,41 +489,33 @@ impl<R: Rule> Future for Acquiring<R> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         loop {
-            if let Some(attempt) = &mut this.attempt {
-                match Pin::new(attempt).poll(cx) {
-                    Poll::Ready(Ok(Some(guard))) => return this.finish(Ok(guard)),
-                    Poll::Ready(Err(error)) => return this.finish(Err(AcquireError::Cache(error))),
-                    Poll::Ready(Ok(None)) => {
-                        this.attempt = None;
-                        this.pause = None;
-                    }
-                    Poll::Pending => return Poll::Pending,
+            if let Some(asking) = &mut this.asking {
+                let attempt = ready!(Pin::new(asking).poll(cx));
+                if let Some(outcome) = this.take_in(attempt) {
+                    // A finished future that is kept keeps nobody waiting.
+                    this.waiting = None;
+                    this.held.clear();
+                    return Poll::Ready(outcome);
                 }
+                continue;
             }
-            // Asked before the ticket: a wait that is over must not end in one more attempt.
+            // Asked before the call: a wait that is over must not end in one more attempt.
             if this.out_of_patience(cx) {
-                return this.finish(Err(AcquireError::Busy));
+                this.waiting = None;
+                this.held.clear();
+                return Poll::Ready(Err(this.busy()));
             }
-            let ticket = this.ticket.get_or_insert_with(|| Ticket::draw(&this.scope.handle().shared.queues, this.key));
-            let called = ticket.called(cx.waker());
-            if !ticket.is_first() {
-                return Poll::Pending;
+            match &this.waiting {
+                Some((call, _)) if !call.called(cx.waker()) => return Poll::Pending,
+                Some(_) => this.ask(Vec::new()),
+                None => panic!("polled after completion"),
             }
-            // The first of this process looks when called, and now and then, since other processes cannot call it.
-            let pause = this.pause.get_or_insert_with(|| this.scope.handle().sleep(this.next_pause));
-            if !called {
-                if pause.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                this.next_pause = (this.next_pause * 2).min(LONGEST_PAUSE);
-            }
-            this.begin_attempt();
         }
     }
 }
 
 impl<R> fmt::Debug for Acquiring<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acquiring").field("scope", &self.scope.name()).field("queued", &self.ticket.is_some()).finish()
+        f.debug_struct("Acquiring").field("scope", &self.scope.name()).field("queued", &self.waiting.is_some()).finish()
     }
 }

@@ -14,24 +14,57 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A lock is a row of holders, each with a random owner token and a lease. The housekeeping thread renews the leases of
-//! living guards; a holder whose process died loses its place when its lease ends. Within a process waiters are served in
-//! the order of their coming; between processes the first waiter of each polls, with pauses of 1 to 64 ms.
+//! A lock is a row of places, each with an owner and a lease, and a line of those who wait: first come, first served, over
+//! all tasks, threads and processes. Whoever releases it offers it to the first in the line and wakes that process alone.
+//!
+//! - A holder whose process dies loses its place within 100 ms, whatever its lease. So does one that waits.
+//! - A holder whose process hangs loses it when its [lease](Acquire::expire) ends, and is [told](Guard::lost) when it goes
+//!   on. The leases of living guards are renewed at a third of their time by one thread a process.
+//! - What such a holder may still do is up to what it writes to, which can refuse its [fencing token](Fence); see
+//!   [`Watermark`].
+//!
+//! | rule | who may hold the lock |
+//! |---|---|
+//! | [`Lock`] | one |
+//! | [`RLock`] | one owner, as often as it likes |
+//! | [`Semaphore`] | so many, each with a [weight](Semaphore::weighing) if need be |
+//! | [`ReadWrite`] | many readers or one writer |
+//! | any [`Rule`] of your own | whom it admits |
 
 mod acquire;
+mod fence;
+mod guard;
+mod queue;
 mod row;
 mod rule;
 
-pub use acquire::{Acquire, AcquireError, Acquiring, Guard};
-pub(crate) use acquire::{LEASE, check_lease, clamp_lease};
-pub use rule::{Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, Rule, Semaphore};
+pub use acquire::{Acquire, AcquireError, Acquiring};
+pub(crate) use acquire::{LEASE, Terms, check_lease, clamp_lease};
+pub use fence::{Fence, StaleFence, Watermark};
+pub use guard::{Guard, Hold, Lost, ReleaseError, Releasing};
+pub use rule::{
+    Demand, Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, ReadWrite, Rule, Semaphore, Weighing, Weighted,
+};
 
 use crate::cache::{Cache, Scope};
 
 impl Scope {
     /// A lock of this scope, by name: exclusive unless [`Acquire::rule`] says otherwise.
     pub fn lock(&self, name: &str) -> Acquire {
-        Acquire::new(self, name.as_bytes(), Lock)
+        Acquire::new(self, name.as_bytes(), Lock, Terms::new())
+    }
+
+    /// Several locks of this scope at once, under one guard. However many do so, in whatever order they name them, nobody
+    /// waits for ever for one who waits for it. Equal names count once.
+    ///
+    /// # Panics
+    ///
+    /// Without any name.
+    #[track_caller]
+    pub fn locks<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Acquire {
+        let mut names = names.into_iter();
+        let first = names.next().expect("no names: there is nothing to lock");
+        Acquire::new(self, first.as_bytes(), Lock, Terms::new()).and(names.map(|name| name.as_bytes().into()))
     }
 }
 
@@ -39,5 +72,15 @@ impl Cache {
     /// [`Scope::lock`] of the [root](Cache::root) scope.
     pub fn lock(&self, name: &str) -> Acquire {
         self.root().lock(name)
+    }
+
+    /// [`Scope::locks`] of the [root](Cache::root) scope.
+    ///
+    /// # Panics
+    ///
+    /// Without any name.
+    #[track_caller]
+    pub fn locks<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Acquire {
+        self.root().locks(names)
     }
 }

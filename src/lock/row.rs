@@ -1,27 +1,24 @@
 //! A lock's row and its transitions: pure functions, tested with no cache, no clock, no runtime.
+//!
+//! The row has a *place* for each who holds the lock, and who waits has a row of its own in the line behind it. Whoever
+//! makes room offers it to the first in the line, in the same transaction: the offer takes the place until it is accepted or
+//! over. So nobody overtakes, and a lock is never renewed for one who did not take it.
 
-use super::rule::{Holder, Owner, Rule};
-use crate::cache::{Change, Found, PAYLOAD_MAX};
+mod form;
+#[cfg(test)]
+mod tests;
 
-const VERSION: u8 = 1;
-const HOLDER: usize = 36;
-/// Bytes of the name that are kept in the row, to be read from outside.
-const NAME_MAX: usize = 256;
-/// Holders that fit into a row.
-const HOLDERS_MAX: usize = (PAYLOAD_MAX - 4 - NAME_MAX) / HOLDER;
+use super::rule::{Demand, Holder, Owner, Rule};
+use crate::cache::{Change, Found, Line, Step, Waiter};
+use form::{LockRow, PLACES_MAX, Place, Standing, Ticket};
+use std::time::Duration;
 
-/// What a lock's row says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Held {
-    holders: Vec<Holder>,
-}
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attempt {
-    Acquired,
-    Busy,
-}
+/// How long a place is kept for the one that it is offered to.
+pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
+/// How long the row of a waiter counts, who asks again far more often than that while it lives.
+const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
+/// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
+const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
 
 /// What an attempt wants.
 #[derive(Clone, Debug)]
@@ -30,252 +27,434 @@ pub(crate) struct Wish<R> {
     pub(crate) owner: Owner,
     /// In ns.
     pub(crate) lease: u64,
+    /// For how many ns it is held at least.
+    pub(crate) at_least: u64,
     /// Digest of its tag, 0 for none.
     pub(crate) tag: u64,
-    pub(crate) name: Box<[u8]>,
+    /// Where it is asked from, 0 if that cannot be told.
+    pub(crate) instance: u64,
+    pub(crate) manners: Manners,
 }
 
-fn decode(payload: &[u8]) -> Option<Held> {
-    let (&[version, _, _, _], rest) = payload.split_first_chunk::<4>()?;
-    let count = u16::from_le_bytes([payload[1], payload[2]]) as usize;
-    if version != VERSION || rest.len() < count * HOLDER {
-        return None;
-    }
-    let holders = rest[..count * HOLDER].chunks_exact(HOLDER).map(|holder| {
-        Some(Holder {
-            owner: Owner(u128::from_le_bytes(holder[..16].try_into().ok()?)),
-            entered: u32::from_le_bytes(holder[16..20].try_into().ok()?),
-            since: u64::from_le_bytes(holder[20..28].try_into().ok()?),
-            lease: u64::from_le_bytes(holder[28..36].try_into().ok()?),
-        })
-    });
-    Some(Held { holders: holders.collect::<Option<_>>()? })
+/// Whether and how long one is ready to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manners {
+    pub(crate) waits: bool,
+    /// Joins the line if fewer than so many wait.
+    pub(crate) queue_at_most: u32,
+    /// Joins the line if it is not expected to take longer, in ns.
+    pub(crate) deadline: u64,
 }
 
-fn name_of(payload: &[u8]) -> &[u8] {
-    let count = payload.get(1..3).map_or(0, |count| u16::from_le_bytes([count[0], count[1]]) as usize);
-    payload.get(4 + count * HOLDER..).unwrap_or_default()
+/// When, and what is known of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment<'a> {
+    pub(crate) now: u64,
+    /// Instances that are gone.
+    pub(crate) dead: &'a [u64],
+    /// The numbers of this process' guards: their leases do not end while they live.
+    pub(crate) held_here: &'a [u64],
 }
 
-fn encode(holders: &[Holder], tag: u64, name: &[u8]) -> Change {
-    if holders.is_empty() {
-        return Change::Remove;
-    }
-    let name = &name[..name.len().min(NAME_MAX)];
-    let mut payload = Vec::with_capacity(4 + holders.len() * HOLDER + name.len());
-    payload.push(VERSION);
-    payload.extend_from_slice(&(holders.len() as u16).to_le_bytes());
-    payload.push(0);
-    for holder in holders {
-        payload.extend_from_slice(&holder.owner.0.to_le_bytes());
-        payload.extend_from_slice(&holder.entered.to_le_bytes());
-        payload.extend_from_slice(&holder.since.to_le_bytes());
-        payload.extend_from_slice(&holder.lease.to_le_bytes());
-    }
-    payload.extend_from_slice(name);
-    let expires = holders.iter().map(|holder| holder.lease).max().unwrap_or(0);
-    Change::Put { expires, tag, payload }
+/// One that was offered a place or has lost an offer: it should ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Called {
+    pub(crate) instance: u64,
+    pub(crate) number: u64,
 }
 
-/// Tries to enter. `local` are the owners of living guards of this process: their leases do not end while they live.
-pub(crate) fn acquire<R: Rule>(found: Found<'_>, now: u64, wish: &Wish<R>, local: &[u128]) -> (Attempt, Change) {
-    let lease = now.saturating_add(wish.lease);
-    let held = match found {
-        Found::Absent => Some(Held::default()),
-        Found::Row(row) => decode(row.payload),
-        Found::Damaged => None,
-    };
-    let Some(Held { mut holders }) = held else {
-        // Whoever held it cannot be told: refuse until their lease must have ended.
-        let unknown = Holder { owner: Owner::random(), entered: 1, since: now, lease };
-        return (Attempt::Busy, encode(&[unknown], wish.tag, &wish.name));
-    };
-    let before = holders.len();
-    holders.retain_mut(|holder| {
-        if holder.lease <= now && local.contains(&holder.owner.0) {
-            holder.lease = lease;
+/// A place in the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) number: u64,
+    /// Machine time in ns since when it waits.
+    pub(crate) since: u64,
+}
+
+/// What an attempt led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The number of its place is the fence.
+    Held(u64),
+    Waiting(Turn),
+    Busy,
+    /// As many wait as may.
+    QueueFull,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) answer: Answer,
+    /// In how many ns it may be one's turn, if that can be guessed.
+    pub(crate) wait: Option<u64>,
+    pub(crate) called: Vec<Called>,
+    /// Who is in the way: instances that may be gone.
+    pub(crate) strangers: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Looked {
+    pub(crate) called: Vec<Called>,
+    pub(crate) strangers: Vec<u64>,
+    /// When the next place ends by itself, in ns of machine time.
+    pub(crate) next: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Whether it was held until now.
+    pub(crate) ours: bool,
+    pub(crate) called: Vec<Called>,
+}
+
+type Transition<T> = (T, Change, Vec<Step>);
+
+/// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
+pub(crate) fn ask<R: Rule>(
+    found: Found<'_>,
+    line: &Line<'_>,
+    moment: Moment<'_>,
+    wish: &Wish<R>,
+    name: &[u8],
+    turn: Option<Turn>,
+) -> Transition<Asked> {
+    let lease = moment.now.saturating_add(wish.lease);
+    let read = LockRow::read(found);
+    let damaged = read.is_none();
+    let mut work = Work::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
+    work.changed = damaged;
+    work.tidy();
+    let tidied = work.changed;
+    let answer = work.enter_again(wish, lease).or_else(|| work.accept(wish, turn?.number)).unwrap_or_else(|| {
+        let first = turn.is_none() && work.row.waiting == 0;
+        let number = turn.map_or(LAST, |turn| turn.number);
+        let won = if first { work.enter(wish) } else { work.settle(Some((number, wish)), tidied) };
+        match won {
+            Some(fence) => Answer::Held(fence),
+            None => work.wait(wish, turn),
         }
-        holder.lease > now
     });
-    if holders.len() >= HOLDERS_MAX || !wish.rule.admits(&holders, &wish.owner) {
-        let change = if holders.len() == before { Change::Keep } else { encode(&holders, wish.tag, &wish.name) };
-        return (Attempt::Busy, change);
-    }
-    match holders.iter_mut().find(|holder| holder.owner == wish.owner) {
-        Some(holder) => {
-            holder.entered = holder.entered.saturating_add(1);
-            holder.lease = holder.lease.max(lease);
-        }
-        None => holders.push(Holder { owner: wish.owner.clone(), entered: 1, since: now, lease }),
-    }
-    (Attempt::Acquired, encode(&holders, wish.tag, &wish.name))
+    let (wait, strangers) = match answer {
+        Answer::Held(_) => (None, Vec::new()),
+        _ => (work.row.wait(moment.now), work.strangers()),
+    };
+    work.row.tag = wish.tag;
+    let (called, change, steps) = work.finish(name);
+    (Asked { answer, wait, called, strangers }, change, steps)
 }
 
-/// Leaves once. `false`: the place was lost before, and nothing changes.
-pub(crate) fn release(found: Found<'_>, owner: &Owner) -> (bool, Change) {
-    edit(found, owner, |holder| {
-        holder.entered = holder.entered.saturating_sub(1);
-        holder.entered > 0
-    })
+/// Leaves once. If the place was lost before, nothing changes.
+pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Released> {
+    let Some(row) = LockRow::read(found) else {
+        return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
+    };
+    let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let ours = work.leave_place(number);
+    if ours {
+        work.settle(NOBODY, true);
+    }
+    let (called, change, steps) = work.finish(name_of(found));
+    (Released { ours, called }, change, steps)
+}
+
+/// Gives up waiting, or the offer that came of it.
+pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
+    let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
+    let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let offered = work.row.places.iter().position(|place| place.is_offered_to(number));
+    match offered {
+        Some(at) => {
+            work.row.places.remove(at);
+            work.changed = true;
+        }
+        None if work.is_in_line(number) => work.leave_line(number),
+        None => return (Vec::new(), Change::Keep, Vec::new()),
+    }
+    work.settle(NOBODY, true);
+    work.finish(name_of(found))
 }
 
 /// Extends the lease. `false`: the place is lost.
-pub(crate) fn renew(found: Found<'_>, now: u64, owner: &Owner, lease: u64) -> (bool, Change) {
-    edit(found, owner, |holder| {
-        holder.lease = holder.lease.max(now.saturating_add(lease));
-        true
-    })
+pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64) -> (bool, Change) {
+    let Some(mut row) = LockRow::read(found) else { return (false, Change::Keep) };
+    let Some(place) = row.places.iter_mut().find(|place| place.is_held_by(number)) else {
+        return (false, Change::Keep);
+    };
+    place.lease = place.lease.max(now.saturating_add(lease));
+    (true, row.write(now, name_of(found)))
 }
 
-/// Edits the owner's place; `keep` says whether it stays.
-fn edit(found: Found<'_>, owner: &Owner, keep: impl FnOnce(&mut Holder) -> bool) -> (bool, Change) {
-    let Found::Row(row) = found else { return (false, Change::Keep) };
-    let Some(Held { mut holders }) = decode(row.payload) else { return (false, Change::Keep) };
-    let Some(at) = holders.iter().position(|holder| holder.owner == *owner) else { return (false, Change::Keep) };
-    if !keep(&mut holders[at]) {
-        holders.remove(at);
-    }
-    (true, encode(&holders, row.tag, name_of(row.payload)))
+/// Sees whether time or a death has made room.
+pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
+    let Some(row) = LockRow::read(found) else {
+        return (Looked { called: Vec::new(), strangers: Vec::new(), next: u64::MAX }, Change::Keep, Vec::new());
+    };
+    let mut work = Work::new(row, line, moment);
+    work.tidy();
+    let tidied = work.changed;
+    let lapsed = work.called.len();
+    work.settle(NOBODY, tidied);
+    // Who has an offer is told once more: the first word may be lost.
+    work.called.truncate(lapsed);
+    work.called.extend(work.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
+    let strangers = work.strangers();
+    let next = work.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
+    let (called, change, steps) = work.finish(name_of(found));
+    (Looked { called, strangers, next }, change, steps)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::rule::{Lock, OneOwner, Semaphore};
-    use super::*;
-    use crate::cache::record::Row;
-    use proptest::prelude::*;
+fn name_of<'a>(found: Found<'a>) -> &'a [u8] {
+    match found {
+        Found::Row(row) => form::name(row.payload),
+        Found::Absent | Found::Damaged => &[],
+    }
+}
 
-    const LEASE: u64 = 100;
+/// A candidate that no one is.
+const NOBODY: Option<(u64, &Wish<super::Lock>)> = None;
+/// The number of one who has none yet.
+const LAST: u64 = u64::MAX;
 
-    /// A lock without a cache: the change applied to bytes.
-    #[derive(Default)]
-    struct Bench(Option<(u64, u64, Vec<u8>)>);
+/// A row while it is changed.
+struct Work<'a> {
+    row: LockRow,
+    line: &'a Line<'a>,
+    moment: Moment<'a>,
+    changed: bool,
+    steps: Vec<Step>,
+    called: Vec<Called>,
+}
 
-    impl Bench {
-        fn found(&self) -> Found<'_> {
-            match &self.0 {
-                None => Found::Absent,
-                Some((expires, tag, payload)) => Found::Row(Row { expires: *expires, tag: *tag, payload }),
+impl<'a> Work<'a> {
+    fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Work<'a> {
+        Work { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new() }
+    }
+
+    /// Removes the places of those who are dead, gone for too long, or do not accept.
+    fn tidy(&mut self) {
+        let Moment { now, dead, held_here } = self.moment;
+        let (called, mut changed) = (&mut self.called, false);
+        self.row.places.retain_mut(|place| {
+            let is_dead = dead.contains(&place.instance);
+            if place.lease > now && !is_dead {
+                return true;
             }
-        }
-
-        fn apply<T>(&mut self, step: impl FnOnce(Found<'_>) -> (T, Change)) -> T {
-            let (result, change) = step(self.found());
-            match change {
-                Change::Keep => {}
-                Change::Remove => self.0 = None,
-                Change::Put { expires, tag, payload } => self.0 = Some((expires, tag, payload)),
+            changed = true;
+            if place.is_held() && !is_dead && held_here.contains(&place.number) {
+                place.lease = now.saturating_add(STILL_HELD);
+                return true;
             }
-            result
+            if place.is_held() && place.stays > now {
+                place.linger();
+                return true;
+            }
+            if place.is_offered() && !is_dead {
+                called.push(place.called());
+            }
+            false
+        });
+        self.changed |= changed;
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.row.places.iter().map(Place::holder).collect()
+    }
+
+    /// An owner that is inside already enters once more.
+    fn enter_again<R: Rule>(&mut self, wish: &Wish<R>, lease: u64) -> Option<Answer> {
+        let at = self.row.places.iter().position(|place| place.is_held() && place.owner == wish.owner)?;
+        if !wish.rule.admits(&self.holders(), &wish.owner) {
+            return None;
         }
+        let place = &mut self.row.places[at];
+        place.entered = place.entered.checked_add(1)?;
+        place.lease = place.lease.max(lease);
+        self.changed = true;
+        Some(Answer::Held(place.number))
+    }
 
-        fn acquire(&mut self, now: u64, rule: impl Rule, owner: u128, local: &[u128]) -> bool {
-            let wish = Wish { rule, owner: Owner(owner), lease: LEASE, tag: 7, name: (*b"name").into() };
-            self.apply(|found| acquire(found, now, &wish, local)) == Attempt::Acquired
+    /// Takes the place that was offered to the number, if there is one.
+    fn accept<R: Rule>(&mut self, wish: &Wish<R>, number: u64) -> Option<Answer> {
+        let at = self.row.places.iter().position(|place| place.is_offered_to(number))?;
+        let offer = self.row.places.swap_remove(at);
+        self.changed = true;
+        if offer.standing == Standing::Offered {
+            return Some(Answer::Held(self.hold(wish)));
         }
+        // Its own rule decides, and those behind it have waited for that.
+        let fence = self.enter(wish)?;
+        self.settle(NOBODY, true);
+        Some(Answer::Held(fence))
+    }
 
-        fn release(&mut self, owner: u128) -> bool {
-            self.apply(|found| release(found, &Owner(owner)))
+    /// Enters if the rule allows it.
+    fn enter<R: Rule>(&mut self, wish: &Wish<R>) -> Option<u64> {
+        let fits = self.row.places.len() < PLACES_MAX
+            && match wish.rule.demand() {
+                Some(demand) => demand.fits(self.row.taken()),
+                None => self.row.is_known() && wish.rule.admits(&self.holders(), &wish.owner),
+            };
+        fits.then(|| self.hold(wish))
+    }
+
+    /// Makes a place; its number is the fence.
+    fn hold<R: Rule>(&mut self, wish: &Wish<R>) -> u64 {
+        let (now, number) = (self.moment.now, self.line.number());
+        self.changed = true;
+        self.row.places.push(Place {
+            owner: wish.owner.clone(),
+            number,
+            since: now,
+            lease: now.saturating_add(wish.lease),
+            stays: if wish.at_least == 0 { 0 } else { now.saturating_add(wish.at_least) },
+            instance: wish.instance,
+            entered: 1,
+            weight: wish.rule.demand().map_or(1, Demand::weight),
+            standing: Standing::Held,
+        });
+        number
+    }
+
+    /// Offers what is free to the first in the line. A candidate stands there too, without a row or with that of its number,
+    /// and enters at once if it is its turn: the answer is its fence.
+    ///
+    /// `eager`: something has changed, so who goes by a rule of its own is to ask again.
+    fn settle<R: Rule>(&mut self, mut candidate: Option<(u64, &Wish<R>)>, eager: bool) -> Option<u64> {
+        if candidate.is_none() && self.row.waiting == 0 {
+            return None;
         }
-    }
-
-    #[test]
-    fn one_holder_and_a_foreign_release_changes_nothing() {
-        let mut lock = Bench::default();
-        assert!(lock.acquire(0, Lock, 1, &[]));
-        assert!(!lock.acquire(1, Lock, 2, &[]));
-        assert!(!lock.release(2));
-        assert!(!lock.acquire(2, Lock, 2, &[]));
-        assert!(lock.release(1));
-        assert_eq!(lock.0, None, "an idle lock leaves no row");
-        assert!(!lock.release(1), "once");
-    }
-
-    #[test]
-    fn an_owner_may_enter_again_and_leaves_as_often() {
-        let mut lock = Bench::default();
-        assert!(lock.acquire(0, OneOwner, 1, &[]) && lock.acquire(0, OneOwner, 1, &[]));
-        assert!(!lock.acquire(0, OneOwner, 2, &[]));
-        assert!(lock.release(1));
-        assert!(!lock.acquire(0, OneOwner, 2, &[]));
-        assert!(lock.release(1));
-        assert!(lock.acquire(0, OneOwner, 2, &[]));
-    }
-
-    #[test]
-    fn a_lease_ends_unless_its_guard_lives_here_or_it_is_renewed() {
-        let mut lock = Bench::default();
-        assert!(lock.acquire(0, Lock, 1, &[]));
-        assert!(!lock.acquire(LEASE, Lock, 2, &[1]), "its guard lives in this process");
-        assert!(lock.apply(|found| renew(found, 150, &Owner(1), LEASE)));
-        assert!(!lock.acquire(249, Lock, 2, &[]));
-        assert!(lock.acquire(250, Lock, 2, &[]));
-        assert!(!lock.apply(|found| renew(found, 251, &Owner(1), LEASE)), "lost");
-        assert!(!lock.release(1), "a late release harms nobody");
-        assert!(!lock.acquire(252, Lock, 3, &[]));
-    }
-
-    #[test]
-    fn a_damaged_row_refuses_for_one_lease() {
-        let mut lock = Bench(Some((0, 0, b"nonsense".to_vec())));
-        assert!(!lock.acquire(0, Lock, 1, &[]));
-        assert!(!lock.acquire(LEASE - 1, Lock, 1, &[]));
-        assert!(lock.acquire(LEASE, Lock, 1, &[]));
-    }
-
-    #[test]
-    fn the_name_stays_readable_through_renewals() {
-        let mut lock = Bench::default();
-        lock.acquire(0, Semaphore(2), 1, &[]);
-        lock.acquire(0, Semaphore(2), 2, &[]);
-        lock.release(1);
-        let (_, tag, payload) = lock.0.unwrap();
-        assert_eq!((name_of(&payload), tag), (&b"name"[..], 7));
-    }
-
-    #[test]
-    fn a_row_that_is_full_of_holders_is_busy_and_fits() {
-        let mut lock = Bench::default();
-        let entered = (0..).take_while(|&owner| lock.acquire(0, Semaphore(u32::MAX), owner, &[])).count();
-        assert_eq!(entered, HOLDERS_MAX);
-        assert!(lock.0.unwrap().2.len() <= PAYLOAD_MAX);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
-
-        #[test]
-        fn never_more_holders_than_permits(steps in prop::collection::vec((0_u64..60, 1_u128..8, any::<bool>()), 0..80), permits in 1_u32..4) {
-            let mut lock = Bench::default();
-            let mut model: Vec<(u128, u64)> = Vec::new();
-            let mut now = 0;
-            for (pause, owner, enter) in steps {
-                now += pause;
-                model.retain(|held| held.1 > now);
-                let held = model.iter().any(|held| held.0 == owner);
-                if enter && !held {
-                    prop_assert_eq!(lock.acquire(now, Semaphore(permits), owner, &[]), model.len() < permits as usize);
-                    if model.len() < permits as usize {
-                        model.push((owner, now + LEASE));
-                    }
-                } else if !enter && held {
-                    prop_assert!(lock.release(owner));
-                    model.retain(|held| held.0 != owner);
+        let (mut won, mut behind) = (None, None);
+        loop {
+            let most = if behind.is_none() { 2 } else { 16 };
+            let waiters = match behind {
+                None => self.line.first(most),
+                Some(turn) => self.line.behind(turn, u64::MAX, most),
+            };
+            let is_end = waiters.len() < most;
+            for waiter in waiters {
+                behind = Some(waiter.turn);
+                if self.has_left(waiter.turn) {
+                    continue;
                 }
-                prop_assert!(model.len() <= permits as usize);
+                if let Some((number, wish)) = candidate.filter(|(number, _)| *number <= waiter.turn) {
+                    won = Some(self.enter(wish)?);
+                    candidate = None;
+                    if number == waiter.turn {
+                        self.leave_line(number);
+                        continue;
+                    }
+                }
+                let gone = waiter.until <= self.moment.now || self.moment.dead.contains(&waiter.instance);
+                match Ticket::read(&waiter).filter(|_| !gone) {
+                    None => self.leave_line(waiter.turn),
+                    Some(ticket) if self.may_offer(&ticket, eager) => self.offer(&waiter, ticket),
+                    Some(_) => {
+                        self.row.waiting = self.row.waiting.max(1);
+                        return won;
+                    }
+                }
+            }
+            if is_end {
+                // Nobody is left in the line, whatever its count says.
+                self.changed |= self.row.waiting != 0;
+                self.row.waiting = 0;
+                return won.or_else(|| self.enter(candidate?.1));
             }
         }
+    }
 
-        #[test]
-        fn arbitrary_rows_never_panic(payload in prop::collection::vec(any::<u8>(), 0..200), version in any::<bool>()) {
-            let mut payload = payload;
-            if let (true, Some(first)) = (version, payload.first_mut()) {
-                *first = VERSION;
-            }
-            let mut lock = Bench(Some((0, 0, payload)));
-            lock.release(1);
-            lock.apply(|found| renew(found, 5, &Owner(1), 5));
-            lock.acquire(5, Lock, 1, &[]);
+    fn may_offer(&self, ticket: &Ticket, eager: bool) -> bool {
+        let is_asked = self.row.places.iter().any(|place| place.standing == Standing::Asked);
+        !is_asked
+            && self.row.places.len() < PLACES_MAX
+            && ticket.demand.map_or(eager, |demand| demand.fits(self.row.taken()))
+    }
+
+    fn offer(&mut self, waiter: &Waiter, ticket: Ticket) {
+        let now = self.moment.now;
+        self.leave_line(waiter.turn);
+        self.row.places.push(Place {
+            owner: ticket.owner,
+            number: waiter.turn,
+            since: now,
+            lease: now.saturating_add(OFFER),
+            stays: 0,
+            instance: waiter.instance,
+            entered: 0,
+            weight: ticket.demand.map_or(1, Demand::weight),
+            standing: if ticket.demand.is_some() { Standing::Offered } else { Standing::Asked },
+        });
+        self.called.push(Called { instance: waiter.instance, number: waiter.turn });
+    }
+
+    /// Joins the line, or says why not. Who stands there already stays, with a row that counts from now on.
+    fn wait<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>) -> Answer {
+        let now = self.moment.now;
+        let manners = wish.manners;
+        if turn.is_none() && !manners.waits {
+            return Answer::Busy;
         }
+        if turn.is_none() && self.row.waiting >= manners.queue_at_most {
+            return Answer::QueueFull;
+        }
+        let too_late = self.row.mean > 0 && self.row.wait(now).is_some_and(|wait| wait > manners.deadline);
+        if turn.is_none() && too_late {
+            return Answer::Busy;
+        }
+        let turn = turn.unwrap_or_else(|| Turn { number: self.line.number(), since: now });
+        let others = self.row.waiting.saturating_sub(u32::from(self.is_in_line(turn.number)));
+        self.row.waiting = others.saturating_add(1);
+        let ticket = Ticket { owner: wish.owner.clone(), since: turn.since, demand: wish.rule.demand() };
+        self.steps.push(Step::Join(ticket.into_waiter(turn.number, now.saturating_add(WAITER), wish.instance)));
+        self.changed = true;
+        Answer::Waiting(turn)
+    }
+
+    fn is_in_line(&self, number: u64) -> bool {
+        let Some(before) = number.checked_sub(1) else { return false };
+        self.line.behind(before, u64::MAX, 1).first().is_some_and(|waiter| waiter.turn == number)
+    }
+
+    fn has_left(&self, number: u64) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Leave { turn, .. } if *turn == number))
+    }
+
+    fn leave_line(&mut self, number: u64) {
+        self.steps.push(Step::Leave { turn: number, ticket: 0 });
+        self.row.waiting = self.row.waiting.saturating_sub(1);
+        self.changed = true;
+    }
+
+    fn leave_place(&mut self, number: u64) -> bool {
+        let Some(at) = self.row.places.iter().position(|place| place.is_held_by(number)) else { return false };
+        let now = self.moment.now;
+        let place = &mut self.row.places[at];
+        self.changed = true;
+        place.entered = place.entered.saturating_sub(1);
+        if place.entered > 0 {
+            return true;
+        }
+        let held = now.saturating_sub(place.since);
+        if place.stays > now {
+            place.linger();
+        } else {
+            self.row.places.swap_remove(at);
+        }
+        self.row.learn(held);
+        true
+    }
+
+    /// The instances whose end would make room, without those that are known to have ended.
+    fn strangers(&self) -> Vec<u64> {
+        let mut strangers: Vec<u64> =
+            self.row.places.iter().map(|place| place.instance).filter(|&at| at != 0).collect();
+        strangers.sort_unstable();
+        strangers.dedup();
+        strangers
+    }
+
+    fn finish(self, name: &[u8]) -> Transition<Vec<Called>> {
+        let change = if self.changed { self.row.write(self.moment.now, name) } else { Change::Keep };
+        (self.called, change, self.steps)
     }
 }

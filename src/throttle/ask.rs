@@ -186,7 +186,8 @@ impl Transition {
             let slots = opened.cell.take(turn, ask.cost, now);
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
-                steps.push(Step::Join(Waiter { turn, ticket, instance, payload: slots.write(terms.limits.mark()) }));
+                let payload = slots.write(terms.limits.mark());
+                steps.push(Step::Join(Waiter { turn, ticket, until: turn, instance, payload }));
             } else if terms.learns {
                 opened.cell.sent(now);
                 (sent, changed) = (Some(now), true);

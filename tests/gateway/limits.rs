@@ -1,16 +1,11 @@
-//! Throttle and barrier hold across processes.
+//! Throttles hold across processes.
 
 use crate::{
     origin::*,
     process::{Browser, Gateway},
 };
-use axum::{Router, extract::State, routing::any};
 use http::Method;
-use std::{
-    sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
-};
-use tokio::sync::Semaphore;
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_throttle_holds_across_restarts_and_processes() {
@@ -85,63 +80,4 @@ async fn throttled_requests_may_wait() {
     let gateway = Gateway::start(cache.path(), &["--throttle", "1/0.05", "--throttle-wait", "60"]);
     let answers = many(&Browser::http1(), (0..10).map(|_| gateway.url("/hello"))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
-}
-
-#[tokio::test]
-async fn a_barrier_holds_across_processes() {
-    let origin = Origin::default();
-    let slow = async |State(origin): State<Origin>| origin.enter(Duration::from_millis(5)).await;
-    let upstream = serve(Router::new().fallback(slow).with_state(origin.clone())).await;
-    let cache = directory();
-    let flags = ["--upstream", &upstream, "--barrier", "1", "--barrier-wait", "60", "--no-cache"];
-    let gateways = [Gateway::start(cache.path(), &flags), Gateway::start(cache.path(), &flags)];
-    let urls = (0..40).map(|i| gateways[i % 2].url("/one"));
-    let answers = many(&Browser::http1(), urls).await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    assert_eq!((origin.calls(), origin.most_at_once.load(SeqCst)), (40, 1));
-}
-
-#[tokio::test]
-async fn a_full_barrier_refuses_and_other_names_pass() {
-    let (arrived, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-    let held = (arrived.clone(), go.clone());
-    let wait = any(async move || {
-        held.0.add_permits(1);
-        let _ = held.1.acquire().await;
-    });
-    let upstream = serve(Router::new().route("/wait", wait).fallback(echo)).await;
-    let cache = directory();
-    let flags = ["--upstream", &upstream, "--barrier", "1", "--barrier-wait", "0", "--no-cache"];
-    let gateway = Gateway::start(cache.path(), &flags);
-    let browser = Browser::http1();
-    let (url, first) = (gateway.url("/wait"), browser.clone());
-    let running = tokio::spawn(async move { first.get(&url).await });
-    arrived.acquire().await.unwrap().forget();
-    let refused = browser.get(&gateway.url("/wait")).await;
-    assert_eq!(refused.status, 503);
-    assert!(!refused.header("retry-after").is_empty());
-    assert_eq!(browser.get(&gateway.url("/other")).await.status, 200, "another path, another name");
-    go.add_permits(2);
-    assert_eq!(running.await.unwrap().status, 200);
-    assert_eq!(browser.get(&gateway.url("/wait")).await.status, 200);
-}
-
-#[tokio::test]
-async fn a_place_of_a_dead_gateway_is_free_after_its_lease() {
-    let arrived = Arc::new(Semaphore::new(0));
-    let first = arrived.clone();
-    let wait = any(async move || {
-        first.add_permits(1);
-        std::future::pending::<()>().await;
-    });
-    let upstream = serve(Router::new().route("/wait", wait).fallback(echo)).await;
-    let cache = directory();
-    let flags = ["--upstream", &upstream, "--barrier", "1", "--barrier-by", "all", "--lease", "0.5", "--no-cache"];
-    let holder = Gateway::start(cache.path(), &flags);
-    let held = tokio::spawn(raw(holder.address, "GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"));
-    arrived.acquire().await.unwrap().forget();
-    let second = Gateway::start(cache.path(), &flags);
-    holder.kill();
-    assert_eq!(held.await.unwrap(), "");
-    assert_eq!(Browser::http1().get(&second.url("/other")).await.status, 200);
 }

@@ -3,7 +3,13 @@
 
 use crate::process::{Answer, Browser, Gateway};
 use http::StatusCode;
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
 use tokio::task::JoinSet;
 
 /// What the clients of one gateway have asked for and got.
@@ -58,4 +64,35 @@ pub(crate) async fn at_once(gateways: &[Gateway], count: usize) -> Vec<(Duration
     let mut answers = requests.join_all().await;
     answers.sort_by_key(|answer| answer.0);
     answers
+}
+
+/// When a request was sent and answered, counted from the first one's sending.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) sent: Duration,
+    pub(crate) answered: Duration,
+}
+
+/// So many ask for `/0`, `/1` and so on, in turn at each gateway, so long apart. Each from a thread with a connection that
+/// stands before the first one asks, so that the sending is exact.
+pub(crate) fn one_after_another(gateways: &[Gateway], count: u32, apart: Duration) -> Vec<Served> {
+    let ready = Barrier::new(count as usize);
+    let began = Instant::now() + Duration::from_millis(100);
+    thread::scope(|scope| {
+        let send = |nth: u32| {
+            let mut socket = TcpStream::connect(gateways[nth as usize % gateways.len()].address).expect("a connection");
+            socket.set_nodelay(true).expect("set");
+            let request = format!("GET /{nth} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            ready.wait();
+            thread::sleep((began + apart * nth).saturating_duration_since(Instant::now()));
+            let sent = began.elapsed();
+            socket.write_all(request.as_bytes()).expect("sent");
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).expect("text");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            Served { sent, answered: began.elapsed() }
+        };
+        let threads: Vec<_> = (0..count).map(|nth| scope.spawn(move || send(nth))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("served")).collect()
+    })
 }

@@ -1,5 +1,6 @@
 //! The gateway as a black box: real processes, real sockets, and its flags as a contract.
 
+mod barrier;
 mod caching;
 mod flags;
 mod limits;

@@ -1,23 +1,25 @@
-//! Origins to put behind a gateway, and odd ways to speak to one.
+//! Origins to put behind a gateway, and odd ways to speak to one. The tests and the benchmark of the gateway use it.
+#![allow(dead_code)]
 
 use crate::process::{Answer, Browser};
 use axum::{
     Router,
     extract::{Request, State},
 };
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::{TempDir, tempdir};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
@@ -25,25 +27,59 @@ pub(crate) fn directory() -> TempDir {
     tempdir().expect("a temporary directory")
 }
 
-/// An origin that counts its requests, and how many of them it serves at once.
+/// An origin that knows who came, and how many of them it served at once.
 #[derive(Clone, Default)]
 pub(crate) struct Origin {
-    pub(crate) calls: Arc<AtomicUsize>,
+    came: Arc<Mutex<Vec<String>>>,
     running: Arc<AtomicUsize>,
-    pub(crate) most_at_once: Arc<AtomicUsize>,
+    most_at_once: Arc<AtomicUsize>,
 }
 
 impl Origin {
-    pub(crate) async fn enter(&self, delay: Duration) {
-        self.calls.fetch_add(1, SeqCst);
+    async fn enter(&self, path: &str, delay: Duration) {
+        self.came.lock().expect("no panic").push(path.to_owned());
         self.most_at_once.fetch_max(self.running.fetch_add(1, SeqCst) + 1, SeqCst);
         tokio::time::sleep(delay).await;
         self.running.fetch_sub(1, SeqCst);
     }
 
-    pub(crate) fn calls(&self) -> usize {
-        self.calls.load(SeqCst)
+    /// The paths that were asked for, in order.
+    pub(crate) fn came(&self) -> Vec<String> {
+        self.came.lock().expect("no panic").clone()
     }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.came.lock().expect("no panic").len()
+    }
+
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.most_at_once.load(SeqCst)
+    }
+}
+
+/// Takes so long to answer whatever it is asked.
+pub(crate) async fn slow(delay: Duration) -> (String, Origin) {
+    let origin = Origin::default();
+    let answer = async move |State(origin): State<Origin>, uri: Uri| origin.enter(uri.path(), delay).await;
+    (serve(Router::new().fallback(answer).with_state(origin.clone())).await, origin)
+}
+
+/// A request that has come to an origin, which answers it when this is dropped.
+pub(crate) struct Visit {
+    pub(crate) path: String,
+    pub(crate) at: Instant,
+    _go: oneshot::Sender<()>,
+}
+
+/// An origin that tells of each request and answers when the test is done with it.
+pub(crate) async fn held() -> (String, mpsc::UnboundedReceiver<Visit>) {
+    let (visits, visitors) = mpsc::unbounded_channel();
+    let answer = async move |State(visits): State<mpsc::UnboundedSender<Visit>>, uri: Uri| {
+        let (go, gone) = oneshot::channel();
+        let _ = visits.send(Visit { path: uri.path().to_owned(), at: Instant::now(), _go: go });
+        let _ = gone.await;
+    };
+    (serve(Router::new().fallback(answer).with_state(visits)).await, visitors)
 }
 
 /// Serves a router on a port of its own; what to give to `--upstream`.
@@ -87,7 +123,7 @@ pub(crate) async fn many(browser: &Browser, urls: impl IntoIterator<Item = Strin
 pub(crate) async fn numbering(headers: &'static [(&'static str, &'static str)]) -> (String, Origin) {
     let origin = Origin::default();
     let answer = async move |State(origin): State<Origin>| {
-        origin.enter(Duration::ZERO).await;
+        origin.enter("", Duration::ZERO).await;
         let headers: HeaderMap =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
         (headers, format!("answer {}", origin.calls()))

@@ -17,7 +17,7 @@ fn key(cache: &Cache, name: &str) -> Key {
 }
 
 fn waiter(turn: u64, ticket: u64) -> Waiter {
-    Waiter { turn, ticket, instance: 9, payload: vec![turn as u8; 3] }
+    Waiter { turn, ticket, until: turn, instance: 9, payload: vec![turn as u8; 3] }
 }
 
 fn join(turn: u64, ticket: u64) -> Step {
@@ -115,22 +115,20 @@ fn damaged_rows_are_passed_over_counted_and_swept() {
             }
             txn.put(WAITERS, &key, &bytes).unwrap();
         }
-        // One that says another time than its key, one without an instance, one of another name, one of another length.
+        // One without an instance, one of another name, one of another length.
         let mut bytes = Vec::new();
-        for (turn, expires, echo, payload) in
-            [(10, 11, name.echo, &[0; 8][..]), (12, 12, name.echo, &[0; 7]), (13, 13, name.echo + 1, &[0; 8])]
-        {
-            let row = Row { expires: later + expires, tag: 0, payload };
+        for (turn, echo, payload) in [(12, name.echo, &[0; 7][..]), (13, name.echo + 1, &[0; 8])] {
+            let row = Row { expires: later + turn, tag: 0, payload };
             bytes = record::with_row(&Key { echo, ..name }, &row, <[u8]>::to_vec);
             txn.put(WAITERS, &waiter_key(&name.hash, later + turn, 0), &bytes).unwrap();
         }
         txn.put(WAITERS, &[&waiter_key(&name.hash, later + 20, 0)[..], &[0]].concat(), &bytes).unwrap();
     });
     assert_eq!(turns(&cache, "a"), [(later, 0), (later + 4, 0), (later + 5, 0)]);
-    assert_eq!(cache.stats().damaged, 6);
+    assert_eq!(cache.stats().damaged, 5);
     (0..500).for_each(|_| put(&cache, CELLS, "busy").unwrap());
     assert_eq!(turns(&cache, "a").len(), 3);
-    assert_eq!(cache.stats().damaged, 9, "left: what is well and what stands where no sweep can take it");
+    assert_eq!(cache.stats().damaged, 7, "left: what is well and what stands where no sweep can take it");
 }
 
 #[test]
@@ -217,6 +215,140 @@ fn a_full_map_and_a_large_payload_leave_the_waiter_out_and_are_no_error() {
     let (listed, left_out) = (len(&cache, WAITERS), cache.stats().waiters_left_out);
     assert!(left_out > 1, "{listed} {left_out}");
     assert_eq!(listed + left_out, 202);
+}
+
+/// Takes the steps behind a lock's row, which is put with so many bytes; those who stood first.
+fn step_lock(cache: &Cache, name: &str, bytes: usize, steps: Vec<Step>) -> Result<Vec<Waiter>, Error> {
+    let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+        let put = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] };
+        (line.first(100), put, steps.clone())
+    };
+    cache.root().update_line(LOCKS, key(cache, name), transition, |first| first).wait()
+}
+
+fn numbered(turn: u64, until: u64) -> Waiter {
+    Waiter { until, ..waiter(turn, 3) }
+}
+
+#[test]
+fn behind_a_lock_the_order_is_by_number_and_the_time_of_a_row_is_its_own() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let now = cache.handle.now();
+    let (over, soon, late) = (numbered(7, now + 1), numbered(9, now + SECOND), numbered(8, now + 9 * SECOND));
+    let joins = [&over, &soon, &late].map(|waiter| Step::Join(waiter.clone()));
+    assert_eq!(step_lock(&cache, "a", 1, joins.to_vec()).unwrap(), []);
+    step_lock(&cache, "b", 1, vec![Step::Join(numbered(1, u64::MAX))]).unwrap();
+    let all = [over, late.clone(), soon.clone()];
+    hand.advance(Duration::from_nanos(1));
+    assert_eq!(step_lock(&cache, "a", 1, vec![]).unwrap(), all, "no update takes with it what is over");
+    let paged = |turn, ticket, most| {
+        let page = move |_: Found<'_>, line: &Line<'_>, _: u64| (line.behind(turn, ticket, most), Change::Keep, vec![]);
+        cache.root().update_line(LOCKS, key(&cache, "a"), page, |page| page).wait().unwrap()
+    };
+    assert_eq!((paged(0, 0, 2), paged(7, 3, 9), paged(7, 2, 1)), (all[..2].into(), all[1..].into(), all[..1].into()));
+    assert_eq!((paged(9, 3, 9), paged(7, 3, 0)), (vec![], vec![]));
+
+    // Sweeps go by the time of the row.
+    hand.advance(Duration::from_secs(2));
+    (0..300).for_each(|_| put(&cache, CELLS, "busy").unwrap());
+    assert_eq!(step_lock(&cache, "a", 1, vec![Step::Leave { turn: 8, ticket: 3 }]).unwrap(), [late]);
+    assert_eq!(step_lock(&cache, "a", 1, vec![]).unwrap(), []);
+}
+
+#[test]
+fn a_waiter_without_room_fails_the_update_of_a_lock_and_nothing_is_changed() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let until = cache.handle.now() + SECOND;
+    let length = |name: &str| {
+        let length = |found: Found<'_>, _: u64| match found {
+            Found::Row(row) => (row.payload.len(), Change::Keep),
+            _ => (0, Change::Keep),
+        };
+        cache.root().update(LOCKS, key(&cache, name), length, |length| length).wait().unwrap()
+    };
+    let large = Waiter { payload: vec![0; WAITER_MAX + 1], ..numbered(1, until) };
+    let error = step_lock(&cache, "a", 1, vec![join(2, 2), Step::Join(large)]).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { size: 1025, limit: 1024 }), "{error}");
+    assert_eq!((length("a"), len(&cache, WAITERS)), (0, 0));
+
+    let mut joined = 0;
+    let error = loop {
+        match step_lock(&cache, "a", 1, vec![Step::Join(numbered(joined, until))]) {
+            Ok(_) => joined += 1,
+            Err(error) => break error,
+        }
+        assert!(joined < 100_000);
+    };
+    assert!(matches!(error, Error::Full), "{error}");
+    assert!(joined > 300, "{joined}");
+    let leave = Step::Leave { turn: 0, ticket: 3 };
+    let both = vec![leave.clone(), Step::Join(numbered(joined, until))];
+    assert!(matches!(step_lock(&cache, "a", 2, both), Err(Error::Full)));
+    assert_eq!((length("a"), len(&cache, WAITERS), cache.stats().waiters_left_out), (1, joined, 0));
+    // What needs no room goes on: to stay longer, to leave, to wait for no row.
+    let first = step_lock(&cache, "a", 3, vec![Step::Join(numbered(0, until + SECOND))]).unwrap();
+    assert_eq!((first.len(), length("a")), (100, 3));
+    assert_eq!(step_lock(&cache, "a", 1, vec![leave]).unwrap()[0].until, until + SECOND);
+    // And once rows are over there is room again, without any other write.
+    hand.advance(Duration::from_secs(2));
+    let last = u64::MAX;
+    let tried = (0..1_000).position(|_| step_lock(&cache, "b", 1, vec![Step::Join(numbered(1, last))]).is_ok());
+    assert!(tried.is_some_and(|tried| tried < 900), "{tried:?}");
+}
+
+#[test]
+fn behind_a_lock_a_batch_that_fails_for_another_leaves_nobody_out() {
+    let cache = cache();
+    step_lock(&cache, "a", 1, vec![]).unwrap();
+    let holder = Holder::of(&state(&cache).lane);
+    let join = |turn| {
+        let transition =
+            move |_: Found<'_>, _: &Line<'_>, _: u64| ((), Change::Keep, vec![Step::Join(numbered(turn, u64::MAX))]);
+        cache.root().update_line(LOCKS, key(&cache, "a"), transition, |done| done)
+    };
+    let (first, bad) = (join(1), cache.root().list_locks(None, 0, |_| -> Option<()> { panic!("a bad neighbour") }));
+    let second = join(2);
+    holder.release();
+    first.wait().unwrap();
+    second.wait().unwrap();
+    assert!(matches!(bad.wait(), Err(Error::Panicked)));
+    let turns: Vec<_> = step_lock(&cache, "a", 1, vec![]).unwrap().iter().map(|waiter| waiter.turn).collect();
+    assert_eq!(turns, [1, 2]);
+}
+
+#[test]
+fn who_posts_is_told_after_the_commit_whoever_makes_it() {
+    let cache = cache();
+    let (tell, told) = std::sync::mpsc::channel();
+    let post = |name: &str, bytes: usize| {
+        let (tell, posted, root) = (tell.clone(), key(&cache, name), cache.root().clone());
+        let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+            (line.number(), Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] }, vec![])
+        };
+        cache.root().post_then(LOCKS, key(&cache, name), transition, move |number| {
+            // Outside the gate, so that it may make updates of its own.
+            let found = |found: Found<'_>, _: u64| (matches!(found, Found::Row(_)), Change::Keep);
+            let committed = root.update(LOCKS, posted, found, |found| found).wait().unwrap();
+            tell.send((number, committed)).unwrap();
+        });
+    };
+    let told = || told.recv_timeout(Duration::from_secs(30)).unwrap();
+    post("a", 1);
+    let (Ok(first), true) = told() else { panic!() };
+    let holder = Holder::of(&state(&cache).lane);
+    post("b", 1);
+    holder.release();
+    let (second, committed) = told();
+    assert_eq!((second.unwrap(), committed), (first + 1, true));
+    post("c", state::PAYLOAD_MAX + 1);
+    assert!(matches!(told(), (Err(Error::TooLarge { .. }), false)));
+    // A panic goes no further.
+    let nothing = |_: Found<'_>, _: &Line<'_>, _: u64| ((), Change::Keep, vec![]);
+    cache.root().post_then(LOCKS, key(&cache, "d"), nothing, |_| panic!("told"));
+    post("d", 1);
+    assert!(told().1);
 }
 
 #[derive(Clone, Debug)]

@@ -54,7 +54,10 @@ fn child() {
     match part.as_str() {
         "wait" => {
             let turn = cache.handle.now() + HOUR;
-            line(&scope, vec![Step::Join(Waiter { turn, ticket: 7, instance, payload: b"mine".to_vec() })]);
+            line(
+                &scope,
+                vec![Step::Join(Waiter { turn, ticket: 7, until: turn, instance, payload: b"mine".to_vec() })],
+            );
             say(instance);
             if hear() == "close" {
                 drop((cache, scope));

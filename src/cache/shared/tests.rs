@@ -66,15 +66,15 @@ fn what_is_held_is_renewed_until_it_is_released_even_by_one_that_panics() {
     let key = cache.root().key(Kind::Lock, b"a");
     let every = Duration::from_millis(1);
     let renew: Weak<dyn Renew> = Arc::downgrade(&renewals) as Weak<dyn Renew>;
-    shared.hold(&key, Holding { owner: 7, due: Instant::now(), every, renew });
-    assert_eq!(shared.local_owners(&key), [7]);
+    shared.hold(&key, Holding { number: 7, due: Instant::now(), every, renew });
+    assert_eq!(shared.held_here(&key), [7]);
     let deadline = Instant::now() + LONG;
     while renewals.0.load(SeqCst) < 10 {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
     shared.release(&key, 7);
-    assert!(shared.local_owners(&key).is_empty());
+    assert!(shared.held_here(&key).is_empty());
     cache.insert("x", &1).wait().unwrap();
     let before = renewals.0.load(SeqCst);
     cache.insert("x", &1).wait().unwrap();

@@ -1,10 +1,16 @@
 use super::*;
 use crate::{
-    cache::Kind,
-    cache::testing::{Hand, builder},
+    cache::{
+        Kind,
+        line::Rows,
+        testing::{Hand, builder},
+    },
     throttle::Rate,
 };
-use std::cell::Cell as Count;
+use std::{
+    cell::Cell as Count,
+    ops::{Bound, RangeBounds},
+};
 
 const NOW: u64 = 1_800_000_000_000_000_000;
 
@@ -29,11 +35,7 @@ impl Stored {
             Some(payload) => Found::Row(crate::cache::record::Row { expires: 0, tag: 0, payload }),
             None => Found::Absent,
         };
-        let waiting = |most| {
-            self.looked_at.set(self.looked_at.get().max(most));
-            self.line.iter().filter(|waiter| waiter.turn > now).take(most).cloned().collect()
-        };
-        let (said, change, steps) = transition.run(found, &Line::new(&waiting), now);
+        let (said, change, steps) = transition.run(found, &Line::new(self, now), now);
         if let Change::Put { payload, .. } = change {
             self.row = Some(payload);
         }
@@ -45,6 +47,18 @@ impl Stored {
         }
         self.line.sort_by_key(|waiter| (waiter.turn, waiter.ticket));
         said
+    }
+}
+
+impl Rows for Stored {
+    fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
+        self.looked_at.set(self.looked_at.get().max(most));
+        let behind = |waiter: &&Waiter| (from, Bound::Unbounded).contains(&(waiter.turn, waiter.ticket));
+        self.line.iter().filter(behind).take(most).cloned().collect()
+    }
+
+    fn number(&self) -> u64 {
+        unreachable!("a throttle draws no numbers")
     }
 }
 

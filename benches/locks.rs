@@ -1,0 +1,65 @@
+//! What a lock costs: alone, handed over between processes, and while one waits for it; beside flock(2), and redis where a
+//! `redis-server` is in the path.
+//!
+//! ```text
+//! cargo bench --bench locks
+//! ```
+//!
+//! Compare ratios within one run: absolute times differ by half between machines and hours. Caches are in the system's
+//! temporary directory; set `TMPDIR` to put them elsewhere. It ends with an error if an aim is missed, which other work on
+//! the same processors can bring about.
+#![allow(missing_docs)]
+
+#[path = "support/statistics.rs"]
+mod statistics;
+
+#[path = "support/locks/handover.rs"]
+mod handover;
+#[path = "support/locks/idle.rs"]
+mod idle;
+#[path = "support/locks/processes.rs"]
+mod processes;
+#[path = "support/locks/redis.rs"]
+mod redis;
+#[path = "support/locks/uncontended.rs"]
+mod uncontended;
+
+use std::process::ExitCode;
+use tokio::runtime::{Builder, Runtime};
+
+/// What was wanted, and whether it came out so.
+type Aim = (String, bool);
+
+fn main() -> ExitCode {
+    if let Some((part, place)) = processes::part() {
+        match part.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["handover", lock] => handover::play(lock, &place),
+            ["idle", who] => idle::play(who, &place),
+            _ => return ExitCode::FAILURE,
+        }
+        return ExitCode::SUCCESS;
+    }
+    // `cargo test --benches` runs this too, and wants to know no more than that it builds.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let redis = redis::Server::start();
+    if redis.is_none() {
+        println!("redis-server is not installed: its locks are left out");
+    }
+    let mut aims = uncontended::measure(redis.as_ref());
+    aims.extend(handover::measure(redis.as_ref()));
+    drop(redis);
+    aims.extend(idle::measure());
+    println!();
+    for (what, met) in &aims {
+        println!("{:<6} {what}", if *met { "ok" } else { "MISSED" });
+    }
+    if aims.iter().all(|aim| aim.1) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// With one worker it is the thread that calls it.
+fn runtime(workers: usize) -> Runtime {
+    let mut builder = if workers == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    builder.worker_threads(workers).enable_all().build().expect("a runtime")
+}

@@ -1,0 +1,191 @@
+//! One update of a row of `state/`, as it runs in a transaction.
+
+use super::{
+    env::{Table, Txn},
+    lane::Run,
+    line::{self, Line, Rows, Waiter},
+    record::{self, Found, Key, Row},
+    state::{CELLS, Change, LOCKS, PAYLOAD_MAX, State, Transition},
+};
+use crate::error::Error;
+use std::{
+    cell::Cell,
+    ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+pub(super) struct Update<C, F, R> {
+    state: Arc<State>,
+    table: Table,
+    key: Key,
+    clock: C,
+    now: u64,
+    transition: F,
+    outcome: Option<Result<R, Error>>,
+    /// It has run before, in a transaction that failed, and mostly for want of room: now a throttle lists no waiter.
+    again: bool,
+}
+
+/// What has become of an update's row.
+enum Written {
+    No,
+    Removed(bool),
+    Put,
+    /// Nothing is to be changed: the outcome says why.
+    Refused,
+}
+
+impl<C: Fn() -> u64, F, R> Update<C, F, R> {
+    pub(super) fn new(state: &Arc<State>, table: Table, key: Key, clock: C, transition: F) -> Self {
+        let state = state.clone();
+        Update { state, table, key, clock, now: 0, transition, outcome: None, again: false }
+    }
+
+    #[inline]
+    pub(super) fn outcome(&mut self, result: Result<(), Error>) -> Result<R, Error> {
+        result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
+    }
+
+    /// Writes the row, of which `before` bytes are there.
+    fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
+        let (expires, tag, payload) = match change {
+            Change::Keep => return Ok(Written::No),
+            Change::Remove => return txn.delete(self.table, &self.key.hash).map(Written::Removed),
+            Change::Put { expires, tag, payload } => (expires, tag, payload),
+        };
+        if payload.len() > PAYLOAD_MAX {
+            self.outcome = Some(Err(Error::TooLarge { size: payload.len(), limit: PAYLOAD_MAX }));
+            return Ok(Written::Refused);
+        }
+        if self.table == CELLS && before.is_none() {
+            self.state.keep_cells_bounded(txn, self.now)?;
+        }
+        let put = record::with_row(&self.key, &Row { expires, tag, payload: &payload }, |bytes| {
+            match self.table == LOCKS && bytes.len() > before.unwrap_or(0) {
+                true => self.state.put_lock(txn, &self.key.hash, bytes),
+                false => txn.put(self.table, &self.key.hash, bytes).map(|()| true),
+            }
+        })?;
+        if !put {
+            self.outcome = Some(Err(Error::Full));
+            return Ok(Written::Refused);
+        }
+        Ok(Written::Put)
+    }
+}
+
+impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
+    fn prepare(&mut self) {
+        self.now = self.now.max((self.clock)());
+        self.state.lane.env.look_at(self.now);
+    }
+
+    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let again = std::mem::replace(&mut self.again, true);
+        let bytes = txn.get(self.table, &self.key.hash)?;
+        let before = bytes.map(<[u8]>::len);
+        let found = record::decode_row(bytes, &self.key);
+        if matches!(found, Found::Damaged) {
+            self.state.damaged.fetch_add(1, Relaxed);
+        }
+        if self.table == LOCKS && !bears_out(txn, &self.key, &found)? {
+            return Err(Error::Damaged);
+        }
+        let rows = Behind { txn, state: &self.state, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
+        let transition = || (self.transition)(found, &Line::new(&rows, self.now), self.now);
+        let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
+            self.outcome = Some(Err(Error::Panicked));
+            return Ok(false);
+        };
+        if let Some(error) = rows.failed.take() {
+            return Err(error);
+        }
+        let drawn = rows.last.get();
+        self.outcome = Some(Ok(result));
+        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
+            && let Some(seen) = txn.seen()
+        {
+            self.state.recents.keep(&self.key.hash, seen, bytes);
+        }
+        let mut swept = false;
+        if self.table == LOCKS {
+            let joins = self.state.check_joins(txn, &self.key, self.now, &steps)?;
+            swept = joins.0;
+            if let Err(error) = joins.1 {
+                self.outcome = Some(Err(error));
+                return Ok(swept);
+            }
+        }
+        let written = self.write(txn, change, before)?;
+        if matches!(written, Written::Refused) {
+            return Ok(swept);
+        }
+        if let Some(last) = drawn {
+            self.state.numbers.keep(txn, last)?;
+        }
+        let stepped = match (steps.is_empty(), self.table) {
+            (true, _) => false,
+            (false, LOCKS) => line::step_all(txn, &self.key, steps)?,
+            (false, _) => self.state.step(txn, &self.key, self.now, steps, again)?,
+        };
+        if stepped || matches!(written, Written::Put) {
+            let made = self.table == CELLS && before.is_none() && matches!(written, Written::Put);
+            self.state.sweep(txn, self.now, made)?;
+        }
+        Ok(swept || drawn.is_some() || stepped || matches!(written, Written::Put | Written::Removed(true)))
+    }
+}
+
+/// Whether a lock's row can be believed. Of a damaged one it cannot be told who held it, nor for how long. One that is not
+/// there may have been lost: damage that makes a key disappear has mostly garbled its neighbours as well, and how many rows
+/// there are is written on another page.
+fn bears_out(txn: &Txn<'_>, key: &Key, found: &Found<'_>) -> Result<bool, Error> {
+    match found {
+        Found::Row(_) => Ok(true),
+        Found::Damaged => Ok(false),
+        // All that is there is the counter.
+        Found::Absent if txn.len(LOCKS)? <= 1 => Ok(true),
+        Found::Absent => {
+            txn.beside(LOCKS, &key.hash, |row| record::decode_any_row(row).is_some()).map(|sound| sound == Some(true))
+        }
+    }
+}
+
+/// The line behind the row of an update, and the counter.
+struct Behind<'a> {
+    txn: &'a Txn<'a>,
+    state: &'a State,
+    key: &'a Key,
+    /// The last number that was drawn.
+    last: Cell<Option<u64>>,
+    /// A transition is told nothing of a failure, and what it answers is then not used.
+    failed: Cell<Option<Error>>,
+}
+
+impl Rows for Behind<'_> {
+    fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
+        line::read(self.txn, self.key, from, most, &self.state.damaged).unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            Vec::new()
+        })
+    }
+
+    fn number(&self) -> u64 {
+        let last = self.last.get().map_or_else(|| self.state.numbers.last(self.txn, &self.state.damaged), Ok);
+        let number = last.unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            0
+        }) + 1;
+        self.last.set(Some(number));
+        number
+    }
+}
+
+/// A transition that does not look at the line and leaves it as it is.
+pub(super) fn beside_the_line<R>(transition: impl Transition<R>) -> impl line::Transition<R> {
+    move |found: Found<'_>, _: &Line<'_>, now: u64| {
+        let (result, change) = transition(found, now);
+        (result, change, Vec::new())
+    }
+}

@@ -1,0 +1,414 @@
+//! The guard that holds a lock, and how its holder learns that it is lost.
+
+use super::{
+    fence::Fence,
+    queue,
+    row::{self, Released},
+    rule::Owner,
+};
+use crate::{
+    cache::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Scope, Slot, block_on},
+    error::Error,
+};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll, Waker, ready},
+    time::{Duration, Instant},
+};
+
+/// A lock that is held until this is dropped.
+///
+/// Its lease is renewed by the housekeeping thread while it lives. Dropping it never blocks and never fails; if the cache
+/// cannot be written just then, the release is made up for as soon as it can. [`release`](Guard::release) tells whether it
+/// was held to the end.
+#[must_use = "the lock is released when this is dropped"]
+pub struct Guard {
+    held: Arc<HeldLock>,
+    /// Which phase of the lock this guard ends.
+    phase: u8,
+}
+
+/// A lock as the handler of its request finds it, in the extensions of the request.
+///
+/// The layer holds the lock until the response has ended. A handler that goes on after that, with an upgraded connection
+/// for instance, [takes](Hold::take) the guard.
+#[derive(Clone)]
+pub struct Hold {
+    held: Arc<HeldLock>,
+}
+
+/// Whoever acquired the lock releases it.
+const ACQUIRED: u8 = 0;
+/// Whoever took it from the request releases it.
+const TAKEN: u8 = 1;
+const RELEASED: u8 = 2;
+
+struct HeldLock {
+    scope: Scope,
+    key: Key,
+    owner: Owner,
+    /// In ns.
+    lease: u64,
+    fence: Fence,
+    phase: AtomicU8,
+    lost: Arc<Signal>,
+    /// A renewal is under way; behind a shut gate they would pile up.
+    renewing: AtomicBool,
+    /// Of other names that were acquired with this one.
+    others: Mutex<Vec<Guard>>,
+}
+
+impl Guard {
+    pub(super) fn new(scope: Scope, key: Key, owner: Owner, lease: u64, fence: u64, lost: Arc<Signal>) -> Guard {
+        let held = Arc::new(HeldLock {
+            scope,
+            key,
+            owner,
+            lease,
+            fence: Fence::from_u64(fence),
+            phase: AtomicU8::new(ACQUIRED),
+            lost,
+            renewing: AtomicBool::new(false),
+            others: Mutex::default(),
+        });
+        let every = Duration::from_nanos(lease / 3);
+        let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
+        held.scope.handle().shared.hold(&key, Holding { number: fence, due: Instant::now() + every, every, renew });
+        held.scope.note(Event::Locked);
+        Guard { held, phase: ACQUIRED }
+    }
+
+    /// One guard of several locks that were acquired in this order.
+    pub(super) fn join(mut guards: Vec<Guard>) -> Option<Guard> {
+        let last = guards.pop()?;
+        *last.held.others() = guards;
+        Some(last)
+    }
+
+    /// Who holds the lock.
+    pub fn owner(&self) -> &Owner {
+        &self.held.owner
+    }
+
+    /// The fencing token. Of several names acquired together it is the greatest, and so holds for each.
+    pub fn fence(&self) -> Fence {
+        self.held.fence
+    }
+
+    /// Whether the lock was lost while the guard lived: its process was suspended for longer than the lease, or could not
+    /// write to the cache for so long. Others may hold it now. It is noticed when the next renewal is due, a third of the
+    /// lease later at most; a process that was suspended notices it when it goes on.
+    pub fn is_lost(&self) -> bool {
+        self.held.lost.is_set()
+    }
+
+    /// Resolves when the lock [is lost](Guard::is_lost); never, if that does not happen before it is released.
+    pub fn lost(&self) -> Lost {
+        Lost::new(&self.held.lost)
+    }
+
+    /// What is in the extensions of requests.
+    pub(crate) fn hold(&self) -> Hold {
+        Hold { held: self.held.clone() }
+    }
+
+    /// Releases the lock, as dropping does, and tells whether it was held until now. It happens even if the future is
+    /// dropped.
+    pub fn release(self) -> Releasing {
+        let mut releases = Vec::with_capacity(1);
+        if self.end_phase() {
+            self.held.let_go_telling(&mut releases);
+        }
+        Releasing { releases, outcome: Ok(()) }
+    }
+
+    /// As [`release`](Guard::release), for plain threads: blocks this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Releasing`].
+    pub fn release_blocking(self) -> Result<(), ReleaseError> {
+        block_on(self.release())
+    }
+
+    /// Whether this guard is the one to release the lock.
+    fn end_phase(&self) -> bool {
+        self.held.phase.compare_exchange(self.phase, RELEASED, SeqCst, SeqCst).is_ok()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.end_phase() {
+            self.held.let_go(|_| ());
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.held.describe(f.debug_struct("Guard"))
+    }
+}
+
+impl Hold {
+    /// Who holds the lock.
+    pub fn owner(&self) -> &Owner {
+        &self.held.owner
+    }
+
+    /// The fencing token, see [`Guard::fence`].
+    pub fn fence(&self) -> Fence {
+        self.held.fence
+    }
+
+    /// Whether the lock was lost, see [`Guard::is_lost`].
+    pub fn is_lost(&self) -> bool {
+        self.held.lost.is_set()
+    }
+
+    /// Resolves when the lock is lost, see [`Guard::lost`].
+    pub fn lost(&self) -> Lost {
+        Lost::new(&self.held.lost)
+    }
+
+    /// The guard: from now on the lock is held until that is dropped, whatever becomes of the response. `None` if it was
+    /// taken before, or released already.
+    pub fn take(&self) -> Option<Guard> {
+        let taken = self.held.phase.compare_exchange(ACQUIRED, TAKEN, SeqCst, SeqCst).is_ok();
+        taken.then(|| Guard { held: self.held.clone(), phase: TAKEN })
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.held.describe(f.debug_struct("Hold"))
+    }
+}
+
+impl HeldLock {
+    fn others(&self) -> MutexGuard<'_, Vec<Guard>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn describe(&self, mut f: fmt::DebugStruct<'_, '_>) -> fmt::Result {
+        f.field("scope", &self.scope.name()).field("fence", &self.fence).field("lost", &self.lost.is_set()).finish()
+    }
+
+    /// Gives up the place, however late, and calls those who got it.
+    fn let_go(&self, told: impl FnOnce(Result<bool, Error>) + Send + 'static) {
+        let (scope, key, number) = (self.scope.clone(), self.key, self.fence.to_u64());
+        scope.handle().shared.release(&key, number);
+        let others = std::mem::take(&mut *self.others());
+        let (after, lost) = (scope.clone(), self.lost.clone());
+        scope.post_then(
+            LOCKS,
+            key,
+            move |found, line, now| row::release(found, line, now, number),
+            move |released: Result<Released, Error>| {
+                told(released.map(|Released { ours, called }| {
+                    queue::deliver(&after, key, called);
+                    if !ours {
+                        lose(&after, &lost);
+                    }
+                    ours
+                }));
+            },
+        );
+        // In the reverse order of their acquisition.
+        others.into_iter().rev().for_each(drop);
+    }
+
+    fn let_go_telling(&self, releases: &mut Vec<Pending<Result<(), ReleaseError>>>) {
+        let others = std::mem::take(&mut *self.others());
+        let slot = Slot::new();
+        releases.push(Pending::Queued(slot.clone()));
+        self.let_go(move |released| {
+            slot.fill(match released {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(ReleaseError::Lost),
+                Err(error) => Err(ReleaseError::Cache(error)),
+            });
+        });
+        for guard in others.into_iter().rev().filter(Guard::end_phase) {
+            guard.held.let_go_telling(releases);
+        }
+    }
+}
+
+fn lose(scope: &Scope, lost: &Signal) {
+    if lost.set() {
+        scope.note(Event::LeaseLost);
+    }
+}
+
+impl Renew for HeldLock {
+    fn renew(self: Arc<Self>) {
+        if self.renewing.swap(true, Relaxed) {
+            return;
+        }
+        let (scope, key, number, lease) = (self.scope.clone(), self.key, self.fence.to_u64(), self.lease);
+        let renewing = Renewing(self);
+        let held = renewing.0.clone();
+        scope.post_then(
+            LOCKS,
+            key,
+            move |found, _, now| match held.phase.load(SeqCst) {
+                RELEASED => (true, Change::Keep, Vec::new()),
+                _ => {
+                    let (ours, change) = row::renew(found, now, number, lease);
+                    (ours, change, Vec::new())
+                }
+            },
+            move |ours| {
+                let held = &renewing.0;
+                if let Ok(false) = ours {
+                    lose(&held.scope, &held.lost);
+                }
+            },
+        );
+    }
+}
+
+/// A renewal under way; however it ends, also by a panic, the next one can begin.
+struct Renewing(Arc<HeldLock>);
+
+impl Drop for Renewing {
+    fn drop(&mut self) {
+        self.0.renewing.store(false, Relaxed);
+    }
+}
+
+/// The future of [`Guard::release`].
+///
+/// # Errors
+///
+/// [`ReleaseError`].
+#[must_use = "futures do nothing unless polled, though the lock is released"]
+#[derive(Debug)]
+pub struct Releasing {
+    releases: Vec<Pending<Result<(), ReleaseError>>>,
+    outcome: Result<(), ReleaseError>,
+}
+
+impl Future for Releasing {
+    type Output = Result<(), ReleaseError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        while let Some(release) = self.releases.last_mut() {
+            let released = ready!(Pin::new(release).poll(cx));
+            self.releases.pop();
+            if released.is_err() {
+                self.outcome = released;
+            }
+        }
+        Poll::Ready(std::mem::replace(&mut self.outcome, Ok(())))
+    }
+}
+
+/// Why a release was none.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ReleaseError {
+    /// The lock was lost before: others may have held it meanwhile, and may hold it now. Nothing was changed.
+    Lost,
+    /// The cache could not be used. The lock is free when its lease ends, or its process.
+    Cache(Error),
+}
+
+impl fmt::Display for ReleaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReleaseError::Lost => f.write_str("the lock was lost before it was released: its lease had ended"),
+            ReleaseError::Cache(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ReleaseError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ReleaseError::Lost => None,
+            ReleaseError::Cache(error) => Some(error),
+        }
+    }
+}
+
+/// Something that happens once, and those who wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Signal {
+    is_set: AtomicBool,
+    next: AtomicU64,
+    wakers: Mutex<Vec<(u64, Waker)>>,
+}
+
+impl Signal {
+    fn is_set(&self) -> bool {
+        self.is_set.load(SeqCst)
+    }
+
+    /// Whether this is the first time.
+    fn set(&self) -> bool {
+        let first = !self.is_set.swap(true, SeqCst);
+        let wakers = std::mem::take(&mut *self.wakers());
+        wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        first
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The future of a lock's loss, see [`Guard::lost`]. It may be kept when the guard is gone.
+#[must_use = "futures do nothing unless polled"]
+#[derive(Debug)]
+pub struct Lost {
+    signal: Arc<Signal>,
+    id: u64,
+}
+
+impl Lost {
+    fn new(signal: &Arc<Signal>) -> Lost {
+        Lost { signal: signal.clone(), id: signal.next.fetch_add(1, Relaxed) }
+    }
+}
+
+impl Clone for Lost {
+    fn clone(&self) -> Self {
+        Lost::new(&self.signal)
+    }
+}
+
+impl Future for Lost {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.signal.is_set() {
+            return Poll::Ready(());
+        }
+        let mut wakers = self.signal.wakers();
+        match wakers.iter_mut().find(|(id, _)| *id == self.id) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => wakers.push((self.id, cx.waker().clone())),
+        }
+        drop(wakers);
+        // It may have been set just before the waker was left.
+        if self.signal.is_set() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Lost {
+    fn drop(&mut self) {
+        self.signal.wakers().retain(|(id, _)| *id != self.id);
+    }
+}

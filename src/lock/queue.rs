@@ -1,0 +1,123 @@
+//! How those who wait for a lock are called, and who looks after a lock that somebody here waits for.
+
+use super::row::{self, Called, Looked, Moment, Turn};
+use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+/// Calls those who were offered a place. What was offered to the dead goes to the next.
+pub(super) fn deliver(scope: &Scope, key: Key, called: Vec<Called>) {
+    let unreached = called.into_iter().filter(|to| scope.call(to.instance, to.number) == Reached::No);
+    let dead: Vec<u64> = unreached.map(|to| to.instance).filter(|&instance| scope.is_dead_now(instance)).collect();
+    if !dead.is_empty() {
+        look(scope, key, dead, None);
+    }
+}
+
+/// Gives the places of the dead, and what time has freed, to those who wait.
+fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
+    let held_here = scope.handle().shared.held_here(&key);
+    let after = scope.clone();
+    scope.post_then(
+        LOCKS,
+        key,
+        move |found, line, now| row::look(found, line, Moment { now, dead: &dead, held_here: &held_here }),
+        move |looked| {
+            let Ok(Looked { called, strangers, next }) = looked else { return };
+            if let Some(Looking(watcher)) = &on_behalf {
+                watcher.next.store(next, SeqCst);
+            }
+            drop(on_behalf);
+            deliver(&after, key, called);
+            let dead: Vec<u64> = strangers.into_iter().filter(|&instance| after.is_dead(instance)).collect();
+            if !dead.is_empty() {
+                look(&after, key, dead, None);
+            }
+        },
+    );
+}
+
+/// How often everybody who waits asks again: then a row that was lost is back in the line.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Looks after a lock, so that no death and no lost call keeps its waiters waiting.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    scope: Scope,
+    /// A look is under way; behind a shut gate they would pile up.
+    looking: AtomicBool,
+    /// When the next place ends by itself, in ns of machine time.
+    next: AtomicU64,
+    asked: Mutex<Instant>,
+}
+
+impl Watcher {
+    pub(super) fn new(scope: &Scope) -> Arc<Watcher> {
+        let (looking, next) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
+        Arc::new(Watcher { scope: scope.clone(), looking, next, asked: Mutex::new(Instant::now()) })
+    }
+}
+
+/// A look under way; however it ends, the next one can begin.
+struct Looking(Arc<Watcher>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.looking.store(false, SeqCst);
+    }
+}
+
+impl Watch for Watcher {
+    fn look(self: Arc<Self>, key: Key) -> Duration {
+        if !self.looking.swap(true, SeqCst) {
+            look(&self.scope, key, Vec::new(), Some(Looking(self.clone())));
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.elapsed() >= ASK_AGAIN {
+            *asked = Instant::now();
+            drop(asked);
+            self.scope.calls().call_all(&key);
+        }
+        Duration::from_nanos(self.next.load(SeqCst).saturating_sub(self.scope.handle().now()))
+    }
+}
+
+/// A place in the line, given up when dropped.
+#[derive(Debug)]
+pub(super) struct InLine {
+    scope: Scope,
+    key: Key,
+    pub(super) turn: Turn,
+    over: bool,
+}
+
+impl InLine {
+    pub(super) fn new(scope: &Scope, key: Key, turn: Turn) -> InLine {
+        InLine { scope: scope.clone(), key, turn, over: false }
+    }
+
+    /// There is nothing to give up any more, or another stands for it.
+    pub(super) fn end(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let (scope, key, number) = (self.scope.clone(), self.key, self.turn.number);
+        self.scope.post_then(
+            LOCKS,
+            key,
+            move |found, line, now| row::leave(found, line, now, number),
+            move |called| deliver(&scope, key, called.unwrap_or_default()),
+        );
+    }
+}

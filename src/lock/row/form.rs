@@ -1,0 +1,246 @@
+//! The bytes of a lock's row, and of a waiter's.
+
+use super::{Called, WAITER};
+use crate::{
+    cache::{Change, Found, PAYLOAD_MAX, Waiter},
+    lock::rule::{Demand, Holder, Owner},
+};
+
+const VERSION: u8 = 2;
+const HEAD: usize = 16;
+const PLACE: usize = 65;
+const TICKET: usize = 32;
+/// Bytes of the name that are kept in the row, to be read from outside.
+const NAME_MAX: usize = 256;
+/// Places that fit into a row.
+pub(super) const PLACES_MAX: usize = (PAYLOAD_MAX - HEAD - NAME_MAX) / PLACE;
+
+/// What a lock's row says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LockRow {
+    pub(super) places: Vec<Place>,
+    /// How many wait; their rows count if it is wrong.
+    pub(super) waiting: u32,
+    /// How long the lock was held on average of late, in ns; 0 if it is not known.
+    pub(super) mean: u64,
+    pub(super) tag: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Standing {
+    Held = 0,
+    /// Kept for one who waits.
+    Offered = 1,
+    /// Kept for one who waits, whose rule only its own process knows.
+    Asked = 2,
+    /// Left, but kept for its minimum time.
+    Lingering = 3,
+    /// Stands for whoever was in a row that cannot be read.
+    Unknown = 4,
+}
+
+/// A share of the lock that somebody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) owner: Owner,
+    /// Its fence, or the number of the waiter to whom it is offered.
+    pub(super) number: u64,
+    /// Machine time in ns at which it was entered first.
+    pub(super) since: u64,
+    /// Machine time in ns at which it is lost unless it is renewed.
+    pub(super) lease: u64,
+    /// Machine time in ns until which it is kept, whatever its holder does.
+    pub(super) stays: u64,
+    /// Where it is held; 0 if that cannot be told.
+    pub(super) instance: u64,
+    pub(super) entered: u32,
+    pub(super) weight: u32,
+    pub(super) standing: Standing,
+}
+
+impl Place {
+    pub(super) fn is_held(&self) -> bool {
+        self.standing == Standing::Held
+    }
+
+    pub(super) fn is_held_by(&self, number: u64) -> bool {
+        self.is_held() && self.number == number
+    }
+
+    pub(super) fn is_offered(&self) -> bool {
+        matches!(self.standing, Standing::Offered | Standing::Asked)
+    }
+
+    pub(super) fn is_offered_to(&self, number: u64) -> bool {
+        self.is_offered() && self.number == number
+    }
+
+    pub(super) fn called(&self) -> Called {
+        Called { instance: self.instance, number: self.number }
+    }
+
+    pub(super) fn holder(&self) -> Holder {
+        Holder { owner: self.owner.clone(), entered: self.entered, weight: self.weight }
+    }
+
+    /// From now on nobody's, to the end of its minimum time.
+    pub(super) fn linger(&mut self) {
+        (self.standing, self.lease, self.instance) = (Standing::Lingering, self.stays, 0);
+    }
+
+    fn read(bytes: &[u8]) -> Option<Place> {
+        let (owner, rest) = bytes.split_first_chunk::<16>()?;
+        let number = |at: usize| Some(u64::from_le_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+        let small = |at: usize| Some(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?));
+        Some(Place {
+            owner: Owner(u128::from_le_bytes(*owner)),
+            number: number(0)?,
+            since: number(8)?,
+            lease: number(16)?,
+            stays: number(24)?,
+            instance: number(32)?,
+            entered: small(40)?,
+            weight: small(44)?,
+            standing: match rest.get(48)? {
+                0 => Standing::Held,
+                1 => Standing::Offered,
+                2 => Standing::Asked,
+                3 => Standing::Lingering,
+                4 => Standing::Unknown,
+                _ => return None,
+            },
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.owner.0.to_le_bytes());
+        for number in [self.number, self.since, self.lease, self.stays, self.instance] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.entered.to_le_bytes());
+        out.extend_from_slice(&self.weight.to_le_bytes());
+        out.push(self.standing as u8);
+    }
+}
+
+fn places_of(payload: &[u8]) -> Option<usize> {
+    (*payload.first()? == VERSION && payload.len() >= HEAD)
+        .then(|| usize::from(u16::from_le_bytes([payload[1], payload[2]])))
+}
+
+/// The name that a row carries.
+pub(super) fn name(payload: &[u8]) -> &[u8] {
+    places_of(payload).and_then(|places| payload.get(HEAD + places * PLACE..)).unwrap_or_default()
+}
+
+impl LockRow {
+    /// `None`: the row cannot be read.
+    pub(super) fn read(found: Found<'_>) -> Option<LockRow> {
+        let row = match found {
+            Found::Absent => return Some(LockRow::default()),
+            Found::Row(row) => row,
+            Found::Damaged => return None,
+        };
+        let payload = row.payload;
+        let places = payload.get(HEAD..HEAD + places_of(payload)? * PLACE)?.chunks_exact(PLACE).map(Place::read);
+        Some(LockRow {
+            places: places.collect::<Option<_>>()?,
+            waiting: u32::from_le_bytes(payload[4..8].try_into().ok()?),
+            mean: u64::from_le_bytes(payload[8..16].try_into().ok()?),
+            tag: row.tag,
+        })
+    }
+
+    /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended.
+    pub(super) fn unknown(now: u64, lease: u64) -> LockRow {
+        let somebody = Place {
+            owner: Owner::random(),
+            number: 0,
+            since: now,
+            lease,
+            stays: lease,
+            instance: 0,
+            entered: 1,
+            weight: u32::MAX,
+            standing: Standing::Unknown,
+        };
+        LockRow { places: vec![somebody], ..LockRow::default() }
+    }
+
+    /// What the row becomes.
+    pub(super) fn write(&self, now: u64, name: &[u8]) -> Change {
+        if self.places.is_empty() && self.waiting == 0 {
+            return Change::Remove;
+        }
+        let name = &name[..name.len().min(NAME_MAX)];
+        let mut payload = Vec::with_capacity(HEAD + self.places.len() * PLACE + name.len());
+        payload.push(VERSION);
+        payload.extend_from_slice(&(self.places.len() as u16).to_le_bytes());
+        payload.push(0);
+        payload.extend_from_slice(&self.waiting.to_le_bytes());
+        payload.extend_from_slice(&self.mean.to_le_bytes());
+        self.places.iter().for_each(|place| place.write(&mut payload));
+        payload.extend_from_slice(name);
+        let waits = if self.waiting > 0 { now.saturating_add(WAITER) } else { 0 };
+        let expires = self.places.iter().map(|place| place.lease).fold(waits, u64::max);
+        Change::Put { expires, tag: self.tag, payload }
+    }
+
+    /// Whether it is known who has places.
+    pub(super) fn is_known(&self) -> bool {
+        self.places.iter().all(|place| place.standing != Standing::Unknown)
+    }
+
+    /// The weight of all together.
+    pub(super) fn taken(&self) -> u64 {
+        self.places.iter().map(|place| u64::from(place.weight)).sum()
+    }
+
+    /// Somebody held it for so many ns: a mean in which older times fade, by an eighth each time.
+    pub(super) fn learn(&mut self, held: u64) {
+        self.mean = if self.mean == 0 { held } else { self.mean - self.mean / 8 + held / 8 }.max(1);
+    }
+
+    /// In how many ns it may be the turn of one who comes now.
+    pub(super) fn wait(&self, now: u64) -> Option<u64> {
+        let oldest = self.places.iter().map(|place| place.since).min()?;
+        let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };
+        let turns = u64::from(self.waiting) / self.places.len() as u64 + 1;
+        Some(each.saturating_mul(turns))
+    }
+}
+
+/// What a waiter's row says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) owner: Owner,
+    /// Machine time in ns since when it waits.
+    pub(super) since: u64,
+    /// `None`: only its own process knows its rule.
+    pub(super) demand: Option<Demand>,
+}
+
+impl Ticket {
+    pub(super) fn read(waiter: &Waiter) -> Option<Ticket> {
+        let bytes: &[u8; TICKET] = waiter.payload.as_slice().try_into().ok()?;
+        let small = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let (owner, rest) = bytes.split_first_chunk::<16>()?;
+        let capacity = small(24);
+        Some(Ticket {
+            owner: Owner(u128::from_le_bytes(*owner)),
+            since: u64::from_le_bytes(*rest.first_chunk()?),
+            demand: (capacity > 0).then(|| Demand::new(capacity, small(28))),
+        })
+    }
+
+    pub(super) fn into_waiter(self, number: u64, until: u64, instance: u64) -> Waiter {
+        let mut payload = Vec::with_capacity(TICKET);
+        payload.extend_from_slice(&self.owner.0.to_le_bytes());
+        payload.extend_from_slice(&self.since.to_le_bytes());
+        let (capacity, weight) = self.demand.map_or((0, 0), |demand| (demand.capacity(), demand.weight()));
+        payload.extend_from_slice(&capacity.to_le_bytes());
+        payload.extend_from_slice(&weight.to_le_bytes());
+        Waiter { turn: number, ticket: 0, until, instance, payload }
+    }
+}

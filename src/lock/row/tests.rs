@@ -1,0 +1,473 @@
+use super::{form::*, *};
+use crate::{
+    cache::{line::Rows, record::Row},
+    lock::rule::{Lock, OneOwner, ReadWrite, Semaphore},
+};
+use proptest::prelude::*;
+use std::{cell::Cell, collections::BTreeMap, ops::Bound};
+
+const LEASE: u64 = 100_000_000_000;
+const NAME: &[u8] = b"name";
+
+/// A lock without a cache: its row, its line, and the counter.
+#[derive(Default)]
+struct Bench {
+    row: Option<(u64, u64, Vec<u8>)>,
+    line: BTreeMap<(u64, u64), Waiter>,
+    last: Cell<u64>,
+    now: u64,
+}
+
+struct Shown<'a>(&'a BTreeMap<(u64, u64), Waiter>, &'a Cell<u64>);
+
+impl Rows for Shown<'_> {
+    fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
+        self.0.range((from, Bound::Unbounded)).take(most).map(|(_, waiter)| waiter.clone()).collect()
+    }
+
+    fn number(&self) -> u64 {
+        self.1.set(self.1.get() + 1);
+        self.1.get()
+    }
+}
+
+impl Bench {
+    fn apply<T>(&mut self, transition: impl FnOnce(Found<'_>, &Line<'_>, u64) -> Transition<T>) -> T {
+        let found = match &self.row {
+            None => Found::Absent,
+            Some((expires, tag, payload)) => Found::Row(Row { expires: *expires, tag: *tag, payload }),
+        };
+        let shown = Shown(&self.line, &self.last);
+        let (result, change, steps) = transition(found, &Line::new(&shown, self.now), self.now);
+        match change {
+            Change::Keep => {}
+            Change::Remove => self.row = None,
+            Change::Put { expires, tag, payload } => self.row = Some((expires, tag, payload)),
+        }
+        for step in steps {
+            match step {
+                Step::Join(waiter) => drop(self.line.insert((waiter.turn, waiter.ticket), waiter)),
+                Step::Leave { turn, ticket } => drop(self.line.remove(&(turn, ticket))),
+            }
+        }
+        result
+    }
+
+    fn row(&self) -> LockRow {
+        match &self.row {
+            None => LockRow::default(),
+            Some((expires, tag, payload)) => {
+                LockRow::read(Found::Row(Row { expires: *expires, tag: *tag, payload })).expect("our own row")
+            }
+        }
+    }
+
+    fn ask<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
+        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, wish, NAME, turn))
+    }
+
+    fn enter<R: Rule>(&mut self, rule: R, owner: u128) -> Answer {
+        self.ask(&wish(rule, owner, 1), None, &[], &[]).answer
+    }
+
+    fn held<R: Rule>(&mut self, rule: R, owner: u128) -> u64 {
+        match self.enter(rule, owner) {
+            Answer::Held(fence) => fence,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn joined<R: Rule>(&mut self, rule: R, owner: u128, instance: u64) -> Turn {
+        match self.ask(&wish(rule, owner, instance), None, &[], &[]).answer {
+            Answer::Waiting(turn) => turn,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn accept<R: Rule>(&mut self, rule: R, owner: u128, turn: Turn) -> Answer {
+        self.ask(&wish(rule, owner, 1), Some(turn), &[], &[]).answer
+    }
+
+    fn release(&mut self, number: u64) -> Released {
+        self.apply(|found, line, now| release(found, line, now, number))
+    }
+
+    fn leave(&mut self, number: u64) -> Vec<Called> {
+        self.apply(|found, line, now| leave(found, line, now, number))
+    }
+
+    fn look(&mut self, dead: &[u64]) -> Looked {
+        self.apply(|found, line, now| look(found, line, Moment { now, dead, held_here: &[] }))
+    }
+
+    fn renew(&mut self, number: u64, lease: u64) -> bool {
+        self.apply(|found, _, now| {
+            let (ours, change) = renew(found, now, number, lease);
+            (ours, change, Vec::new())
+        })
+    }
+}
+
+fn wish<R>(rule: R, owner: u128, instance: u64) -> Wish<R> {
+    let manners = Manners { waits: true, queue_at_most: u32::MAX, deadline: u64::MAX };
+    Wish { rule, owner: Owner(owner), lease: LEASE, at_least: 0, tag: 7, instance, manners }
+}
+
+fn numbers(called: &[Called]) -> Vec<u64> {
+    called.iter().map(|called| called.number).collect()
+}
+
+#[test]
+fn one_holder_and_a_foreign_release_changes_nothing() {
+    let mut lock = Bench::default();
+    let fence = lock.held(Lock, 1);
+    let wish = Wish { manners: Manners { waits: false, ..wish(Lock, 2, 1).manners }, ..wish(Lock, 2, 1) };
+    assert_eq!(lock.ask(&wish, None, &[], &[]).answer, Answer::Busy);
+    let before = lock.row.clone();
+    assert!(!lock.release(fence + 1).ours);
+    assert_eq!(lock.row, before);
+    assert!(lock.release(fence).ours);
+    assert_eq!(lock.row, None, "an idle lock leaves no row");
+    assert!(!lock.release(fence).ours, "once");
+}
+
+#[test]
+fn an_owner_may_enter_again_and_leaves_as_often() {
+    let mut lock = Bench::default();
+    let fence = lock.held(OneOwner, 1);
+    let turn = lock.joined(OneOwner, 2, 1);
+    assert_eq!(lock.held(OneOwner, 1), fence, "and does not queue behind one who waits for it");
+    assert!(lock.release(fence).called.is_empty());
+    assert_eq!(numbers(&lock.release(fence).called), [turn.number]);
+}
+
+#[test]
+fn a_released_lock_is_offered_in_the_order_of_coming() {
+    let mut lock = Bench::default();
+    let mut fence = lock.held(Lock, 1);
+    let turns: Vec<Turn> = (2..10).map(|owner| lock.joined(Lock, owner, 1)).collect();
+    for (turn, owner) in turns.iter().zip(2..) {
+        assert_eq!(numbers(&lock.release(fence).called), [turn.number]);
+        let newcomer = lock.joined(Lock, 99, 1);
+        assert_eq!(lock.accept(Lock, 98, newcomer), Answer::Waiting(newcomer), "nobody overtakes an offer");
+        assert!(lock.leave(newcomer.number).is_empty());
+        let Answer::Held(next) = lock.accept(Lock, owner, *turn) else { panic!("its turn") };
+        assert!(next > fence);
+        fence = next;
+    }
+    lock.release(fence);
+    assert!(lock.row.is_none() && lock.line.is_empty());
+}
+
+#[test]
+fn an_offer_that_nobody_takes_passes_on_and_keeps_its_place_in_the_line() {
+    let mut lock = Bench::default();
+    let fence = lock.held(Lock, 1);
+    let (first, second) = (lock.joined(Lock, 2, 5), lock.joined(Lock, 3, 6));
+    lock.release(fence);
+    assert!(!lock.renew(first.number, LEASE), "what nobody took is not renewed");
+    lock.now += OFFER - 1;
+    assert_eq!(numbers(&lock.look(&[]).called), [first.number], "told once more");
+    lock.now += 1;
+    assert_eq!(numbers(&lock.look(&[]).called), [first.number, second.number]);
+    let Answer::Waiting(again) = lock.accept(Lock, 2, first) else { panic!("too late") };
+    assert_eq!(again, first);
+    let Answer::Held(fence) = lock.accept(Lock, 3, second) else { panic!("its turn") };
+    let third = lock.joined(Lock, 4, 7);
+    assert_eq!(numbers(&lock.release(fence).called), [first.number]);
+    assert!(third.number > first.number);
+}
+
+#[test]
+fn the_dead_lose_their_places_and_their_turns() {
+    let mut lock = Bench::default();
+    lock.ask(&wish(Lock, 1, 11), None, &[], &[]);
+    let (_dead, alive) = (lock.joined(Lock, 2, 12), lock.joined(Lock, 3, 13));
+    assert_eq!(lock.look(&[]).strangers, [11]);
+    assert_eq!(numbers(&lock.look(&[11, 12]).called), [alive.number]);
+    assert_eq!((lock.line.len(), lock.row().waiting), (0, 0));
+    let newcomer = lock.ask(&wish(Lock, 4, 14), None, &[], &[]);
+    assert_eq!(newcomer.strangers, [13], "whoever has an offer may be gone as well");
+    let Answer::Waiting(turn) = newcomer.answer else { panic!("offered to another") };
+    let asked = lock.ask(&wish(Lock, 4, 14), Some(turn), &[13], &[]);
+    assert!(matches!(asked.answer, Answer::Held(_)), "{asked:?}");
+}
+
+#[test]
+fn a_lease_that_ended_is_no_hold_unless_its_guard_lives_here() {
+    let mut lock = Bench::default();
+    let fence = lock.held(Lock, 1);
+    lock.now += LEASE;
+    let turn = match lock.ask(&wish(Lock, 2, 1), None, &[], &[fence]).answer {
+        Answer::Waiting(turn) => turn,
+        other => panic!("{other:?}"),
+    };
+    lock.leave(turn.number);
+    lock.now += LEASE;
+    let second = lock.held(Lock, 3);
+    assert!(second > fence);
+    assert!(!lock.renew(fence, LEASE) && !lock.release(fence).ours);
+    assert!(lock.renew(second, LEASE) && lock.release(second).ours);
+}
+
+#[test]
+fn readers_enter_together_and_writers_do_not_starve() {
+    let mut lock = Bench::default();
+    let readers = [lock.held(ReadWrite.read(), 1), lock.held(ReadWrite.read(), 2)];
+    let writer = lock.joined(ReadWrite.write(), 3, 1);
+    let late = [lock.joined(ReadWrite.read(), 4, 1), lock.joined(ReadWrite.read(), 5, 1)];
+    assert!(lock.release(readers[0]).called.is_empty());
+    assert_eq!(numbers(&lock.release(readers[1]).called), [writer.number]);
+    let Answer::Held(fence) = lock.accept(ReadWrite.write(), 3, writer) else { panic!("alone") };
+    assert_eq!(numbers(&lock.release(fence).called), late.map(|turn| turn.number), "both at once");
+}
+
+#[test]
+fn a_writer_that_gives_up_lets_readers_pass() {
+    let mut lock = Bench::default();
+    lock.held(ReadWrite.read(), 1);
+    let writer = lock.joined(ReadWrite.write(), 2, 1);
+    let reader = lock.joined(ReadWrite.read(), 3, 1);
+    assert_eq!(numbers(&lock.leave(writer.number)), [reader.number]);
+}
+
+#[test]
+fn weights_are_counted_and_a_heavy_one_is_not_overtaken() {
+    let mut lock = Bench::default();
+    let two = lock.held(Semaphore(3).weighing(2), 1);
+    let heavy = lock.joined(Semaphore(3).weighing(9), 2, 1);
+    let light = lock.joined(Semaphore(3), 3, 1);
+    assert_eq!(numbers(&lock.release(two).called), [heavy.number]);
+    let Answer::Held(fence) = lock.accept(Semaphore(3).weighing(9), 2, heavy) else { panic!("all of it") };
+    assert_eq!(numbers(&lock.release(fence).called), [light.number]);
+}
+
+#[test]
+fn a_rule_of_ones_own_decides_when_it_is_asked() {
+    let two = |holders: &[Holder], _: &Owner| holders.len() < 2;
+    let mut lock = Bench::default();
+    let held = [lock.held(two, 1), lock.held(two, 2)];
+    let (third, fourth) = (lock.joined(two, 3, 1), lock.joined(two, 4, 1));
+    assert!(lock.look(&[]).called.is_empty(), "nothing has changed");
+    assert_eq!(numbers(&lock.release(held[0]).called), [third.number]);
+    assert!(lock.look(&[]).called == [Called { instance: 1, number: third.number }]);
+    assert!(matches!(lock.accept(two, 3, third), Answer::Held(_)));
+    assert_eq!(numbers(&lock.look(&[]).called), [fourth.number], "asked when one entered");
+    assert_eq!(lock.accept(two, 4, fourth), Answer::Waiting(fourth));
+    assert!(lock.look(&[]).called.is_empty(), "it has declined");
+    assert_eq!(numbers(&lock.release(held[1]).called), [fourth.number]);
+}
+
+#[test]
+fn a_minimum_time_outlasts_release_and_death() {
+    let mut lock = Bench::default();
+    let wish = |instance| Wish { at_least: 100, ..wish(Lock, 1, instance) };
+    let Answer::Held(fence) = lock.ask(&wish(5), None, &[], &[]).answer else { panic!("free") };
+    let waiter = lock.joined(Lock, 2, 6);
+    lock.now += 50;
+    let released = lock.release(fence);
+    assert!(released.ours && released.called.is_empty());
+    assert!(!lock.release(fence).ours);
+    lock.now += 49;
+    assert!(lock.look(&[5]).called.is_empty());
+    lock.now += 1;
+    assert_eq!(numbers(&lock.look(&[]).called), [waiter.number]);
+    lock.leave(waiter.number);
+
+    lock.ask(&wish(7), None, &[], &[]);
+    assert!(matches!(lock.ask(&wish(8), None, &[7], &[]).answer, Answer::Waiting(_)), "its holder died");
+}
+
+#[test]
+fn the_queue_is_bounded_and_the_wait_is_estimated() {
+    let mut lock = Bench::default();
+    let fence = lock.held(Lock, 1);
+    let polite = |manners| Wish { manners, ..wish(Lock, 9, 1) };
+    let bounded = polite(Manners { queue_at_most: 2, ..wish(Lock, 9, 1).manners });
+    for _ in 0..2 {
+        assert!(matches!(lock.ask(&bounded, None, &[], &[]).answer, Answer::Waiting(_)));
+    }
+    assert_eq!(lock.ask(&bounded, None, &[], &[]).answer, Answer::QueueFull);
+    lock.now += 500;
+    let first = lock.release(fence).called[0].number;
+    assert!(matches!(lock.accept(Lock, 9, Turn { number: first, since: 0 }), Answer::Held(_)));
+    // It was held for 500 once, and one waits: the holder and that one come first.
+    let hurried = polite(Manners { deadline: 999, ..wish(Lock, 9, 1).manners });
+    let asked = lock.ask(&hurried, None, &[], &[]);
+    assert_eq!((asked.answer, asked.wait), (Answer::Busy, Some(1_000)));
+    let patient = polite(Manners { deadline: 1_000, ..wish(Lock, 9, 1).manners });
+    assert!(matches!(lock.ask(&patient, None, &[], &[]).answer, Answer::Waiting(_)));
+}
+
+#[test]
+fn a_damaged_row_is_busy_until_the_lease_must_have_ended() {
+    let mut lock = Bench { row: Some((0, 0, vec![9; 40])), ..Bench::default() };
+    let everybody = |_: &[Holder], _: &Owner| true;
+    for _ in 0..2 {
+        assert!(matches!(lock.enter(everybody, 1), Answer::Waiting(_)));
+    }
+    assert!(matches!(lock.enter(Semaphore(9), 1), Answer::Waiting(_)));
+    lock.now += LEASE;
+    assert!(!lock.look(&[]).called.is_empty());
+}
+
+#[test]
+fn a_row_keeps_name_and_tag_and_is_full_some_time() {
+    let mut lock = Bench::default();
+    let held = (0..).take_while(|&owner| matches!(lock.enter(Semaphore(u32::MAX), owner), Answer::Held(_))).count();
+    assert_eq!(held, PLACES_MAX);
+    let (_, tag, payload) = lock.row.clone().unwrap();
+    assert!(payload.len() <= crate::cache::PAYLOAD_MAX);
+    assert_eq!((form::name(&payload), tag), (NAME, 7));
+    assert_eq!(lock.row().waiting, 1);
+}
+
+/// Something that may happen to a lock.
+#[derive(Clone, Debug)]
+enum Happens {
+    Ask {
+        owner: u8,
+        weight: u32,
+        waits: bool,
+    },
+    /// The called one of so many is polled.
+    Accept(usize),
+    Release(usize),
+    Leave(usize),
+    Look,
+    Die(u8),
+    Pass(u64),
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happens>> {
+    let one = prop_oneof![
+        4 => (0_u8..5, 1_u32..5, prop::bool::weighted(0.9)).prop_map(|(owner, weight, waits)| Happens::Ask { owner, weight, waits }),
+        4 => any::<usize>().prop_map(Happens::Accept),
+        3 => any::<usize>().prop_map(Happens::Release),
+        1 => any::<usize>().prop_map(Happens::Leave),
+        1 => Just(Happens::Look),
+        1 => (1_u8..5).prop_map(Happens::Die),
+        1 => (0..2 * OFFER).prop_map(Happens::Pass),
+    ];
+    prop::collection::vec(one, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever happens: never more weight than there is, fences grow, nobody overtakes, and at the end everybody is served.
+    #[test]
+    fn a_lock_is_never_held_by_too_many_and_serves_all(steps in happenings(), capacity in 1_u32..4) {
+        let mut lock = Bench::default();
+        // Fence, weight, instance; and turn, weight, instance.
+        let mut held: Vec<(u64, u32, u64)> = Vec::new();
+        let mut waiting: Vec<(Turn, u32, u64)> = Vec::new();
+        let (mut fences, mut dead) = (0, Vec::<u64>::new());
+        let rule = |weight| Semaphore(capacity).weighing(weight);
+        let mut entered = |held: &mut Vec<_>, fence: u64, weight: u32, instance| {
+            prop_assert!(fence > fences, "fence {} after {}", fence, fences);
+            fences = fence;
+            held.push((fence, weight.min(capacity), instance));
+            prop_assert!(held.iter().map(|place| place.1).sum::<u32>() <= capacity, "{:?}", held);
+            Ok(())
+        };
+        for step in steps {
+            match step {
+                Happens::Ask { owner, weight, waits } => {
+                    let instance = u64::from(owner) + 1;
+                    if dead.contains(&instance) { continue }
+                    let manners = Manners { waits, ..wish(Lock, 0, 0).manners };
+                    let wish = Wish { manners, ..wish(rule(weight), rand::random(), instance) };
+                    match lock.ask(&wish, None, &dead, &[]).answer {
+                        Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
+                        Answer::Waiting(turn) => waiting.push((turn, weight, instance)),
+                        Answer::Busy => prop_assert!(!waits),
+                        Answer::QueueFull => prop_assert!(false),
+                    }
+                }
+                Happens::Accept(which) if !waiting.is_empty() => {
+                    let at = which % waiting.len();
+                    let (turn, weight, instance) = waiting[at];
+                    let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
+                    match lock.ask(&wish, Some(turn), &dead, &[]).answer {
+                        Answer::Held(fence) => {
+                            waiting.remove(at);
+                            entered(&mut held, fence, weight, instance)?;
+                        }
+                        other => prop_assert_eq!(other, Answer::Waiting(turn)),
+                    }
+                }
+                Happens::Release(which) if !held.is_empty() => {
+                    let (fence, ..) = held.swap_remove(which % held.len());
+                    prop_assert!(lock.release(fence).ours);
+                    prop_assert!(!lock.release(fence).ours);
+                }
+                Happens::Leave(which) if !waiting.is_empty() => {
+                    let (turn, ..) = waiting.swap_remove(which % waiting.len());
+                    lock.leave(turn.number);
+                }
+                Happens::Look => drop(lock.look(&dead)),
+                Happens::Die(owner) => {
+                    let instance = u64::from(owner) + 1;
+                    dead.push(instance);
+                    lock.look(&dead);
+                    held.retain(|place| place.2 != instance);
+                    waiting.retain(|waiter| waiter.2 != instance);
+                }
+                Happens::Pass(time) => lock.now += time,
+                _ => {}
+            }
+        }
+        // Everybody leaves, and who waits is called and served. All ask once more, as from time to time they do: the test has
+        // not heeded every call.
+        let mut again = std::mem::take(&mut waiting);
+        for (turn, weight, instance) in again.drain(..) {
+            let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
+            match lock.ask(&wish, Some(turn), &dead, &[]).answer {
+                Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
+                other => {
+                    prop_assert_eq!(other, Answer::Waiting(turn));
+                    waiting.push((turn, weight, instance));
+                }
+            }
+        }
+        let mut rounds = 0;
+        while !(held.is_empty() && waiting.is_empty()) {
+            rounds += 1;
+            prop_assert!(rounds < 1_000, "stuck: {:?} {:?}", lock.row(), lock.line);
+            if let Some((fence, ..)) = held.pop() {
+                prop_assert!(lock.release(fence).ours);
+            }
+            // Offers to the slow end, and are made again.
+            lock.now += OFFER;
+            let called = numbers(&lock.look(&dead).called);
+            for number in called {
+                let Some(at) = waiting.iter().position(|waiter| waiter.0.number == number) else { continue };
+                let (turn, weight, instance) = waiting[at];
+                let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
+                if let Answer::Held(fence) = lock.ask(&wish, Some(turn), &dead, &[]).answer {
+                    waiting.remove(at);
+                    entered(&mut held, fence, weight, instance)?;
+                }
+            }
+        }
+        lock.look(&dead);
+        prop_assert!(lock.row.is_none() && lock.line.is_empty(), "{:?} {:?}", lock.row, lock.line);
+    }
+
+    #[test]
+    fn arbitrary_rows_never_panic(payload in prop::collection::vec(any::<u8>(), 0..200), version in any::<bool>(), waiter in prop::collection::vec(any::<u8>(), 0..40)) {
+        let mut payload = payload;
+        if let (true, Some(first)) = (version, payload.first_mut()) {
+            *first = 2;
+        }
+        let waiter = Waiter { turn: 3, ticket: 0, until: 9, instance: 4, payload: waiter };
+        let mut lock = Bench { row: Some((0, 0, payload)), line: [((3, 0), waiter)].into(), ..Bench::default() };
+        lock.release(1);
+        lock.renew(1, 5);
+        lock.look(&[1]);
+        lock.leave(3);
+        lock.enter(Lock, 1);
+        lock.accept(Lock, 1, Turn { number: 3, since: 0 });
+    }
+}
