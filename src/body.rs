@@ -1,12 +1,16 @@
 //! The body of every HTTP response that leaves a layer of this crate.
 
-use crate::lock::Guard;
+use crate::{
+    lock::{Guard, Lost},
+    rejection::Rejection,
+};
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use pin_project::pin_project;
 use std::{
     collections::VecDeque,
     fmt,
+    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -26,13 +30,27 @@ enum Kind<B> {
     Inner {
         #[pin]
         body: B,
-        guard: Option<Guard>,
+        held: Option<Held>,
     },
     Resumed(Resumed<B>),
     Stored {
         data: Option<Bytes>,
         trailers: Option<HeaderMap>,
     },
+}
+
+/// A lock that is held until the body ends.
+struct Held {
+    _guard: Guard,
+    if_lost: Option<Box<(Lost, Rejection)>>,
+}
+
+impl Held {
+    /// Why the body fails, if the lock is lost and that matters.
+    fn forfeit(&mut self, cx: &mut Context<'_>) -> Option<Rejection> {
+        let (lost, why) = self.if_lost.as_deref_mut()?;
+        Pin::new(lost).poll(cx).is_ready().then(|| why.clone())
+    }
 }
 
 /// A body whose beginning has been read already: what was read, then the rest.
@@ -44,8 +62,14 @@ pub(crate) struct Resumed<B> {
 }
 
 impl<B> Body<B> {
-    pub(crate) fn inner(body: B, guard: Option<Guard>) -> Self {
-        Body { kind: Kind::Inner { body, guard } }
+    pub(crate) fn inner(body: B) -> Self {
+        Body { kind: Kind::Inner { body, held: None } }
+    }
+
+    /// Fails as `if_lost` when the lock is lost.
+    pub(crate) fn guarded(body: B, guard: Guard, if_lost: Option<Rejection>) -> Self {
+        let if_lost = if_lost.map(|why| Box::new((guard.lost(), why)));
+        Body { kind: Kind::Inner { body, held: Some(Held { _guard: guard, if_lost }) } }
     }
 
     pub(crate) fn resumed(resumed: Resumed<B>) -> Self {
@@ -66,7 +90,7 @@ impl<B> Default for Body<B> {
 impl<B> fmt::Debug for Body<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.kind {
-            Kind::Inner { guard: Some(_), .. } => "Body(inner, guarded)",
+            Kind::Inner { held: Some(_), .. } => "Body(inner, guarded)",
             Kind::Inner { .. } => "Body(inner)",
             Kind::Resumed(_) => "Body(resumed)",
             Kind::Stored { .. } => "Body(stored)",
@@ -83,11 +107,16 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Poll::Ready(match self.project().kind.project() {
-            KindProj::Inner { body, guard } => {
+        let mut kind = self.project().kind;
+        Poll::Ready(match kind.as_mut().project() {
+            KindProj::Inner { body, held } => {
+                if let Some(why) = held.as_mut().and_then(|held| held.forfeit(cx)) {
+                    kind.set(Kind::Stored { data: None, trailers: None });
+                    return Poll::Ready(Some(Err(why.into())));
+                }
                 let frame = ready!(body.poll_frame(cx));
                 if !matches!(frame, Some(Ok(_))) {
-                    guard.take();
+                    held.take();
                 }
                 frame.map(|frame| frame.map_err(Into::into))
             }

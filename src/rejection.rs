@@ -39,6 +39,9 @@ pub enum Reason {
     QueueFull,
     /// A barrier's lock was not free in time.
     Busy,
+    /// A barrier's lock was lost while the request was served, and the layer
+    /// [cancels](crate::BarrierLayer::cancel_on_loss) it. The service may have done a part of its work.
+    Lost,
     /// The cache could not be used, and the layer fails closed.
     CacheFailed,
 }
@@ -54,11 +57,21 @@ impl Rejection {
         match self.reason {
             Reason::Throttled | Reason::TooCostly | Reason::Blocked => true,
             Reason::QueueFull => self.quota.is_some(),
-            Reason::Denied | Reason::Busy | Reason::CacheFailed => false,
+            Reason::Denied | Reason::Busy | Reason::Lost | Reason::CacheFailed => false,
         }
     }
 
-    /// The HTTP status that says so: 429 for a throttle, 403 for who is [denied](Reason::Denied), 503 for the rest.
+    /// Whether a barrier's lock is not to be had, which [`Http::busy`](crate::Http::busy) has a status for.
+    pub(crate) fn is_of_busy_lock(&self) -> bool {
+        match self.reason {
+            Reason::Busy => true,
+            Reason::QueueFull => self.quota.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The HTTP status that says so: 429 for a throttle, 403 for who is [denied](Reason::Denied), 503 for the rest
+    /// ([`Http::busy`](crate::Http::busy) may choose another).
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::Denied => StatusCode::FORBIDDEN,
@@ -68,10 +81,12 @@ impl Rejection {
     }
 
     /// The gRPC status code that says so: 8 (`RESOURCE_EXHAUSTED`) for a throttle, 7 (`PERMISSION_DENIED`) for who is
-    /// [denied](Reason::Denied), 14 (`UNAVAILABLE`) for the rest.
+    /// [denied](Reason::Denied), 10 (`ABORTED`) for a [lost](Reason::Lost) lock, since a library that repeats calls by
+    /// itself must not repeat one that was half done, 14 (`UNAVAILABLE`) for the rest.
     pub fn grpc_code(&self) -> u8 {
         match self.reason {
             Reason::Denied => 7,
+            Reason::Lost => 10,
             _ if self.is_callers_doing() => 8,
             _ => 14,
         }
@@ -92,6 +107,7 @@ impl fmt::Display for Rejection {
             Reason::Blocked => "blocked for a while",
             Reason::QueueFull => "too many are waiting already",
             Reason::Busy => "busy: the lock was not free in time",
+            Reason::Lost => "the lock was lost while the request was served",
             Reason::CacheFailed => "the cache is not available",
         })
     }

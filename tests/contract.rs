@@ -13,8 +13,8 @@ use tower::{
     service_fn,
 };
 use tower_floodgate::{
-    BarrierLayer, Body, Fail, Lock, RLock, Rejection, Semaphore, StampedeCacheLayer, ThrottleLayer, name,
-    stampede::CacheStatus, throttle::Rate,
+    BarrierLayer, Body, Fail, Lock, RLock, Rejection, Semaphore, StampedeCacheLayer, ThrottleLayer,
+    barrier::grpc_timeout, lock::ReadWrite, name, stampede::CacheStatus, throttle::Rate,
 };
 use tower_test::{assert_request_eq, mock};
 
@@ -35,6 +35,9 @@ async fn layers_services_and_futures_go_to_other_threads() {
     sent(shared(shared(ThrottleLayer::new(cache.scope("a"), 1, SECOND)).layer(hyper.clone())).call(request()));
     sent(shared(shared(ThrottleLayer::new(cache.scope("a"), 1, SECOND).wait()).layer(hyper.clone())).call(request()));
     sent(shared(shared(BarrierLayer::new(cache.scope("a"), Lock)).layer(hyper.clone())).call(request()));
+    let barrier = BarrierLayer::new(cache.scope("a"), RLock::new()).forward_owner("x-owner").fence_header("x-fence");
+    let barrier = barrier.names(|_: &Request<_>| ["a", "b"]).deadline(grpc_timeout).cancel_on_loss();
+    sent(shared(shared(barrier).layer(hyper.clone())).call(request()));
     sent(shared(shared(StampedeCacheLayer::new(cache.scope("a"), SECOND)).layer(hyper)).call(request()));
     let plain = service_fn(|n: u32| async move { Ok::<_, Infallible>(n) });
     sent(shared(shared(StampedeCacheLayer::memoize(cache.scope("a"), SECOND)).layer(plain)).call(1));
@@ -73,6 +76,9 @@ async fn services_work_within_async_blocks_that_are_spawned() {
         BarrierLayer::new(cache.scope("a"), Lock),
         BarrierLayer::new(cache.scope("a"), RLock::new()).name("one"),
         BarrierLayer::new(cache.scope("b"), |_: &Request<String>| Semaphore(2)).name(path),
+        BarrierLayer::new(cache.scope("c"), Lock).names(|request: &Request<String>| [path(request), "one".to_owned()]),
+        BarrierLayer::new(cache.scope("c"), ReadWrite).deadline(grpc_timeout).cancel_on_loss(),
+        BarrierLayer::new(cache.scope("c"), RLock::new()).forward_owner("x-owner").fence_header("x-fence"),
         StampedeCacheLayer::new(cache.scope("a"), MINUTE).ignore(["utm_*"]),
         StampedeCacheLayer::new(cache.scope("b"), MINUTE).name((name::Target::new(), path)),
         ServiceBuilder::new()
@@ -361,6 +367,9 @@ async fn readiness_and_its_errors_are_passed_through() {
     readiness_is_the_inner_ones(ThrottleLayer::new(cache.scope("a"), 1, SECOND).answer(Fail));
     readiness_is_the_inner_ones(ThrottleLayer::new(cache.scope("a"), 1, SECOND).wait());
     readiness_is_the_inner_ones(BarrierLayer::new(cache.scope("a"), Lock).answer(Fail));
+    readiness_is_the_inner_ones(
+        BarrierLayer::new(cache.scope("a"), Lock).answer(Fail).names(|_: &&str| ["a", "b"]).cancel_on_loss(),
+    );
     readiness_is_the_inner_ones(StampedeCacheLayer::memoize(cache.scope("a"), SECOND));
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 use tower::{Layer, Service, service_fn};
 use tower_floodgate::{
     BarrierLayer, Cache, Fail, Lock, LockFactory, Rejection, Semaphore,
-    lock::{AcquireError, Guard},
+    lock::{AcquireError, Fence, Guard, Watermark},
     time::clock_fn,
 };
 
@@ -217,4 +217,141 @@ fn a_clock_that_panics_once_does_not_end_the_renewals() {
         assert_eq!(tell.recv_timeout(secs(30)).unwrap(), renewal);
     }
     assert!(!guard.is_lost());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fences_grow_and_a_watermark_refuses_the_stale() {
+    let cache = cache();
+    let store = Watermark::new();
+    let mut last = Fence::from_u64(0);
+    for name in ["a", "b", "a", "a"] {
+        let guard = cache.lock(name).await.unwrap();
+        assert!(guard.fence() > last, "{name}");
+        store.admit(guard.fence()).unwrap();
+        assert_eq!(store.admit(last).unwrap_err().seen, guard.fence());
+        last = guard.fence();
+    }
+    assert_eq!(last.to_string().parse(), Ok(last));
+    assert!(last.to_u64() < 1 << 53, "a number of JSON");
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_is_done_with_the_lock_held() {
+    let cache = cache();
+    let seen = cache.lock("l").with(async |hold| (hold.fence(), cache.lock("l").try_acquire().await.is_err())).await;
+    let (fence, busy) = seen.unwrap();
+    assert!(busy);
+    let guard = cache.lock("l").try_acquire().await.unwrap();
+    assert!(guard.fence() > fence);
+    let began = Instant::now();
+    let Err(AcquireError::Busy { .. }) = cache.lock("l").acquire_timeout(secs(2)).await else { panic!("two hold it") };
+    assert_eq!(began.elapsed(), secs(2));
+    assert!(guard.release().await.is_ok());
+
+    let both = cache.lock("l").with_blocking(|_| cache.lock("l").try_acquire_blocking().is_err()).unwrap();
+    assert!(both);
+    let guard = cache.lock("l").acquire_blocking().unwrap();
+    assert!(cache.lock("l").acquire_timeout_blocking(ms(5)).is_err());
+    assert!(guard.release_blocking().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_names_are_held_together_and_in_any_order() {
+    let cache = cache();
+    let (one, other) = (["a", "b", "c"], ["c", "a", "b", "a"]);
+    let held = cache.locks(one).await.unwrap();
+    for name in one {
+        assert!(cache.lock(name).try_acquire().await.is_err(), "{name}");
+    }
+    let Err(AcquireError::Busy { .. }) = cache.locks(["d", "b"]).acquire_timeout(secs(1)).await else { panic!("held") };
+    let d = cache.lock("d").try_acquire().await.expect("given back with the rest");
+    assert!(d.release().await.is_ok());
+    let waiting = tokio::spawn(cache.locks(other).acquire());
+    yield_now().await;
+    assert!(held.release().await.is_ok());
+    let held = waiting.await.unwrap().unwrap();
+    assert!(cache.lock("b").try_acquire().await.is_err());
+    drop(held);
+    for round in 0..50 {
+        let names = if round % 2 == 0 { one.as_slice() } else { other.as_slice() };
+        let take = async |names: &[&str]| {
+            let guard = cache.locks(names.iter().copied()).await.unwrap();
+            yield_now().await;
+            drop(guard);
+        };
+        tokio::join!(take(names), take(&one));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_minimum_time_outlasts_the_guard() {
+    let cache = cache();
+    let began = Instant::now();
+    let guard = cache.lock("l").at_least(secs(5)).await.unwrap();
+    assert!(guard.release().await.is_ok());
+    advance(secs(4)).await;
+    assert!(cache.lock("l").try_acquire().await.is_err());
+    advance(secs(1)).await;
+    assert!(cache.lock("l").try_acquire().await.is_ok());
+    assert_eq!(began.elapsed(), secs(5));
+    let guard = cache.lock("l").at_least(secs(5)).await.unwrap();
+    advance(secs(6)).await;
+    drop(guard);
+    assert!(cache.lock("l").try_acquire().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_is_bounded() {
+    let cache = cache();
+    let held = cache.lock("l").await.unwrap();
+    let lock = || cache.lock("l").queue_at_most(2);
+    let first = tokio::spawn(lock().acquire());
+    let second = tokio::spawn(lock().acquire());
+    yield_now().await;
+    let Err(AcquireError::QueueFull { .. }) = lock().await else { panic!("two wait") };
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    let third = lock().acquire();
+    drop(held);
+    drop(first.await.unwrap().unwrap());
+    drop(third.await.unwrap());
+    assert_eq!(cache.lock_stats().await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_and_who_waits_can_be_seen() {
+    let cache = cache();
+    let held = cache.scope("db").lock("row").rule(Semaphore(3).weighing(2)).await.unwrap();
+    advance(secs(2)).await;
+    let waiting = cache.scope("db").lock("row").rule(Semaphore(3).weighing(3)).acquire();
+    advance(secs(1)).await;
+    let stats = cache.stats();
+    assert_eq!(stats.lock_waiters, 0, "it has not been polled");
+    let [lock] = &stats.locks[..] else { panic!("{stats:?}") };
+    assert_eq!((lock.scope.as_str(), lock.name.as_str(), lock.waiting), ("db", "row", 1));
+    let [holder] = &lock.holders[..] else { panic!("{lock:?}") };
+    assert_eq!((holder.fence, holder.held, holder.weight), (held.fence().to_u64(), secs(3), 2));
+    assert_eq!((holder.lease_left, holder.offered), (secs(27), false));
+    assert_eq!(holder.process, Some(std::process::id()));
+    assert_eq!((lock.waiters[0].waited, lock.waiters[0].weight), (secs(1), 3));
+    assert_eq!(cache.lock_stats().await.unwrap(), stats.locks);
+    drop((held, waiting));
+    assert_eq!(cache.lock_stats_blocking().unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_mean_is_kept() {
+    let cache = cache();
+    let mean = cache.scope("s").averager("m");
+    assert_eq!(mean.pop().await.unwrap(), None);
+    let added: Vec<_> = [1.0, 2.0, 6.0].into_iter().map(|number| mean.add(number)).collect();
+    for (add, expected) in added.into_iter().zip([1.0, 1.5, 3.0]) {
+        assert_eq!(add.await.unwrap(), expected);
+    }
+    assert_eq!(mean.get().unwrap(), Some(3.0));
+    assert_eq!(cache.averager("m").get().unwrap(), None, "another scope");
+    assert_eq!(mean.pop().await.unwrap(), Some(3.0));
+    assert_eq!(mean.get().unwrap(), None);
+    cache.insert("text", "no mean").await.unwrap();
+    assert!(cache.averager("text").add(1.0).await.is_err());
 }

@@ -16,12 +16,12 @@ use std::{fmt::Write as _, time::Duration};
 const LONGEST: u64 = 315_576_000_000;
 
 /// A trailers-only response: one block of headers, no body, status 200.
-pub(super) fn refuse<B>(content_type: HeaderValue, why: &Rejection) -> Response<Body<B>> {
+pub(super) fn refuse<B>(content_type: HeaderValue, code: u8, why: &Rejection) -> Response<Body<B>> {
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
-    headers.insert("grpc-status", u16::from(why.grpc_code()).into());
+    headers.insert("grpc-status", u16::from(code).into());
     let mut tell = |header: &'static str, value: String| {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(header, value);
@@ -31,7 +31,7 @@ pub(super) fn refuse<B>(content_type: HeaderValue, why: &Rejection) -> Response<
     tell("grpc-message", percent_encoded(&message));
     let details = details(why);
     if !details.is_empty() {
-        tell("grpc-status-details-bin", base64(&status(why.grpc_code(), &message, &details)));
+        tell("grpc-status-details-bin", base64(&status(code, &message, &details)));
     }
     if let Some(pushback) = pushback(why) {
         headers.insert("grpc-retry-pushback-ms", pushback);

@@ -9,10 +9,10 @@ use http::{HeaderValue, Response, StatusCode, header};
 use hyper::body::Bytes;
 use std::fmt::Write as _;
 
-pub(super) fn refuse<B>(why: &Rejection, x_ratelimit: bool) -> Response<Body<B>> {
+pub(super) fn refuse<B>(status: StatusCode, why: &Rejection, x_ratelimit: bool) -> Response<Body<B>> {
     let limits = Limits::refused(why);
-    let mut response = Response::new(Body::stored(Bytes::from(problem(why, limits)), None));
-    *response.status_mut() = why.status();
+    let mut response = Response::new(Body::stored(Bytes::from(problem(status, why, limits)), None));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if let Some(seconds) = why.retry_after_seconds() {
@@ -27,8 +27,7 @@ pub(super) fn refuse<B>(why: &Rejection, x_ratelimit: bool) -> Response<Body<B>>
     response
 }
 
-fn problem(why: &Rejection, limits: Option<Limits<'_>>) -> String {
-    let status = why.status();
+fn problem(status: StatusCode, why: &Rejection, limits: Option<Limits<'_>>) -> String {
     let mut problem = String::with_capacity(256);
     // Where the type is left out, it is "about:blank", whose title is that of the status.
     let title = match problem_type(why) {

@@ -25,7 +25,8 @@
 //! | too many wait for their turn at a throttle ([`QueueFull`](Reason::QueueFull)) | 429 | `quota-exceeded` |
 //! | the name is blocked, by too many refusals or by hand ([`Blocked`](Reason::Blocked)) | 429 | `abnormal-usage-detected` |
 //! | the name may never pass ([`Denied`](Reason::Denied)) | 403 | |
-//! | a lock is not free ([`Busy`](Reason::Busy)), or too many wait for it ([`QueueFull`](Reason::QueueFull)) | 503 | |
+//! | a lock is not free ([`Busy`](Reason::Busy)), or too many wait for it ([`QueueFull`](Reason::QueueFull)) | 503, or 429 or 409 as [`Http::busy`] says | |
+//! | its lock was lost while the request was served ([`Lost`](Reason::Lost)) | 503 | |
 //! | the cache failed ([`CacheFailed`](Reason::CacheFailed)) | 503 | |
 //!
 //! `Retry-After` says after how many seconds to ask again, rounded up and at least 1; it is left out where that is never,
@@ -53,7 +54,7 @@
 //! # What gRPC clients are told
 //!
 //! A request whose content type is `application/grpc*` gets a trailers-only response: `RESOURCE_EXHAUSTED` for what is
-//! 429 above, `PERMISSION_DENIED` for 403, `UNAVAILABLE` for 503. Its `grpc-status-details-bin` has a
+//! 429 above, `PERMISSION_DENIED` for 403, `ABORTED` for 409 and for a lost lock, `UNAVAILABLE` for other 503. Its `grpc-status-details-bin` has a
 //! `google.rpc.RetryInfo` where the delay is known and, where a limit refused, a `google.rpc.QuotaFailure` whose subject
 //! is the scope. `grpc-retry-pushback-ms` tells clients that retry by themselves when to, or (-1) not to.
 //!
@@ -62,6 +63,8 @@
 //! [`Http`] puts a throttle's [`Decision`] into the extensions of the request, before the inner service is called, and
 //! into those of the response; refusals have the [`Rejection`] in theirs. Other answers get the decision in
 //! [`Answer::mark`] and [`Answer::admit`].
+//!
+//! It puts a barrier's [`Hold`] into the extensions of the request; other answers get it in [`Answer::hold`].
 
 mod grpc;
 mod http;
@@ -71,8 +74,13 @@ mod tests;
 
 #[cfg(doc)]
 use crate::rejection::Reason;
-use crate::{body::Body, lock::Guard, rejection::Rejection, throttle::Decision};
-use ::http::{Request, Response, header};
+use crate::{
+    body::Body,
+    lock::{Guard, Hold},
+    rejection::Rejection,
+    throttle::Decision,
+};
+use ::http::{Request, Response, StatusCode, header};
 use quota_headers::Limits;
 use std::ops::ControlFlow;
 
@@ -85,6 +93,9 @@ pub struct Admission {
     pub decision: Option<Decision>,
     /// The lock that is held for the request; it is released when this is dropped.
     pub guard: Option<Guard>,
+    /// With what a response that goes on should fail when the lock is lost; `None` lets it go on. See
+    /// [`cancel_on_loss`](crate::BarrierLayer::cancel_on_loss).
+    pub if_lost: Option<Rejection>,
 }
 
 /// How a layer speaks for itself.
@@ -98,6 +109,12 @@ pub trait Answer<Req, Res, Err> {
         let _ = (request, decision);
     }
 
+    /// Called before the inner service is, with the lock that a barrier holds for the request: the place to put it into
+    /// the request. Does nothing unless it is written.
+    fn hold(&self, request: &mut Req, hold: &Hold) {
+        let _ = (request, hold);
+    }
+
     /// The inner service's response, made into the layer's own.
     fn admit(&self, response: Res, admission: Admission) -> Self::Response;
 
@@ -109,10 +126,12 @@ pub trait Answer<Req, Res, Err> {
 /// HTTP status codes, or gRPC ones where the request is gRPC; never an error.
 ///
 /// See the [module](self) for what clients are told. The body becomes a [`Body`], which holds a barrier's lock until it
-/// ends. A throttle's [`Decision`] is in the extensions of the request and of the response, and the [`Rejection`] in
-/// those of a refusal.
+/// ends. A throttle's [`Decision`] is in the extensions of the request and of the response, a barrier's [`Hold`] in those
+/// of the request, and the [`Rejection`] in those of a refusal.
 #[derive(Clone, Debug, Default)]
 pub struct Http {
+    /// 503 unless said otherwise.
+    busy: Option<StatusCode>,
     quota_always: bool,
     x_ratelimit: bool,
 }
@@ -138,6 +157,30 @@ impl Http {
         self.x_ratelimit = true;
         self
     }
+
+    /// What a barrier answers if its lock is not free in time, or too many wait for it: 503 (`UNAVAILABLE` over gRPC)
+    /// unless said otherwise, 429 (`RESOURCE_EXHAUSTED`) where that is the caller's doing, or 409 (`ABORTED`) where
+    /// callers want one thing at once.
+    ///
+    /// # Panics
+    ///
+    /// On any other status.
+    #[track_caller]
+    pub fn busy(mut self, status: StatusCode) -> Self {
+        let known = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::CONFLICT];
+        assert!(known.contains(&status), "a busy barrier answers 503, 429 or 409, not {}", status.as_u16());
+        self.busy = Some(status);
+        self
+    }
+
+    /// The status of a refusal, and its gRPC code.
+    fn status(&self, why: &Rejection) -> (StatusCode, u8) {
+        match self.busy.filter(|_| why.is_of_busy_lock()) {
+            Some(StatusCode::TOO_MANY_REQUESTS) => (StatusCode::TOO_MANY_REQUESTS, 8),
+            Some(StatusCode::CONFLICT) => (StatusCode::CONFLICT, 10),
+            _ => (why.status(), why.grpc_code()),
+        }
+    }
 }
 
 impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
@@ -147,9 +190,16 @@ impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
         request.extensions_mut().insert(decision.clone());
     }
 
+    fn hold(&self, request: &mut Request<A>, hold: &Hold) {
+        request.extensions_mut().insert(hold.clone());
+    }
+
     fn admit(&self, response: Response<B>, admission: Admission) -> Self::Response {
-        let Admission { decision, guard } = admission;
-        let mut response = response.map(|body| Body::inner(body, guard));
+        let Admission { decision, guard, if_lost } = admission;
+        let mut response = response.map(|body| match guard {
+            Some(guard) => Body::guarded(body, guard, if_lost),
+            None => Body::inner(body),
+        });
         if let Some(decision) = decision {
             if self.quota_always {
                 let limits = Limits::admitted(&decision);
@@ -166,9 +216,10 @@ impl<A, B, E> Answer<Request<A>, Response<B>, E> for Http {
     fn refuse(&self, request: &Request<A>, why: Rejection) -> ControlFlow<Result<Self::Response, E>> {
         let grpc =
             request.headers().get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let (status, code) = self.status(&why);
         let mut response = match grpc {
-            Some(content_type) => grpc::refuse(content_type.clone(), &why),
-            None => http::refuse(&why, self.x_ratelimit),
+            Some(content_type) => grpc::refuse(content_type.clone(), code, &why),
+            None => http::refuse(status, &why, self.x_ratelimit),
         };
         response.extensions_mut().insert(why);
         ControlFlow::Break(Ok(response))

@@ -32,7 +32,7 @@ fn refuse(answer: &Http, content_type: &str, why: Rejection) -> Response<Body<St
 }
 
 fn admit(answer: &Http, response: Response<String>, decision: Decision) -> Response<Body<String>> {
-    let admission = Admission { decision: Some(decision), guard: None };
+    let admission = Admission { decision: Some(decision), ..Admission::default() };
     Answer::<Request<()>, _, Infallible>::admit(answer, response, admission)
 }
 
@@ -132,6 +132,7 @@ fn each_reason_in_its_own_words() {
         (Reason::Denied, None, None, 403, None, "Forbidden", Code::PermissionDenied),
         (Reason::QueueFull, second, None, 503, None, "Service Unavailable", Code::Unavailable),
         (Reason::Busy, second, None, 503, None, "Service Unavailable", Code::Unavailable),
+        (Reason::Lost, second, None, 503, None, "Service Unavailable", Code::Aborted),
         (Reason::CacheFailed, second, None, 503, None, "Service Unavailable", Code::Unavailable),
     ];
     for (reason, retry_after, quota, status, kind, title, code) in table {

@@ -26,15 +26,53 @@
 //!
 //! With the answer [`Http`](crate::answer::Http) the lock is held until the response's body has ended or is dropped; with
 //! others, until the inner future ends. A request that is dropped gives it back at once, also out of the queue. A process
-//! that dies keeps it until its lease ends ([`expire`](BarrierLayer::expire)).
+//! that dies gives it back within 100 ms; one that hangs keeps it until its lease ends ([`expire`](BarrierLayer::expire)).
+//!
+//! # In the handler
+//!
+//! [`Http`](crate::answer::Http) puts a [`Hold`](crate::lock::Hold) into the request's extensions: the fencing token, whether
+//! the lock was lost, and the guard itself for a handler that goes on after its response, as with a websocket. Who
+//! upgrades a connection and does not take the guard gives the lock back with the response 101. Behind several barriers it
+//! is the hold of the innermost. Without HTTP, [`LockFactory::hand_over`](crate::LockFactory::hand_over) can pass it on.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use tower_floodgate::lock::Hold;
+//!
+//! async fn upgrade(request: Request<String>) -> Response<String> {
+//!     let Some(guard) = request.extensions().get::<Hold>().and_then(Hold::take) else {
+//!         return Response::new("not behind a barrier".to_owned());
+//!     };
+//!     // The lock is held until the guard is dropped, whatever becomes of the response.
+//!     Response::new(format!("write with token {}", guard.fence()))
+//! }
+//! ```
+//!
+//! # When the lock is lost
+//!
+//! A process that was suspended for longer than the lease, or could not renew it, may go on beside the next holder.
+//! [`cancel_on_loss`](BarrierLayer::cancel_on_loss) ends such a request; a store that must never see it checks the
+//! [fencing token](crate::lock::Fence), which [`fence_header`](BarrierLayer::fence_header) sends on.
+//!
+//! # Refusals
+//!
+//! A lock that is not free in time is [`Busy`](crate::Reason::Busy), one for which too many wait is
+//! [`QueueFull`](crate::Reason::QueueFull): 503 unless [`Http::busy`](crate::Http::busy) says otherwise, with a
+//! `Retry-After` guessed from how long the lock was held of late and how many wait, or else of one second.
 //!
 //! # When the cache fails
 //!
 //! The request is refused (503), since mutual exclusion lost in silence is worse;
 //! [`fail_open`](BarrierLayer::fail_open) lets it pass.
 
+mod deadline;
+mod headers;
 mod layer;
+mod names;
 mod service;
 
+pub use deadline::{Deadline, NoDeadline, grpc_timeout};
+pub use headers::{FenceHeader, OwnerHeader};
 pub use layer::BarrierLayer;
+pub use names::Several;
 pub use service::{Barrier, ResponseFuture};

@@ -1,11 +1,14 @@
 //! The barrier's service and its future.
 
-use super::layer::BarrierLayer;
+use super::{
+    deadline::{Deadline, NoDeadline},
+    layer::BarrierLayer,
+};
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
-    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory, Terms},
+    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory, Lost, Terms},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
@@ -20,23 +23,27 @@ use std::{
 };
 use tower_service::Service;
 
+/// When to come again, where that cannot be guessed: keeps clients from hammering.
+const LATER: Duration = Duration::from_secs(1);
+
 /// The service of a [`BarrierLayer`].
 #[derive(Clone, Debug)]
-pub struct Barrier<S, L = Lock, N = All, A = Http> {
+pub struct Barrier<S, L = Lock, N = All, A = Http, D = NoDeadline> {
     pub(super) inner: S,
-    pub(super) layer: BarrierLayer<L, N, A>,
+    pub(super) layer: BarrierLayer<L, N, A, D>,
 }
 
-impl<S, L, N, A> Barrier<S, L, N, A> {
+impl<S, L, N, A, D> Barrier<S, L, N, A, D> {
     inner_service_accessors!("Calling it takes no lock.");
 }
 
-impl<S, L, N, A, Req> Service<Req> for Barrier<S, L, N, A>
+impl<S, L, N, A, D, Req> Service<Req> for Barrier<S, L, N, A, D>
 where
     S: Service<Req> + Clone,
     L: LockFactory<Req> + Clone,
     N: Name<Req>,
     A: Answer<Req, S::Response, S::Error> + Clone,
+    D: Deadline<Req>,
 {
     type Response = A::Response;
     type Error = S::Error;
@@ -48,29 +55,24 @@ where
 
     fn call(&mut self, mut request: Req) -> Self::Future {
         let layer = &self.layer;
+        layer.lock.arrive(&mut request);
         let outcome = Outcome {
             scope: layer.scope.clone(),
             lock: layer.lock.clone(),
             answer: layer.answer.clone(),
-            fail_open: layer.fail_open,
+            fail_open: layer.manner.fail_open,
+            cancel_on_loss: layer.manner.cancel_on_loss,
         };
         let mut name = NameBuf::new();
         if layer.name.name(&request, &mut name) == Named::Pass {
-            return ResponseFuture { state: State::Calling { future: self.inner.call(request), guard: None }, outcome };
+            let state = State::Calling { future: self.inner.call(request), held: None };
+            return ResponseFuture { state, outcome };
         }
-        let terms = Terms {
-            owner: layer.lock.owner(&request),
-            lease: layer.lock.lease(&request).map_or(layer.lease, lock::clamp_lease),
-            tag: layer.tag,
-            patience: layer.patience.unwrap_or(Duration::MAX),
-            ..Terms::new()
-        };
-        let acquire = Acquire::new(&layer.scope, name.as_bytes(), layer.lock.rule(&request), terms);
-        let mut acquiring = acquire.acquire();
+        let mut acquiring = layer.acquire(&name, &request).acquire();
         let state = match acquiring.now() {
             // The instance that was made ready serves the request.
             Some(acquired) => match outcome.judge(acquired, &mut request) {
-                Step::Call(guard) => State::Calling { future: self.inner.call(request), guard },
+                Step::Call(held) => State::Calling { future: self.inner.call(request), held },
                 Step::Say(output) => State::Said { output: Some(output) },
             },
             // The clone asks for its own readiness when its turn comes.
@@ -83,10 +85,42 @@ where
     }
 }
 
+impl<L, N, A, D> BarrierLayer<L, N, A, D> {
+    fn acquire<Req>(&self, name: &NameBuf, request: &Req) -> Acquire<L::Rule>
+    where
+        L: LockFactory<Req>,
+        D: Deadline<Req>,
+    {
+        let remaining = self.deadline.remaining(request).unwrap_or(Duration::MAX);
+        let terms = Terms {
+            owner: self.lock.owner(request),
+            lease: self.lock.lease(request).map_or(self.terms.lease, lock::clamp_lease),
+            patience: self.terms.patience.min(remaining),
+            deadline: remaining,
+            ..self.terms.clone()
+        };
+        let (first, more) = self.split(name);
+        let first = Acquire::new(&self.scope, first, self.lock.rule(request), terms);
+        more.fold(first, |acquire, name| acquire.and(name))
+    }
+}
+
 /// What the attempt leads to.
 enum Step<Out> {
-    Call(Option<Guard>),
+    Call(Option<Held<Out>>),
     Say(Out),
+}
+
+/// A lock that is held for the request.
+struct Held<Out> {
+    guard: Guard,
+    if_lost: Option<Box<IfLost<Out>>>,
+}
+
+/// What becomes of the request when its lock is lost.
+struct IfLost<Out> {
+    lost: Lost,
+    output: Out,
 }
 
 /// The part of the layer that the future needs.
@@ -95,6 +129,7 @@ struct Outcome<L, A> {
     lock: L,
     answer: A,
     fail_open: bool,
+    cancel_on_loss: bool,
 }
 
 impl<L, A> Outcome<L, A> {
@@ -107,30 +142,44 @@ impl<L, A> Outcome<L, A> {
         L: LockFactory<Req>,
         A: Answer<Req, Res, Err>,
     {
-        let reason = match acquired {
-            Ok(guard) => {
-                self.lock.hand_over(request, &guard.hold());
-                return Step::Call(Some(guard));
-            }
-            Err(AcquireError::Busy { .. } | AcquireError::QueueFull { .. }) => {
-                self.scope.note(Event::Busy);
-                Reason::Busy
-            }
-            Err(AcquireError::Cache(_)) => {
-                self.scope.note(Event::BarrierFailed);
-                if self.fail_open {
-                    return Step::Call(None);
-                }
-                Reason::CacheFailed
-            }
+        let (reason, retry_after) = match acquired {
+            Ok(guard) => return Step::Call(Some(self.hold(guard, request))),
+            Err(AcquireError::Busy { retry_after }) => (Reason::Busy, retry_after),
+            Err(AcquireError::QueueFull { retry_after }) => (Reason::QueueFull, retry_after),
+            Err(AcquireError::Cache(_)) => (Reason::CacheFailed, None),
         };
-        // When the lock will be free cannot be told; a second keeps clients from hammering.
-        let why =
-            Rejection { retry_after: Some(Duration::from_secs(1)), ..Rejection::new(reason, self.scope.shared_name()) };
-        match self.answer.refuse(request, why) {
+        let failed = reason == Reason::CacheFailed;
+        self.scope.note(if failed { Event::BarrierFailed } else { Event::Busy });
+        if failed && self.fail_open {
+            return Step::Call(None);
+        }
+        match self.answer.refuse(request, self.rejection(reason, retry_after)) {
             ControlFlow::Break(output) => Step::Say(output),
             ControlFlow::Continue(()) => Step::Call(None),
         }
+    }
+
+    fn hold<Req, Res, Err>(&self, guard: Guard, request: &mut Req) -> Held<Result<A::Response, Err>>
+    where
+        L: LockFactory<Req>,
+        A: Answer<Req, Res, Err>,
+    {
+        let hold = guard.hold();
+        self.answer.hold(request, &hold);
+        self.lock.hand_over(request, &hold);
+        // The request is gone when it is needed.
+        let refusal = self.if_lost().map(|why| self.answer.refuse(request, why));
+        let if_lost = refusal.and_then(ControlFlow::break_value);
+        Held { if_lost: if_lost.map(|output| Box::new(IfLost { lost: guard.lost(), output })), guard }
+    }
+
+    fn if_lost(&self) -> Option<Rejection> {
+        self.cancel_on_loss.then(|| self.rejection(Reason::Lost, None))
+    }
+
+    fn rejection(&self, reason: Reason, retry_after: Option<Duration>) -> Rejection {
+        let retry_after = retry_after.filter(|wait| !wait.is_zero()).or(Some(LATER));
+        Rejection { retry_after, ..Rejection::new(reason, self.scope.shared_name()) }
     }
 }
 
@@ -154,17 +203,29 @@ enum State<S, F, R, Req, Out> {
         next: Option<(S, Req)>,
     },
     Readying {
-        guard: Option<Guard>,
+        held: Option<Held<Out>>,
         next: Option<(S, Req)>,
     },
     Calling {
         #[pin]
         future: F,
-        guard: Option<Guard>,
+        held: Option<Held<Out>>,
     },
     Said {
         output: Option<Out>,
     },
+}
+
+impl<S, F, R, Req, Out> State<S, F, R, Req, Out> {
+    /// What to say if the lock is lost, and that matters.
+    fn forfeit(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Option<Out> {
+        let (StateProj::Readying { held, .. } | StateProj::Calling { held, .. }) = self.project() else { return None };
+        let lost = &mut held.as_mut()?.if_lost.as_mut()?.lost;
+        if Pin::new(lost).poll(cx).is_pending() {
+            return None;
+        }
+        Some(held.as_mut()?.if_lost.take()?.output)
+    }
 }
 
 const POLLED_AGAIN: &str = "polled after completion";
@@ -180,25 +241,29 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
+            if let Some(output) = this.state.as_mut().forfeit(cx) {
+                this.state.set(State::Said { output: Some(output) });
+            }
             let state = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquiring, next } => {
                     let acquired = ready!(Pin::new(&mut **acquiring).poll(cx));
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
                     match this.outcome.judge(acquired, request) {
-                        Step::Call(guard) => State::Readying { guard, next: next.take() },
+                        Step::Call(held) => State::Readying { held, next: next.take() },
                         Step::Say(output) => State::Said { output: Some(output) },
                     }
                 }
-                StateProj::Readying { guard, next } => {
+                StateProj::Readying { held, next } => {
                     ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
                     let (mut inner, request) = next.take().expect(POLLED_AGAIN);
-                    State::Calling { future: inner.call(request), guard: guard.take() }
+                    State::Calling { future: inner.call(request), held: held.take() }
                 }
-                StateProj::Calling { future, guard } => {
+                StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));
-                    let guard = guard.take();
+                    let guard = held.take().map(|held| held.guard);
                     let response = result?;
-                    let admission = Admission { decision: None, guard };
+                    let if_lost = guard.as_ref().and_then(|_| this.outcome.if_lost());
+                    let admission = Admission { decision: None, guard, if_lost };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
                 }
                 StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),

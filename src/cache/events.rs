@@ -1,7 +1,10 @@
 //! What happened, counted; what went wrong, logged as well, once a second at most a kind.
 
 use crate::hush::Hush;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 /// Something worth counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +111,64 @@ pub struct Stats {
     pub failures: u64,
     /// Locks that ended their lease while they were held.
     pub leases_lost: u64,
+    /// Who waits for a lock in this process now.
+    pub lock_waiters: u64,
+    /// How long the one of them has waited who has waited longest.
+    pub longest_wait: Duration,
+    /// The locks that are held or waited for in any process: at most 100, and none where another process is writing just
+    /// now. See [`Cache::lock_stats`](crate::Cache::lock_stats) for all.
+    pub locks: Vec<LockStats>,
+}
+
+/// Who holds a lock since when, and who waits for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockStats {
+    /// The scope of the lock, its first 64 bytes.
+    pub scope: String,
+    /// The name of the lock, its first 256 bytes. What is no UTF-8 is shown with replacement characters.
+    pub name: String,
+    /// Who holds it, in any order.
+    pub holders: Vec<HolderStats>,
+    /// How many wait for it.
+    pub waiting: u64,
+    /// Those who have waited longest, in the order in which they will be served: at most 16.
+    pub waiters: Vec<WaiterStats>,
+    /// For how long it was held on average of late; zero if that is not known.
+    pub held_for: Duration,
+}
+
+/// One who holds a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderStats {
+    /// Its fencing token; the number of its place in the line for one that the lock is [offered](HolderStats::offered) to.
+    pub fence: u64,
+    /// The process that it is in, as that knows itself: in another container it may be another's number. Not known of a
+    /// process that has died, and of [`at_least`](crate::lock::Acquire::at_least) when the lock was released.
+    pub process: Option<u32>,
+    /// For how long it has held the lock.
+    pub held: Duration,
+    /// When it loses the lock unless it renews its lease.
+    pub lease_left: Duration,
+    /// How often it has entered and not yet left.
+    pub entered: u32,
+    /// How much of the lock's capacity it takes.
+    pub weight: u32,
+    /// It was called to take the lock, and has not yet.
+    pub offered: bool,
+}
+
+/// One who waits for a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WaiterStats {
+    /// The process that it is in, see [`HolderStats::process`].
+    pub process: Option<u32>,
+    /// For how long it has waited.
+    pub waited: Duration,
+    /// How much of the lock's capacity it asks for.
+    pub weight: u32,
 }
 
 impl Stats {

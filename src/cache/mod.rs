@@ -31,6 +31,7 @@
 // Until the locks use all of it.
 #![allow(dead_code, unused_imports)]
 
+mod averager;
 mod beacon;
 mod builder;
 pub(crate) mod calls;
@@ -65,8 +66,9 @@ mod update;
 mod users;
 mod values;
 
+pub use averager::Averager;
 pub use builder::{Builder, Durability};
-pub use events::Stats;
+pub use events::{HolderStats, LockStats, Stats, WaiterStats};
 pub use scope::Scope;
 pub use values::{Insert, Write};
 
@@ -186,8 +188,8 @@ impl Cache {
         }
     }
 
-    /// What has happened in this process, and how full the cache is.
-    pub fn stats(&self) -> Stats {
+    /// What has happened in this process, and how full the cache is: all but the locks.
+    pub(crate) fn counts(&self) -> Stats {
         self.handle.shared.stats()
     }
 }

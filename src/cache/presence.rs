@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File},
-    io,
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
@@ -83,6 +83,11 @@ impl Presence {
     /// As `is_dead`, of one that should have answered: what was found out before counts only if it is dead.
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.ask(instance, Duration::ZERO)
+    }
+
+    /// The process of an instance, as that knows itself.
+    pub(crate) fn process(&self, instance: u64) -> Option<u32> {
+        fs::read_to_string(self.run.join(name(instance))).ok()?.parse().ok()
     }
 
     pub(crate) fn is_own(&self, instance: u64) -> bool {
@@ -188,7 +193,9 @@ impl Own {
         let instance = rand::random::<u64>().max(1);
         let path = run.join(name(instance));
         let newborn = run.join(name(instance) + NEWBORN);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&newborn)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&newborn)?;
+        // For people who look; without it everything works.
+        let _ = write!(file, "{}", std::process::id());
         let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
         if let Err(error) = locked.and_then(|()| fs::rename(&newborn, &path)) {
             let _ = fs::remove_file(newborn);

@@ -1,7 +1,7 @@
 //! Keys and stored frames: pure encode and decode. What does not decode is no record, never a panic.
 
 use hyper::body::Bytes;
-use siphasher::sip128::{Hasher128, SipHasher13};
+use siphasher::sip128::{Hasher128, SipHasher13, SipHasher24};
 use std::{hash::Hasher, ops::Range};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     Value = 5,
     Memo = 6,
     Variant = 7,
+    Owner = 8,
 }
 
 /// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.
@@ -81,6 +82,15 @@ impl Secret {
         // Of the scope's own key the last bytes are zero, the first tell it from others.
         hash[SCOPE_MARK..].copy_from_slice(&scope[..16 - SCOPE_MARK]);
         Key { hash, echo }
+    }
+
+    /// Proves that a message was written by who knows the secret: SipHash-2-4 of 128 bits, under a key of its own for
+    /// each kind and scope.
+    pub(crate) fn mac(&self, kind: Kind, scope: &ScopeId, message: &[u8]) -> u128 {
+        let key = digest(&self.row, kind, scope, b"").to_le_bytes();
+        let mut hasher = SipHasher24::new_with_key(&key);
+        hasher.write(message);
+        hasher.finish128().as_u128()
     }
 }
 

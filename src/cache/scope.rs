@@ -156,6 +156,11 @@ impl Scope {
         self.handle().shared.presence.is_dead(instance)
     }
 
+    /// The process of an instance, see [`Presence::process`](super::presence::Presence::process).
+    pub(crate) fn process(&self, instance: u64) -> Option<u32> {
+        self.handle().shared.presence.process(instance)
+    }
+
     /// As `is_dead`, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead_now(instance)

@@ -25,6 +25,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    ptr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
@@ -243,11 +244,11 @@ impl Shared {
         }
     }
 
-    /// Ends one holding of a number, which may have several.
-    pub(crate) fn release(&self, key: &Key, number: u64) {
+    /// Ends a holding: the one of this guard, since several may have the same number.
+    pub(crate) fn release(&self, key: &Key, guard: &dyn Renew) {
         let mut holdings = self.holdings();
         let Some(held) = holdings.get_mut(&key.hash) else { return };
-        if let Some(at) = held.iter().position(|holding| holding.number == number) {
+        if let Some(at) = held.iter().position(|holding| ptr::addr_eq(holding.renew.as_ptr(), guard)) {
             held.swap_remove(at);
         }
         if held.is_empty() {
@@ -273,6 +274,9 @@ impl Shared {
         stats.cells_evicted = self.state.evicted.load(Relaxed);
         stats.damaged = self.state.damaged.load(Relaxed);
         stats.waiters_left_out = self.state.left_out.load(Relaxed);
+        let crowd = self.calls.crowd();
+        stats.lock_waiters = crowd.waiting as u64;
+        stats.longest_wait = crowd.longest.unwrap_or_default();
         for shard in &self.entries {
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;

@@ -1,6 +1,6 @@
 //! The cache as people use it directly: serde values under names, as in diskcache.
 
-use super::{Cache, Edit, Entry, Kind, Pending, Scope};
+use super::{Cache, Edit, Entry, Kind, Pending, Scope, entries::Moment, record::ScopeId};
 use crate::{error::Error, time::nanos};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -26,6 +26,22 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 /// Machine time `life` from now, in ns.
 pub(crate) fn after(now: u64, life: Duration) -> u64 {
     now.saturating_add(nanos(life.min(FOR_EVER)))
+}
+
+/// An entry with another payload, which keeps its life and tags; or one that lives for ever.
+pub(super) fn replaced(old: Option<&Entry>, payload: Bytes, scope: ScopeId, moment: Moment) -> Entry {
+    match old {
+        Some(old) => Entry { payload, sequence: moment.sequence, ..old.clone() },
+        None => Entry {
+            stored: moment.now,
+            expires: after(moment.now, FOR_EVER),
+            cost: 0,
+            sequence: moment.sequence,
+            scope,
+            tags: Vec::new(),
+            payload,
+        },
+    }
 }
 
 /// A write to the cache: await it, or [`wait`](Write::wait) for it on a plain thread. Dropped before it resolves, it may
@@ -216,19 +232,7 @@ impl Scope {
                 Ok(payload) => Bytes::from(payload),
                 Err(error) => return (Err(error), Edit::Keep),
             };
-            let entry = match old {
-                Some(old) => Entry { payload, sequence: moment.sequence, ..old.clone() },
-                None => Entry {
-                    stored: moment.now,
-                    expires: after(moment.now, FOR_EVER),
-                    cost: 0,
-                    sequence: moment.sequence,
-                    scope: id,
-                    tags: Vec::new(),
-                    payload,
-                },
-            };
-            (Ok(sum), Edit::Store(entry))
+            (Ok(sum), Edit::Store(replaced(old, payload, id, moment)))
         }))
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     guard::{Guard, Hold, Signal},
     queue::{self, InLine, Watcher},
-    row::{self, Answer, Asked, Manners, Moment, Wish},
+    row::{self, Answer, Asked, Manners, Moment, Wish, form},
     rule::{Lock, Owner, Rule},
 };
 use crate::{
@@ -83,11 +83,18 @@ impl std::error::Error for AcquireError {
 #[must_use = "nothing is locked until it is acquired"]
 pub struct Acquire<R = Lock> {
     scope: Scope,
-    name: Arc<[u8]>,
+    first: Named,
     /// More names, which are acquired with the first.
-    others: Vec<Arc<[u8]>>,
+    others: Vec<Named>,
     rule: R,
     terms: Terms,
+}
+
+/// The key of a lock, and what its row says of whose it is.
+type Named = (Key, Arc<[u8]>);
+
+fn named(scope: &Scope, name: &[u8]) -> Named {
+    (scope.key(Kind::Lock, name), form::write_label(scope.name(), name))
 }
 
 /// How a lock is acquired, whatever its rule and name.
@@ -120,19 +127,19 @@ impl Terms {
 
 impl<R> Acquire<R> {
     pub(crate) fn new(scope: &Scope, name: &[u8], rule: R, terms: Terms) -> Self {
-        Acquire { scope: scope.clone(), name: name.into(), others: Vec::new(), rule, terms }
+        Acquire { scope: scope.clone(), first: named(scope, name), others: Vec::new(), rule, terms }
     }
 
     /// Acquires locks of these names as well.
-    pub(crate) fn and(mut self, names: impl IntoIterator<Item = Arc<[u8]>>) -> Self {
-        self.others.extend(names);
+    pub(crate) fn and(mut self, name: &[u8]) -> Self {
+        self.others.push(named(&self.scope, name));
         self
     }
 
     /// Who may hold the lock: [`Lock`] (exclusive) unless said otherwise. All users of a name should agree.
     pub fn rule<Q: Rule>(self, rule: Q) -> Acquire<Q> {
-        let Acquire { scope, name, others, terms, .. } = self;
-        Acquire { scope, name, others, rule, terms }
+        let Acquire { scope, first, others, terms, .. } = self;
+        Acquire { scope, first, others, rule, terms }
     }
 
     /// As whom to enter: a new random owner unless said otherwise.
@@ -194,13 +201,9 @@ impl<R: Rule> Acquire<R> {
     /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::QueueFull`] if too many wait, and
     /// [`AcquireError::Cache`] if the cache cannot be written.
     pub fn acquire(self) -> Acquiring<R> {
-        let Acquire { scope, name, others, rule, terms } = self;
-        let key = |name: &[u8]| scope.key(Kind::Lock, name);
-        let mut first = (key(&name), name);
-        let mut rest = Vec::new();
-        if !others.is_empty() {
+        let Acquire { scope, mut first, others: mut rest, rule, terms } = self;
+        if !rest.is_empty() {
             // Everybody takes them in the same order, so nobody waits for one who waits for it.
-            rest.extend(others.into_iter().map(|name| (key(&name), name)));
             rest.push(first);
             rest.sort_unstable_by_key(|(key, _)| std::cmp::Reverse(key.hash));
             rest.dedup_by_key(|(key, _)| key.hash);
@@ -222,7 +225,7 @@ impl<R: Rule> Acquire<R> {
         let mut acquiring = Acquiring {
             scope,
             key: first.0,
-            name: first.1,
+            label: first.1,
             wish: Arc::new(wish),
             patience: terms.patience,
             asking: None,
@@ -353,7 +356,7 @@ struct Attempt {
 pub struct Acquiring<R = Lock> {
     scope: Scope,
     key: Key,
-    name: Arc<[u8]>,
+    label: Arc<[u8]>,
     wish: Arc<Wish<R>>,
     patience: Duration,
     // Dropped before the place in the line: a guard that nobody takes any more is released first.
@@ -364,7 +367,7 @@ pub struct Acquiring<R = Lock> {
     /// Set when any of the locks is lost.
     lost: Arc<Signal>,
     /// What is still to be acquired, the next one last, and what is held.
-    rest: Vec<(Key, Arc<[u8]>)>,
+    rest: Vec<Named>,
     held: Vec<Guard>,
 }
 
@@ -375,13 +378,13 @@ impl<R: Rule> Acquiring<R> {
         let (wish, scope, key) = (self.wish.clone(), self.scope.clone(), self.key);
         let held_here = scope.handle().shared.held_here(&key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
-        let name = self.name.clone();
+        let label = self.label.clone();
         let (owner, lease, lost) = (wish.owner.clone(), wish.lease, self.lost.clone());
         self.asking = Some(self.scope.update_line(
             LOCKS,
             key,
             move |found, line, now| {
-                row::ask(found, line, Moment { now, dead: &dead, held_here: &held_here }, &wish, &name, turn)
+                row::ask(found, line, Moment { now, dead: &dead, held_here: &held_here }, &wish, &label, turn)
             },
             move |asked| {
                 let Asked { answer, wait, called, strangers } = asked?;
@@ -434,7 +437,11 @@ impl<R: Rule> Acquiring<R> {
         match &mut self.waiting {
             Some((_, before)) => std::mem::replace(before, in_line).end(),
             None => {
-                let call = self.scope.calls().register(self.key, in_line.turn.number, Watcher::new(&self.scope));
+                let (calls, row::Turn { number, since }) = (self.scope.calls(), in_line.turn);
+                let call = calls.register(self.key, number, Watcher::new(&self.scope, since));
+                if row::may_have_lapsed(since, self.scope.handle().now()) {
+                    calls.call(number);
+                }
                 self.waiting = Some((call, in_line));
             }
         }
@@ -444,7 +451,7 @@ impl<R: Rule> Acquiring<R> {
         if let Some((_, in_line)) = self.waiting.take() {
             in_line.end();
         }
-        let Some((key, name)) = self.rest.pop() else {
+        let Some((key, label)) = self.rest.pop() else {
             if self.held.is_empty() {
                 return Some(Ok(guard));
             }
@@ -454,7 +461,7 @@ impl<R: Rule> Acquiring<R> {
             return Guard::join(guards).map(Ok);
         };
         self.held.push(guard);
-        (self.key, self.name) = (key, name);
+        (self.key, self.label) = (key, label);
         self.ask(Vec::new());
         None
     }

@@ -207,7 +207,7 @@ impl HeldLock {
     /// Gives up the place, however late, and calls those who got it.
     fn let_go(&self, told: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         let (scope, key, number) = (self.scope.clone(), self.key, self.fence.to_u64());
-        scope.handle().shared.release(&key, number);
+        scope.handle().shared.release(&key, self);
         let others = std::mem::take(&mut *self.others());
         let (after, lost) = (scope.clone(), self.lost.clone());
         scope.post_then(

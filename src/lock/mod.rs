@@ -34,12 +34,14 @@
 mod acquire;
 mod fence;
 mod guard;
+mod owner_header;
 mod queue;
 mod row;
 mod rule;
+mod stats;
 
 pub use acquire::{Acquire, AcquireError, Acquiring};
-pub(crate) use acquire::{LEASE, Terms, check_lease, clamp_lease};
+pub(crate) use acquire::{Terms, check_lease, clamp_lease};
 pub use fence::{Fence, StaleFence, Watermark};
 pub use guard::{Guard, Hold, Lost, ReleaseError, Releasing};
 pub use rule::{
@@ -64,7 +66,8 @@ impl Scope {
     pub fn locks<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Acquire {
         let mut names = names.into_iter();
         let first = names.next().expect("no names: there is nothing to lock");
-        Acquire::new(self, first.as_bytes(), Lock, Terms::new()).and(names.map(|name| name.as_bytes().into()))
+        let first = Acquire::new(self, first.as_bytes(), Lock, Terms::new());
+        names.fold(first, |acquire, name| acquire.and(name.as_bytes()))
     }
 }
 

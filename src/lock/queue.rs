@@ -26,11 +26,18 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
     scope.post_then(
         LOCKS,
         key,
-        move |found, line, now| row::look(found, line, Moment { now, dead: &dead, held_here: &held_here }),
+        move |found, line, now| {
+            let (looked, change, steps) = row::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
+            ((looked, now), change, steps)
+        },
         move |looked| {
-            let Ok(Looked { called, strangers, next }) = looked else { return };
+            let Ok((Looked { called, strangers, next }, now)) = looked else { return };
             if let Some(Looking(watcher)) = &on_behalf {
                 watcher.next.store(next, SeqCst);
+                // An offer that was made and ended since the last look was not seen, and its calls may be lost.
+                if row::may_have_lapsed(watcher.looked.swap(now, SeqCst), now) {
+                    after.calls().call_all(&key);
+                }
             }
             drop(on_behalf);
             deliver(&after, key, called);
@@ -51,15 +58,19 @@ pub(super) struct Watcher {
     scope: Scope,
     /// A look is under way; behind a shut gate they would pile up.
     looking: AtomicBool,
+    /// When the last look was, in ns of machine time.
+    looked: AtomicU64,
     /// When the next place ends by itself, in ns of machine time.
     next: AtomicU64,
     asked: Mutex<Instant>,
 }
 
 impl Watcher {
-    pub(super) fn new(scope: &Scope) -> Arc<Watcher> {
-        let (looking, next) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
-        Arc::new(Watcher { scope: scope.clone(), looking, next, asked: Mutex::new(Instant::now()) })
+    /// For one who waits since a time in ns of machine time.
+    pub(super) fn new(scope: &Scope, since: u64) -> Arc<Watcher> {
+        let (looked, next) = (AtomicU64::new(since), AtomicU64::new(u64::MAX));
+        let (looking, asked) = (AtomicBool::new(false), Mutex::new(Instant::now()));
+        Arc::new(Watcher { scope: scope.clone(), looking, looked, next, asked })
     }
 }
 

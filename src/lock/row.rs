@@ -4,7 +4,7 @@
 //! makes room offers it to the first in the line, in the same transaction: the offer takes the place until it is accepted or
 //! over. So nobody overtakes, and a lock is never renewed for one who did not take it.
 
-mod form;
+pub(super) mod form;
 #[cfg(test)]
 mod tests;
 
@@ -115,7 +115,7 @@ pub(crate) fn ask<R: Rule>(
     line: &Line<'_>,
     moment: Moment<'_>,
     wish: &Wish<R>,
-    name: &[u8],
+    label: &[u8],
     turn: Option<Turn>,
 ) -> Transition<Asked> {
     let lease = moment.now.saturating_add(wish.lease);
@@ -139,7 +139,7 @@ pub(crate) fn ask<R: Rule>(
         _ => (work.row.wait(moment.now), work.strangers()),
     };
     work.row.tag = wish.tag;
-    let (called, change, steps) = work.finish(name);
+    let (called, change, steps) = work.finish(label);
     (Asked { answer, wait, called, strangers }, change, steps)
 }
 
@@ -153,7 +153,7 @@ pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) 
     if ours {
         work.settle(NOBODY, true);
     }
-    let (called, change, steps) = work.finish(name_of(found));
+    let (called, change, steps) = work.finish(label_of(found));
     (Released { ours, called }, change, steps)
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) ->
         None => return (Vec::new(), Change::Keep, Vec::new()),
     }
     work.settle(NOBODY, true);
-    work.finish(name_of(found))
+    work.finish(label_of(found))
 }
 
 /// Extends the lease. `false`: the place is lost.
@@ -181,7 +181,7 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64) -> (boo
         return (false, Change::Keep);
     };
     place.lease = place.lease.max(now.saturating_add(lease));
-    (true, row.write(now, name_of(found)))
+    (true, row.write(now, label_of(found)))
 }
 
 /// Sees whether time or a death has made room.
@@ -199,13 +199,18 @@ pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Tra
     work.called.extend(work.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
     let strangers = work.strangers();
     let next = work.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
-    let (called, change, steps) = work.finish(name_of(found));
+    let (called, change, steps) = work.finish(label_of(found));
     (Looked { called, strangers, next }, change, steps)
 }
 
-fn name_of<'a>(found: Found<'a>) -> &'a [u8] {
+/// Whether an offer can have been made and ended between two looks.
+pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
+    now.saturating_sub(before) >= OFFER
+}
+
+fn label_of(found: Found<'_>) -> &[u8] {
     match found {
-        Found::Row(row) => form::name(row.payload),
+        Found::Row(row) => form::label(row.payload),
         Found::Absent | Found::Damaged => &[],
     }
 }
@@ -453,8 +458,8 @@ impl<'a> Work<'a> {
         strangers
     }
 
-    fn finish(self, name: &[u8]) -> Transition<Vec<Called>> {
-        let change = if self.changed { self.row.write(self.moment.now, name) } else { Change::Keep };
+    fn finish(self, label: &[u8]) -> Transition<Vec<Called>> {
+        let change = if self.changed { self.row.write(self.moment.now, label) } else { Change::Keep };
         (self.called, change, self.steps)
     }
 }

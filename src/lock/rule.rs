@@ -114,6 +114,10 @@ pub trait LockFactory<Req> {
         None
     }
 
+    /// Called first of all for each request, also for one that will pass without a lock: the place to take off it what
+    /// comes from outside and only the layer may put there.
+    fn arrive(&self, _request: &mut Req) {}
+
     /// Tells the request what it holds, once the lock is held.
     fn hand_over(&self, _request: &mut Req, _hold: &Hold) {}
 

@@ -21,7 +21,7 @@ pub(super) fn push_header_name(header: &HeaderName, name: &mut NameBuf) {
 
 /// Parses the name of a header, for constructors.
 #[track_caller]
-pub(super) fn header_name(text: &str) -> HeaderName {
+pub(crate) fn header_name(text: &str) -> HeaderName {
     match HeaderName::from_bytes(text.as_bytes()) {
         Ok(header) => header,
         // Not within a closure, which would hide the caller.

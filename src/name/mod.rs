@@ -67,6 +67,7 @@ pub use self::{
     networks::{Networks, NetworksError},
     target::Target,
 };
+pub(crate) use header::header_name;
 pub(crate) use target::announces_body;
 
 /// The name of a request, written out; `None`: it passes.

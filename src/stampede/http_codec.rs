@@ -110,7 +110,7 @@ where
         };
         let (allowed, vary) = match allowed {
             Ok(allowed) => allowed,
-            Err(reason) => return pass(parts, Body::inner(body, None), reason),
+            Err(reason) => return pass(parts, Body::inner(body), reason),
         };
         let (data, trailers) = match collect(body, limit).await {
             Ok(whole) => whole,
@@ -154,7 +154,7 @@ where
     }
 
     fn pass(&self, response: Response<B>, status: CacheStatus) -> Self::Response {
-        tell(response.map(|body| Body::inner(body, None)), status)
+        tell(response.map(|body| Body::inner(body)), status)
     }
 }
 

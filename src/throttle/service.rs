@@ -311,7 +311,7 @@ where
                         let policy = &this.outcome.policy;
                         spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
-                    let admission = Admission { decision: this.told.take(), guard: None };
+                    let admission = Admission { decision: this.told.take(), ..Admission::default() };
                     return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
                 }
                 StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),

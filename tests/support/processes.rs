@@ -92,8 +92,12 @@ impl Child {
         writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().try_into().unwrap())
+    }
+
     pub(crate) fn signal(&self, signal: signal::Signal) {
-        signal::kill(Pid::from_raw(self.process.id().try_into().unwrap()), signal).unwrap();
+        signal::kill(self.pid(), signal).unwrap();
     }
 
     /// `kill -9`, and waits until it is gone.

@@ -73,7 +73,7 @@ fn what_is_held_is_renewed_until_it_is_released_even_by_one_that_panics() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    shared.release(&key, 7);
+    shared.release(&key, &*renewals);
     assert!(shared.held_here(&key).is_empty());
     cache.insert("x", &1).wait().unwrap();
     let before = renewals.0.load(SeqCst);

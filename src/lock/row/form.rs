@@ -5,30 +5,33 @@ use crate::{
     cache::{Change, Found, PAYLOAD_MAX, Waiter},
     lock::rule::{Demand, Holder, Owner},
 };
+use std::sync::Arc;
 
 const VERSION: u8 = 2;
 const HEAD: usize = 16;
 const PLACE: usize = 65;
 const TICKET: usize = 32;
-/// Bytes of the name that are kept in the row, to be read from outside.
+/// Bytes of the scope and the name that are kept in the row, to be read from outside.
+const SCOPE_MAX: usize = 64;
 const NAME_MAX: usize = 256;
+const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
 /// Places that fit into a row.
-pub(super) const PLACES_MAX: usize = (PAYLOAD_MAX - HEAD - NAME_MAX) / PLACE;
+pub(in crate::lock) const PLACES_MAX: usize = (PAYLOAD_MAX - HEAD - LABEL_MAX) / PLACE;
 
 /// What a lock's row says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct LockRow {
-    pub(super) places: Vec<Place>,
+pub(in crate::lock) struct LockRow {
+    pub(in crate::lock) places: Vec<Place>,
     /// How many wait; their rows count if it is wrong.
-    pub(super) waiting: u32,
+    pub(in crate::lock) waiting: u32,
     /// How long the lock was held on average of late, in ns; 0 if it is not known.
-    pub(super) mean: u64,
-    pub(super) tag: u64,
+    pub(in crate::lock) mean: u64,
+    pub(in crate::lock) tag: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Standing {
+pub(in crate::lock) enum Standing {
     Held = 0,
     /// Kept for one who waits.
     Offered = 1,
@@ -42,50 +45,50 @@ pub(super) enum Standing {
 
 /// A share of the lock that somebody has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) owner: Owner,
+pub(in crate::lock) struct Place {
+    pub(in crate::lock) owner: Owner,
     /// Its fence, or the number of the waiter to whom it is offered.
-    pub(super) number: u64,
+    pub(in crate::lock) number: u64,
     /// Machine time in ns at which it was entered first.
-    pub(super) since: u64,
+    pub(in crate::lock) since: u64,
     /// Machine time in ns at which it is lost unless it is renewed.
-    pub(super) lease: u64,
+    pub(in crate::lock) lease: u64,
     /// Machine time in ns until which it is kept, whatever its holder does.
-    pub(super) stays: u64,
+    pub(in crate::lock) stays: u64,
     /// Where it is held; 0 if that cannot be told.
-    pub(super) instance: u64,
-    pub(super) entered: u32,
-    pub(super) weight: u32,
-    pub(super) standing: Standing,
+    pub(in crate::lock) instance: u64,
+    pub(in crate::lock) entered: u32,
+    pub(in crate::lock) weight: u32,
+    pub(in crate::lock) standing: Standing,
 }
 
 impl Place {
-    pub(super) fn is_held(&self) -> bool {
+    pub(in crate::lock) fn is_held(&self) -> bool {
         self.standing == Standing::Held
     }
 
-    pub(super) fn is_held_by(&self, number: u64) -> bool {
+    pub(in crate::lock) fn is_held_by(&self, number: u64) -> bool {
         self.is_held() && self.number == number
     }
 
-    pub(super) fn is_offered(&self) -> bool {
+    pub(in crate::lock) fn is_offered(&self) -> bool {
         matches!(self.standing, Standing::Offered | Standing::Asked)
     }
 
-    pub(super) fn is_offered_to(&self, number: u64) -> bool {
+    pub(in crate::lock) fn is_offered_to(&self, number: u64) -> bool {
         self.is_offered() && self.number == number
     }
 
-    pub(super) fn called(&self) -> Called {
+    pub(in crate::lock) fn called(&self) -> Called {
         Called { instance: self.instance, number: self.number }
     }
 
-    pub(super) fn holder(&self) -> Holder {
+    pub(in crate::lock) fn holder(&self) -> Holder {
         Holder { owner: self.owner.clone(), entered: self.entered, weight: self.weight }
     }
 
     /// From now on nobody's, to the end of its minimum time.
-    pub(super) fn linger(&mut self) {
+    pub(in crate::lock) fn linger(&mut self) {
         (self.standing, self.lease, self.instance) = (Standing::Lingering, self.stays, 0);
     }
 
@@ -129,14 +132,32 @@ fn places_of(payload: &[u8]) -> Option<usize> {
         .then(|| usize::from(u16::from_le_bytes([payload[1], payload[2]])))
 }
 
-/// The name that a row carries.
-pub(super) fn name(payload: &[u8]) -> &[u8] {
+/// What a row says of whose lock it is: the length of the scope's name, that, and the lock's name.
+pub(in crate::lock) fn label(payload: &[u8]) -> &[u8] {
     places_of(payload).and_then(|places| payload.get(HEAD + places * PLACE..)).unwrap_or_default()
+}
+
+pub(in crate::lock) fn write_label(scope: &str, name: &[u8]) -> Arc<[u8]> {
+    let scope = &scope.as_bytes()[..scope.len().min(SCOPE_MAX)];
+    let name = &name[..name.len().min(NAME_MAX)];
+    let mut label = [0; LABEL_MAX];
+    let (scope_end, end) = (1 + scope.len(), 1 + scope.len() + name.len());
+    label[0] = scope.len() as u8;
+    label[1..scope_end].copy_from_slice(scope);
+    label[scope_end..end].copy_from_slice(name);
+    label[..end].into()
+}
+
+/// Scope and name of the row with these bytes.
+pub(in crate::lock) fn names(payload: &[u8]) -> (&[u8], &[u8]) {
+    let label = label(payload);
+    let Some((&scope, rest)) = label.split_first() else { return (&[], &[]) };
+    rest.split_at_checked(scope.into()).unwrap_or((&[], rest))
 }
 
 impl LockRow {
     /// `None`: the row cannot be read.
-    pub(super) fn read(found: Found<'_>) -> Option<LockRow> {
+    pub(in crate::lock) fn read(found: Found<'_>) -> Option<LockRow> {
         let row = match found {
             Found::Absent => return Some(LockRow::default()),
             Found::Row(row) => row,
@@ -153,7 +174,7 @@ impl LockRow {
     }
 
     /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended.
-    pub(super) fn unknown(now: u64, lease: u64) -> LockRow {
+    pub(in crate::lock) fn unknown(now: u64, lease: u64) -> LockRow {
         let somebody = Place {
             owner: Owner::random(),
             number: 0,
@@ -169,41 +190,40 @@ impl LockRow {
     }
 
     /// What the row becomes.
-    pub(super) fn write(&self, now: u64, name: &[u8]) -> Change {
+    pub(in crate::lock) fn write(&self, now: u64, label: &[u8]) -> Change {
         if self.places.is_empty() && self.waiting == 0 {
             return Change::Remove;
         }
-        let name = &name[..name.len().min(NAME_MAX)];
-        let mut payload = Vec::with_capacity(HEAD + self.places.len() * PLACE + name.len());
+        let mut payload = Vec::with_capacity(HEAD + self.places.len() * PLACE + label.len());
         payload.push(VERSION);
         payload.extend_from_slice(&(self.places.len() as u16).to_le_bytes());
         payload.push(0);
         payload.extend_from_slice(&self.waiting.to_le_bytes());
         payload.extend_from_slice(&self.mean.to_le_bytes());
         self.places.iter().for_each(|place| place.write(&mut payload));
-        payload.extend_from_slice(name);
+        payload.extend_from_slice(label);
         let waits = if self.waiting > 0 { now.saturating_add(WAITER) } else { 0 };
         let expires = self.places.iter().map(|place| place.lease).fold(waits, u64::max);
         Change::Put { expires, tag: self.tag, payload }
     }
 
     /// Whether it is known who has places.
-    pub(super) fn is_known(&self) -> bool {
+    pub(in crate::lock) fn is_known(&self) -> bool {
         self.places.iter().all(|place| place.standing != Standing::Unknown)
     }
 
     /// The weight of all together.
-    pub(super) fn taken(&self) -> u64 {
+    pub(in crate::lock) fn taken(&self) -> u64 {
         self.places.iter().map(|place| u64::from(place.weight)).sum()
     }
 
     /// Somebody held it for so many ns: a mean in which older times fade, by an eighth each time.
-    pub(super) fn learn(&mut self, held: u64) {
+    pub(in crate::lock) fn learn(&mut self, held: u64) {
         self.mean = if self.mean == 0 { held } else { self.mean - self.mean / 8 + held / 8 }.max(1);
     }
 
     /// In how many ns it may be the turn of one who comes now.
-    pub(super) fn wait(&self, now: u64) -> Option<u64> {
+    pub(in crate::lock) fn wait(&self, now: u64) -> Option<u64> {
         let oldest = self.places.iter().map(|place| place.since).min()?;
         let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };
         let turns = u64::from(self.waiting) / self.places.len() as u64 + 1;
@@ -213,16 +233,16 @@ impl LockRow {
 
 /// What a waiter's row says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    pub(super) owner: Owner,
+pub(in crate::lock) struct Ticket {
+    pub(in crate::lock) owner: Owner,
     /// Machine time in ns since when it waits.
-    pub(super) since: u64,
+    pub(in crate::lock) since: u64,
     /// `None`: only its own process knows its rule.
-    pub(super) demand: Option<Demand>,
+    pub(in crate::lock) demand: Option<Demand>,
 }
 
 impl Ticket {
-    pub(super) fn read(waiter: &Waiter) -> Option<Ticket> {
+    pub(in crate::lock) fn read(waiter: &Waiter) -> Option<Ticket> {
         let bytes: &[u8; TICKET] = waiter.payload.as_slice().try_into().ok()?;
         let small = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (owner, rest) = bytes.split_first_chunk::<16>()?;
@@ -234,7 +254,7 @@ impl Ticket {
         })
     }
 
-    pub(super) fn into_waiter(self, number: u64, until: u64, instance: u64) -> Waiter {
+    pub(in crate::lock) fn into_waiter(self, number: u64, until: u64, instance: u64) -> Waiter {
         let mut payload = Vec::with_capacity(TICKET);
         payload.extend_from_slice(&self.owner.0.to_le_bytes());
         payload.extend_from_slice(&self.since.to_le_bytes());

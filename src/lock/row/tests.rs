@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use std::{cell::Cell, collections::BTreeMap, ops::Bound};
 
 const LEASE: u64 = 100_000_000_000;
-const NAME: &[u8] = b"name";
 
 /// A lock without a cache: its row, its line, and the counter.
 #[derive(Default)]
@@ -63,7 +62,8 @@ impl Bench {
     }
 
     fn ask<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
-        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, wish, NAME, turn))
+        let label = form::write_label("scope", b"name");
+        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, wish, &label, turn))
     }
 
     fn enter<R: Rule>(&mut self, rule: R, owner: u128) -> Answer {
@@ -318,7 +318,7 @@ fn a_row_keeps_name_and_tag_and_is_full_some_time() {
     assert_eq!(held, PLACES_MAX);
     let (_, tag, payload) = lock.row.clone().unwrap();
     assert!(payload.len() <= crate::cache::PAYLOAD_MAX);
-    assert_eq!((form::name(&payload), tag), (NAME, 7));
+    assert_eq!((form::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
     assert_eq!(lock.row().waiting, 1);
 }
 
