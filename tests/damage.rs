@@ -193,6 +193,19 @@ fn random_bytes(seed: u64) -> impl FnMut() -> u8 {
     move || random.random()
 }
 
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap() {
+            kind if kind.is_dir() => copy_all(&entry.path(), &to),
+            kind if kind.is_file() => drop(fs::copy(entry.path(), to).unwrap()),
+            _ => {}
+        }
+    }
+}
+
 fn remove_all(path: &Path) {
     fs::remove_dir_all(path).unwrap();
 }
@@ -268,10 +281,7 @@ const CASES: &[(&str, Damage)] = &[
     ("state: renamed away", |place| fs::rename(place.state(), place.home().join("away")).unwrap()),
     ("state: replaced by a copy", |place| {
         let (state, copy) = (place.state(), place.home().join("copy"));
-        fs::create_dir(&copy).unwrap();
-        for name in ["data.mdb", "lock.mdb", "gate"] {
-            fs::copy(state.join(name), copy.join(name)).unwrap();
-        }
+        copy_all(&state, &copy);
         fs::rename(&state, place.home().join("away")).unwrap();
         fs::rename(copy, state).unwrap();
     }),
@@ -302,9 +312,27 @@ const CASES: &[(&str, Damage)] = &[
     ("run: removed", |place| {
         let _ = fs::remove_dir_all(place.home().join("run"));
     }),
+    ("run: replaced by a copy", |place| {
+        let (run, copy) = (place.home().join("run"), place.home().join("copy"));
+        copy_all(&run, &copy);
+        fs::rename(&run, place.home().join("away")).unwrap();
+        fs::rename(copy, run).unwrap();
+    }),
+    ("inner directory: replaced by a copy", |place| {
+        let (home, copy) = (place.home(), place.root.path().join("copy"));
+        copy_all(&home, &copy);
+        fs::rename(&home, place.root.path().join("away")).unwrap();
+        fs::rename(copy, home).unwrap();
+    }),
     ("inner directory: removed", |place| remove_all(&place.home())),
     ("inner directory: renamed away", |place| fs::rename(place.home(), place.root.path().join("away")).unwrap()),
     ("cache: removed", |place| remove_all(&place.cache())),
+    ("cache: replaced by a copy", |place| {
+        let copy = place.root.path().join("copy");
+        copy_all(&place.cache(), &copy);
+        fs::rename(place.cache(), place.root.path().join("away")).unwrap();
+        fs::rename(copy, place.cache()).unwrap();
+    }),
     ("cache: renamed away", |place| fs::rename(place.cache(), place.root.path().join("away")).unwrap()),
 ];
 

@@ -310,6 +310,7 @@ impl Shared {
         }
         *looked = Instant::now();
         self.state.lane.env.look();
+        self.presence.stay();
     }
 
     fn tidy(&self) -> Duration {
