@@ -2,7 +2,7 @@
 //! `redis-server` is in the path.
 //!
 //! ```text
-//! cargo bench --bench locks
+//! cargo bench --bench locks            # or one of them: -- alone, -- handover, -- idle
 //! ```
 //!
 //! Compare ratios within one run: absolute times differ by half between machines and hours. Caches are in the system's
@@ -13,6 +13,8 @@
 #[path = "support/statistics.rs"]
 mod statistics;
 
+#[path = "support/locks/alone.rs"]
+mod alone;
 #[path = "support/locks/handover.rs"]
 mod handover;
 #[path = "support/locks/idle.rs"]
@@ -21,8 +23,6 @@ mod idle;
 mod processes;
 #[path = "support/locks/redis.rs"]
 mod redis;
-#[path = "support/locks/uncontended.rs"]
-mod uncontended;
 
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
@@ -40,17 +40,29 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // `cargo test --benches` runs this too, and wants to know no more than that it builds.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
+    let wanted = |what| {
+        let mut names = arguments.iter().filter(|argument| !argument.starts_with("--")).peekable();
+        names.peek().is_none() || names.any(|name| name == what)
+    };
     let redis = redis::Server::start();
     if redis.is_none() {
         println!("redis-server is not installed: its locks are left out");
     }
-    let mut aims = uncontended::measure(redis.as_ref());
-    aims.extend(handover::measure(redis.as_ref()));
+    let mut aims = Vec::new();
+    if wanted("alone") {
+        aims.extend(alone::measure(redis.as_ref()));
+    }
+    if wanted("handover") {
+        aims.extend(handover::measure(redis.as_ref()));
+    }
     drop(redis);
-    aims.extend(idle::measure());
+    if wanted("idle") {
+        aims.extend(idle::measure());
+    }
     println!();
     for (what, met) in &aims {
         println!("{:<6} {what}", if *met { "ok" } else { "MISSED" });

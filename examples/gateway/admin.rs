@@ -9,7 +9,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower_floodgate::Cache;
+use tower_floodgate::{Cache, LockStats};
 
 /// Serves until the process ends.
 pub(crate) fn start(listener: TcpListener, cache: Cache) {
@@ -62,5 +62,30 @@ async fn stats(State(cache): State<Cache>) -> Json<Value> {
         "busy": stats.busy,
         "failures": stats.failures,
         "leases_lost": stats.leases_lost,
+        "lock_waiters": stats.lock_waiters,
+        "longest_wait": stats.longest_wait.as_secs_f64(),
+        "locks": stats.locks.iter().map(lock).collect::<Vec<_>>(),
     }))
+}
+
+/// Who holds a lock since when, and who waits; times are seconds.
+fn lock(lock: &LockStats) -> Value {
+    let holders = lock.holders.iter().map(|holder| {
+        json!({
+            "fence": holder.fence,
+            "process": holder.process,
+            "held": holder.held.as_secs_f64(),
+            "lease_left": holder.lease_left.as_secs_f64(),
+            "offered": holder.offered,
+        })
+    });
+    let waiters =
+        lock.waiters.iter().map(|waiter| json!({ "process": waiter.process, "waited": waiter.waited.as_secs_f64() }));
+    json!({
+        "scope": lock.scope,
+        "name": lock.name,
+        "holders": holders.collect::<Vec<_>>(),
+        "waiting": lock.waiting,
+        "waiters": waiters.collect::<Vec<_>>(),
+    })
 }

@@ -131,6 +131,11 @@ impl Scope {
         self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
     }
 
+    /// The last commit to `state/`, by any process.
+    pub(crate) fn last_commit(&self) -> u64 {
+        self.handle().shared.state.lane.env.last_transaction()
+    }
+
     /// Lists the locks of all scopes, see [`state::State::list_locks`].
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
