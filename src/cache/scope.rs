@@ -114,6 +114,11 @@ impl Scope {
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
+    /// See [`env::Env::is_orphaned`].
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.handle().shared.state.lane.env.is_orphaned()
+    }
+
     /// See [`state::State::post_then`].
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
