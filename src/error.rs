@@ -21,7 +21,8 @@ pub enum Error {
     Busy,
     /// There is no room left, on disk or in the environment's fixed size.
     Full,
-    /// The files are damaged; what they held is lost, a later opening starts with fresh ones.
+    /// The files are damaged, or were removed or replaced while processes use them. What they held is lost. Locks may still
+    /// be held by those processes, so every one that uses the cache has to be stopped; the next one starts with fresh files.
     Damaged,
     /// The value could not be turned into bytes, or the stored bytes not into the value asked for.
     Codec(String),
@@ -50,7 +51,10 @@ impl fmt::Display for Error {
             },
             Error::Busy => f.write_str("the cache could not be written in time"),
             Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
-            Error::Damaged => f.write_str("the cache's files are damaged"),
+            Error::Damaged => f.write_str(
+                "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \
+                 cache, the next one starts with fresh files",
+            ),
             Error::Codec(why) => write!(f, "the value does not fit its stored form: {why}"),
             Error::TooLarge { size, limit } => {
                 write!(f, "the value has {size} bytes, the cache takes at most {limit}")

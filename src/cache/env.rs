@@ -1,50 +1,18 @@
-//! One LMDB environment: the check before it is opened, the opening ritual, and transactions that cannot leave the
-//! function that began them.
-
-#![allow(unsafe_code)]
+//! One LMDB environment, and transactions that cannot leave the function that began them.
 
 use super::{
     gate::{Gate, Held},
+    guard::{Found, Guard},
+    opening::{self, Db, Opened, Options},
     sys,
 };
 use crate::error::Error;
-use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithTls, types::Bytes};
-use std::{
-    fs::{self, File},
-    io::{self, Read},
-    marker::PhantomData,
-    ops::Bound,
-    path::Path,
-    time::Duration,
-};
-
-/// Readers a machine may have at once: one slot for each thread that ever read.
-const MAX_READERS: u32 = 8192;
-
-/// Bytes of LMDB's lock file: a cache line a reader, and a head.
-const LOCK_SIZE: u64 = MAX_READERS as u64 * 64 + 4096;
-
-/// How long an opening waits at the gate for those who write.
-const OPENING: Duration = Duration::from_secs(2);
+use heed::{MdbError, RoTxn, RwTxn, WithTls};
+use std::{io, marker::PhantomData, ops::Bound, path::Path};
 
 /// A table of an environment, by its place in [`Options::tables`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table(pub(crate) usize);
-
-/// How to open an environment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Options<'a> {
-    pub(crate) tables: &'a [&'static str],
-    pub(crate) map_size: usize,
-    /// Write straight to the map, its blocks reserved so that a full disk does nothing to it.
-    pub(crate) write_map: bool,
-    /// Sync every commit.
-    pub(crate) sync: bool,
-    /// Nobody else has it open.
-    pub(crate) alone: bool,
-}
-
-type Db = Database<'static, Bytes, Bytes>;
 
 /// An open environment with its gate.
 pub(crate) struct Env {
@@ -54,36 +22,20 @@ pub(crate) struct Env {
     map_size: usize,
     /// See [`sys::forks`].
     forks: u32,
+    guard: Option<Guard>,
 }
 
 impl Env {
+    /// Opens an environment; alone, makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if the files are not sound; beside others also if they are not those that the others use.
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         sys::watch_forks();
-        fs::DirBuilder::new().recursive(true).create(path)?;
-        let data = path.join("data.mdb");
-        if options.alone {
-            check_before_opening(&data)?;
-        }
-        // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
-        reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
-        // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
-        let first = open_heed(path, options)?;
-        drop(first.read_txn().map_err(|error| match error {
-            heed::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Error::Io(io::Error::other(
-                "a process with the same process id uses it, as in two containers; start one with another id",
-            )),
-            error => from_heed(error),
-        })?);
-        first.prepare_for_closing().wait();
-        let heed = open_heed(path, options)?;
-        heed.clear_stale_readers().map_err(from_heed)?;
-        sys::close_on_exec(&data)?;
-        if options.write_map {
-            reserve(&data, options.map_size as u64)?;
-        }
-        let gate = Gate::open(&path.join("gate"), options.alone)?;
-        let tables = open_tables(&heed, &gate, options.tables)?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks() })
+        let Opened { heed, tables, gate, files } = opening::open(path, options)?;
+        let guard = options.guarded.map(|root| Guard::new(root, path, files)).transpose()?;
+        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks(), guard })
     }
 
     #[cfg(test)]
@@ -101,6 +53,17 @@ impl Env {
         self.forks != sys::forks()
     }
 
+    /// Whether the cache's directory was removed or replaced. What is held can be renewed and released, since others may hold
+    /// on to the same files, but nothing may be granted.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::is_orphaned)
+    }
+
+    /// Whether it is not to be touched any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.gate.is_shut()
+    }
+
     /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's
     /// transaction is `Send`, but committing it elsewhere silently blocks every process of the machine.
     pub(crate) fn write<T>(
@@ -111,13 +74,80 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        let mut txn =
-            Txn { rw: self.heed.write_txn().map_err(from_heed)?, env: self, written: false, _this_thread: PhantomData };
-        let (result, changed) = f(&mut txn)?;
-        if changed {
-            txn.rw.commit().map_err(from_commit)?;
+        let result = self.begin().and_then(|rw| {
+            let mut txn = Txn { rw, env: self, written: false, _this_thread: PhantomData };
+            let (result, changed) = f(&mut txn)?;
+            if changed {
+                txn.rw.commit().map_err(from_commit)?;
+            }
+            Ok(result)
+        });
+        if let (Err(Error::Damaged), Some(guard)) = (&result, &self.guard) {
+            self.condemn(guard);
         }
-        Ok(result)
+        result
+    }
+
+    fn begin(&self) -> Result<RwTxn<'_>, Error> {
+        let begun = self.heed.write_txn();
+        let Some(guard) = &self.guard else { return begun.map_err(from_heed) };
+        let rw = begun.map_err(|error| match from_heed(error) {
+            Error::Io(error) if error.raw_os_error().is_none_or(|code| code == libc::ENOMEM) => Error::Io(error),
+            // Its last page is behind the end of the map, which is smaller than that of others.
+            Error::Full if self.heed.info().map_size < self.map_size => Error::Full,
+            _ => Error::Damaged,
+        })?;
+        // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not compare.
+        let id = rw.id() as u64;
+        if id.checked_sub(1) == Some(self.last_transaction()) && guard.is_not_behind(id) {
+            Ok(rw)
+        } else {
+            Err(Error::Damaged)
+        }
+    }
+
+    fn condemn(&self, guard: &Guard) {
+        if self.gate.condemn() {
+            tracing::error!(
+                path = %guard.path().display(),
+                "damaged: no lock is granted any more; stop every process that uses the cache, the next one starts with \
+                 empty files"
+            );
+        }
+    }
+
+    /// Looks after the files if nobody has for a tenth of a second, so that those that were cut do not kill us. `now` is in
+    /// ns of any clock, always the same.
+    pub(crate) fn look_at(&self, now: u64) {
+        if self.guard.as_ref().is_some_and(|guard| guard.is_due(now)) {
+            self.look();
+        }
+    }
+
+    /// Looks after the files.
+    pub(crate) fn look(&self) {
+        let Some(guard) = &self.guard else { return };
+        if self.forked() || self.gate.is_shut() {
+            return;
+        }
+        match guard.look() {
+            Found::Intact | Found::Gone => {}
+            Found::Cut => self.condemn(guard),
+            Found::CutOff => self.give_up(guard),
+        }
+    }
+
+    /// This process uses the environment no more, and does not even touch it.
+    fn give_up(&self, guard: &Guard) {
+        if self.gate.shut() {
+            tracing::error!(
+                path = %guard.path().display(),
+                "truncated: no lock is granted any more; stop every process that uses the cache, the next one starts with \
+                 empty files"
+            );
+            // Closing it would look into the lock file.
+            std::mem::forget(self.heed.clone());
+        }
     }
 
     /// Runs `f` in a read transaction. It must not begin another one: heed's readers are one a thread.
@@ -130,11 +160,16 @@ impl Env {
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
+        if self.gate.is_shut() {
+            return Err(Error::Damaged);
+        }
         self.heed.force_sync().map_err(from_heed)
     }
 
     pub(crate) fn clear_stale_readers(&self) {
-        let _ = self.heed.clear_stale_readers();
+        if !self.gate.is_shut() {
+            let _ = self.heed.clear_stale_readers();
+        }
     }
 
     /// Pages of the map.
@@ -233,124 +268,21 @@ impl Txn<'_> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
 
+    /// What stands beside a key, mostly behind it, as `f` sees it.
+    pub(crate) fn beside<T>(&self, table: Table, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
+        let table = &self.env.tables[table.0];
+        let beside = match table.get_greater_than(&self.rw, key).map_err(from_heed)? {
+            Some(next) => Some(next),
+            None => table.get_lower_than(&self.rw, key).map_err(from_heed)?,
+        };
+        Ok(beside.map(|(_, value)| f(value)))
+    }
+
     /// Pages that the rows of a table occupy.
     pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
         let stat = self.env.tables[table.0].stat(&self.rw).map_err(from_heed)?;
         Ok(stat.branch_pages + stat.leaf_pages + stat.overflow_pages)
     }
-}
-
-/// Takes the disk's blocks for a file that is mapped writable, where the file system can.
-fn reserve(path: &Path, size: u64) -> Result<(), Error> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
-    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
-        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        Err(rustix::io::Errno::NOSPC) => Err(Error::Full),
-        reserved => reserved.map_err(|error| io::Error::from(error).into()),
-    }
-}
-
-fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
-    let mut flags = EnvFlags::empty();
-    if !options.sync {
-        flags |= EnvFlags::NO_SYNC;
-    }
-    if options.write_map {
-        flags |= EnvFlags::WRITE_MAP;
-    }
-    let mut map_size = options.map_size;
-    loop {
-        let mut open = EnvOpenOptions::new();
-        open.map_size(map_size).max_dbs(options.tables.len() as u32).max_readers(MAX_READERS);
-        // SAFETY: the flags are sound for what is stored (`write_map` only with reserved blocks, `NO_SYNC` only for files
-        // that a crash of the machine retires); the directory is private to this user, and only this crate, which
-        // registers every directory once per process, opens what is in it.
-        let opened = unsafe {
-            open.flags(flags);
-            open.open(path)
-        };
-        match opened {
-            // Address space may be limited; the map of `entries/` is far larger than what it holds.
-            Err(heed::Error::Io(error))
-                if error.kind() == io::ErrorKind::OutOfMemory && !options.write_map && map_size > 1 << 28 =>
-            {
-                map_size /= 2;
-            }
-            opened => return opened.map_err(from_heed),
-        }
-    }
-}
-
-fn open_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
-    // Mostly they are there, and a process that is stopped while it writes is not in the way.
-    let found = names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<Option<Vec<_>>>>();
-    if let Some(tables) = found.map_err(from_heed)? {
-        return Ok(tables);
-    }
-    let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
-    names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
-}
-
-/// The empty name stands for the table that has none.
-fn named(table: &str) -> Option<&str> {
-    Some(table).filter(|table| !table.is_empty())
-}
-
-fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
-    let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
-        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
-    })?;
-    Ok(opened.commit().flatten())
-}
-
-fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
-    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
-        databases.create_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
-    })?;
-    Ok(opened.commit())
-}
-
-/// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
-fn check_before_opening(data: &Path) -> Result<(), Error> {
-    let mut file = match File::open(data) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened?,
-    };
-    let length = file.metadata()?.len();
-    let mut head = Vec::new();
-    file.by_ref().take(2 * 65_536).read_to_end(&mut head)?;
-    if metas_are_sound(&head, length) { Ok(()) } else { Err(Error::Damaged) }
-}
-
-/// Offsets within a 64-bit LMDB 0.9 meta page, behind the 16-byte page header: magic, version, (address), map size, two
-/// database records of 48 bytes whose first field is the page size and last the root, last page, transaction id.
-fn metas_are_sound(head: &[u8], length: u64) -> bool {
-    const MAGIC: u32 = 0xBEEF_C0DE;
-    const NO_PAGE: u64 = u64::MAX;
-    let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| super::record::u64_at(head, at);
-    let page_size = u32_at(16 + 24).unwrap_or(0);
-    if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
-        return false;
-    }
-    let meta = |page: usize| {
-        let at = page * page_size as usize + 16;
-        let last_page = u64_at(at + 120)?;
-        let roots_fit = [at + 24 + 40, at + 72 + 40]
-            .into_iter()
-            .all(|root| u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page));
-        let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size;
-        sound.then_some((u64_at(at + 128)?, last_page, roots_fit))
-    };
-    let (Some(a), Some(b)) = (meta(0), meta(1)) else { return false };
-    // The older one may have been half overwritten by a commit that was killed: LMDB will not use it.
-    let (_, last_page, roots_fit) = if a.0 >= b.0 { a } else { b };
-    roots_fit
-        && a.0.abs_diff(b.0) <= 1
-        && last_page
-            .checked_add(1)
-            .and_then(|pages| pages.checked_mul(page_size.into()))
-            .is_some_and(|bytes| bytes <= length)
 }
 
 fn from_commit(error: heed::Error) -> Error {
@@ -361,7 +293,7 @@ fn from_commit(error: heed::Error) -> Error {
     }
 }
 
-fn from_heed(error: heed::Error) -> Error {
+pub(super) fn from_heed(error: heed::Error) -> Error {
     match error {
         heed::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => Error::Full,
         heed::Error::Io(error) => Error::Io(error),
@@ -369,6 +301,8 @@ fn from_heed(error: heed::Error) -> Error {
             Error::Full
         }
         heed::Error::EnvAlreadyOpened => Error::Busy,
+        // A write failed on the way to the disk. The files are as before; this process would have to open them again.
+        heed::Error::Mdb(MdbError::Panic) => Error::Io(io::Error::other("a write failed: restart the process")),
         _ => Error::Damaged,
     }
 }

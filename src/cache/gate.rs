@@ -2,30 +2,64 @@
 //!
 //! LMDB's own lock has no try and no timeout: a thread of a runtime that waits for it behind a stopped process freezes
 //! its runtime. This one can be tried, and waited for with a bound.
+//!
+//! Its page also says what every process must know of the environment: which files it is made of, and that it was found
+//! damaged.
 
 #![allow(unsafe_code)]
 
-use super::sys;
+use super::{
+    guard::{Files, Id},
+    sys,
+};
 use crate::error::Error;
 use std::{
-    cell::UnsafeCell, fs::File, io, io::Write, marker::PhantomData, mem::size_of, os::fd::AsRawFd, path::Path,
-    ptr::NonNull, time::Duration,
+    cell::UnsafeCell,
+    fs::File,
+    io,
+    io::Write,
+    marker::PhantomData,
+    mem::size_of,
+    os::fd::AsRawFd,
+    path::Path,
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
+    time::Duration,
 };
 
 #[repr(C)]
 struct Page {
-    magic: u64,
+    /// [`MAGIC`], or [`CONDEMNED`].
+    magic: AtomicU64,
     mutex: UnsafeCell<libc::pthread_mutex_t>,
+    /// How often in a row whoever held the gate, or opened the environment alone, did not live to the end of it.
+    deaths: AtomicU64,
+    map_size: AtomicU64,
+    files: [[AtomicU64; 2]; Files::COUNT],
 }
 
-const MAGIC: u64 = u64::from_le_bytes(*b"fldgate1");
+/// Bytes of a gate's file.
+pub(crate) const GATE_SIZE: u64 = size_of::<Page>() as u64;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"fldgate2");
+const CONDEMNED: u64 = u64::from_le_bytes(*b"flddmgd2");
+
+/// Who is killed while it writes leaves sound files behind, so one death says nothing. But damaged files kill whoever
+/// reads them, again and again.
+const DEATHS_MAX: u64 = 3;
 
 /// The gate of one environment.
 pub(crate) struct Gate {
     page: NonNull<Page>,
+    /// Not even the page is to be touched any more.
+    shut: AtomicBool,
 }
 
-// SAFETY: the page is shared memory; its mutex is process-shared and is only touched through libc's functions.
+// SAFETY: the page is shared memory; its mutex is process-shared and is only touched through libc's functions, the rest is
+// atomic.
 unsafe impl Send for Gate {}
 // SAFETY: as above.
 unsafe impl Sync for Gate {}
@@ -38,11 +72,19 @@ pub(crate) struct Held<'a> {
 
 impl Gate {
     /// Maps the gate in `file`. `fresh` makes it anew: only where nobody else can be using it.
-    pub(crate) fn open(path: &Path, fresh: bool) -> io::Result<Gate> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        let short = file.metadata()?.len() < size_of::<Page>() as u64;
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is no gate, or that of an environment that was found damaged.
+    pub(crate) fn open(path: &Path, fresh: bool) -> Result<Gate, Error> {
+        let file = File::options().read(true).write(true).create(fresh).truncate(false).open(path);
+        let file = match file {
+            Err(error) if !fresh && error.kind() == io::ErrorKind::NotFound => return Err(Error::Damaged),
+            file => file?,
+        };
+        let short = file.metadata()?.len() < GATE_SIZE;
         if short && !fresh {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the gate's file is too short"));
+            return Err(Error::Damaged);
         }
         if short {
             // Written, not only lengthened: on a full disk, the first touch of a hole would kill the process.
@@ -60,25 +102,31 @@ impl Gate {
             )
         };
         if page == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(io::Error::last_os_error().into());
         }
-        let gate = Gate { page: NonNull::new(page.cast()).ok_or(io::ErrorKind::OutOfMemory)? };
-        if fresh {
-            gate.init()?;
-        } else if gate.magic() != MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the gate's file is not a gate"));
+        let page = NonNull::new(page.cast()).ok_or(io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let gate = Gate { page, shut: AtomicBool::new(false) };
+        let page = gate.page();
+        match (page.magic.load(Acquire), fresh) {
+            (MAGIC, false) => {}
+            (MAGIC, true) if page.deaths.load(Relaxed) < DEATHS_MAX => gate.init()?,
+            (CONDEMNED, _) | (MAGIC, true) | (_, false) => return Err(Error::Damaged),
+            (_, true) => {
+                page.deaths.store(0, Relaxed);
+                gate.init()?;
+            }
         }
         Ok(gate)
     }
 
-    fn magic(&self) -> u64 {
-        // SAFETY: the mapping is at least a page long and stays until drop.
-        unsafe { std::ptr::read_volatile(&raw const (*self.page.as_ptr()).magic) }
+    fn page(&self) -> &Page {
+        // SAFETY: the mapping is long enough and stays until drop; what other processes change in it is atomic, or behind an
+        // `UnsafeCell`.
+        unsafe { self.page.as_ref() }
     }
 
     fn mutex(&self) -> *mut libc::pthread_mutex_t {
-        // SAFETY: the mapping stays until drop; only the pointer is formed here.
-        unsafe { (*self.page.as_ptr()).mutex.get() }
+        self.page().mutex.get()
     }
 
     fn init(&self) -> io::Result<()> {
@@ -90,19 +138,65 @@ impl Gate {
             check(libc::pthread_mutexattr_setrobust(&mut kind, libc::PTHREAD_MUTEX_ROBUST))?;
             check(libc::pthread_mutex_init(self.mutex(), &kind))?;
             check(libc::pthread_mutexattr_destroy(&mut kind))?;
-            std::ptr::write_volatile(&raw mut (*self.page.as_ptr()).magic, MAGIC);
         }
+        self.page().magic.store(MAGIC, Release);
         Ok(())
+    }
+
+    /// Writes down what the environment is made of.
+    pub(crate) fn describe(&self, files: &Files) {
+        let page = self.page();
+        page.map_size.store(files.map_size, Relaxed);
+        for (kept, id) in page.files.iter().flatten().zip(files.ids.iter().flatten()) {
+            kept.store(*id, Relaxed);
+        }
+    }
+
+    /// What was written down.
+    pub(crate) fn described(&self) -> Files {
+        let page = self.page();
+        let id = |at: usize| -> Id { [page.files[at][0].load(Relaxed), page.files[at][1].load(Relaxed)] };
+        Files { map_size: page.map_size.load(Relaxed), length: 0, ids: std::array::from_fn(id) }
+    }
+
+    /// Runs what damaged files may kill us in, so that it is known afterwards that they did. For who is alone.
+    pub(crate) fn survive<T>(&self, f: impl FnOnce() -> T) -> T {
+        let deaths = &self.page().deaths;
+        let before = deaths.fetch_add(1, Relaxed);
+        let survived = f();
+        deaths.store(before, Relaxed);
+        survived
+    }
+
+    /// The environment was found damaged: from now on nobody gets through, in no process. Whether it was new to say so.
+    pub(crate) fn condemn(&self) -> bool {
+        !self.shut.load(Relaxed) && self.page().magic.swap(CONDEMNED, Release) == MAGIC
+    }
+
+    /// This process gets through no more. Whether it could before.
+    pub(crate) fn shut(&self) -> bool {
+        !self.shut.swap(true, Relaxed)
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.load(Relaxed)
+    }
+
+    /// Whether the page is sound and says that the environment is.
+    fn check(&self) -> Result<(), Error> {
+        if self.is_shut() || self.page().magic.load(Relaxed) != MAGIC { Err(Error::Damaged) } else { Ok(()) }
     }
 
     /// Takes the gate if nobody holds it. Never blocks.
     pub(crate) fn try_lock(&self) -> Result<Option<Held<'_>>, Error> {
+        self.check()?;
         // SAFETY: the mutex was initialised when the gate was made and is mapped until drop.
         self.taken(unsafe { libc::pthread_mutex_trylock(self.mutex()) })
     }
 
     /// Waits for the gate, at most for `patience`: for the housekeeping thread only.
     pub(crate) fn lock_for(&self, patience: Duration) -> Result<Option<Held<'_>>, Error> {
+        self.check()?;
         // SAFETY: as in `try_lock`.
         self.taken(unsafe { sys::mutex_lock_for(self.mutex(), patience) })
     }
@@ -117,15 +211,20 @@ impl Gate {
                 check(result)?;
             }
             libc::EBUSY | libc::ETIMEDOUT => return Ok(None),
-            libc::ENOTRECOVERABLE => return Err(Error::Damaged),
-            error => return Err(io::Error::from_raw_os_error(error).into()),
+            // Not recoverable, or no mutex at all.
+            _ => return Err(Error::Damaged),
         }
-        Ok(Some(Held { gate: self, _this_thread: PhantomData }))
+        let held = Held { gate: self, _this_thread: PhantomData };
+        let deaths = &self.page().deaths;
+        deaths.store(deaths.load(Relaxed).saturating_add(1), Relaxed);
+        // It may have been condemned while we waited.
+        self.check().map(|()| Some(held))
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        self.gate.page().deaths.store(0, Relaxed);
         // SAFETY: this thread took the mutex (`Held` cannot leave it).
         unsafe { libc::pthread_mutex_unlock(self.gate.mutex()) };
     }
@@ -173,7 +272,48 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gate");
         assert!(Gate::open(&path, false).is_err());
-        std::fs::write(&path, [1; 100]).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, [1; 200]).unwrap();
         assert!(Gate::open(&path, false).is_err());
+        assert!(Gate::open(&path, true).is_ok());
+        assert!(Gate::open(&path, false).is_ok());
+    }
+
+    #[test]
+    fn a_condemned_gate_lets_nobody_through_and_stays_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gate");
+        let (gate, again) = (Gate::open(&path, true).unwrap(), Gate::open(&path, false).unwrap());
+        let held = gate.try_lock().unwrap();
+        assert!(again.condemn() && !gate.condemn(), "once");
+        drop(held);
+        assert!(gate.try_lock().is_err() && again.lock_for(Duration::from_secs(1)).is_err());
+        assert!(Gate::open(&path, false).is_err() && Gate::open(&path, true).is_err());
+    }
+
+    #[test]
+    fn what_kills_again_and_again_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gate");
+        let die = |gate: &Gate| {
+            std::thread::scope(|threads| {
+                threads
+                    .spawn(|| std::mem::forget(gate.lock_for(Duration::from_secs(5)).unwrap().unwrap()))
+                    .join()
+                    .unwrap();
+            });
+        };
+        for _ in 0..2 * DEATHS_MAX {
+            let gate = Gate::open(&path, true).unwrap();
+            die(&gate);
+            drop(gate.lock_for(Duration::from_secs(5)).unwrap().unwrap());
+        }
+        for _ in 0..DEATHS_MAX {
+            let gate = Gate::open(&path, true).unwrap();
+            // An opening that ends well says nothing of what comes after.
+            gate.survive(|| ());
+            die(&gate);
+        }
+        assert!(matches!(Gate::open(&path, true), Err(Error::Damaged)));
     }
 }

@@ -1,17 +1,22 @@
 //! The cache's directory: who may use it, which generation of each environment is current, and what survives a reboot.
 //!
 //! ```text
+//! <cache>/                             each user holds a shared flock
 //! <cache>/<fingerprint>/open.lock      held while a process opens or closes
-//! <cache>/<fingerprint>/users          each user holds a shared flock
+//! <cache>/<fingerprint>/users          and one of its own build
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
 //! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
 //! <cache>/<fingerprint>/entries-K-N/
 //! <cache>/<fingerprint>/run/           a file for each opening that others may wait for, held by an exclusive flock
 //! ```
 
-use super::{numbers, presence, record::Secret, sys};
+use super::{
+    numbers, presence,
+    record::Secret,
+    sys,
+    users::{OPENING, Opening, Users, sibling_in_use},
+};
 use crate::error::Error;
-use rustix::fs::{FlockOperation, flock};
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -19,14 +24,11 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
 const SCHEMA: u32 = 3;
-
-/// How long an opening waits for another one to finish.
-const OPENING: Duration = Duration::from_secs(10);
 
 /// Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -133,14 +135,8 @@ pub(crate) struct Directory {
     root: PathBuf,
     home: PathBuf,
     pub(crate) file_system: sys::FileSystem,
-    users: File,
+    users: Users,
     layout: Layout,
-}
-
-/// The right to change a directory; while it exists nobody else opens or closes the cache.
-#[derive(Debug)]
-pub(crate) struct Opening {
-    _lock: File,
 }
 
 impl Directory {
@@ -155,11 +151,14 @@ impl Directory {
         let &Wanted { state_size, shards, mixed, sync } = wanted;
         let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
         let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
-        let file_system = check_root(root).map_err(fail)?;
+        let (whole, file_system) = check_root(root).map_err(fail)?;
         let home = root.join(fingerprint());
         make_private(&home).map_err(io("its inner directory cannot be made"))?;
-        if !mixed {
-            check_siblings(root, &home).map_err(fail)?;
+        if let Some(sibling) = sibling_in_use(root, &home).filter(|_| !mixed) {
+            return Err(fail(format!(
+                "a process of another build ({sibling}) is using it, and the two would share no locks; stop it, use another \
+                 directory, or allow it with `Builder::allow_mixed_builds`"
+            )));
         }
         let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => fail(
@@ -168,12 +167,14 @@ impl Directory {
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
-        let users = open_file(&home.join("users")).map_err(io("its users file"))?;
-        let alone = flock(&users, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if !alone {
-            // A process of another build that looks whether anybody is in holds it for a moment.
-            lock_for(&users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
-        }
+        let users = Users::enter(root, &home, whole).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => fail(
+                "processes use it whose files have been removed or replaced; stop them first, or use another directory"
+                    .into(),
+            ),
+            _ => io("its users file")(error),
+        })?;
+        let alone = users.alone;
         let boot = boot_id().map_err(io("the boot id"))?;
         let path = home.join("layout");
         let text = match fs::read_to_string(&path) {
@@ -209,11 +210,15 @@ impl Directory {
                 "the cache was made with other sizes than asked for; those are kept"
             );
         }
+        if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
+            tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
+            layout.state = next_number(&home, layout.state);
+        }
         if layout.boot != boot {
             // What was written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
-                layout.state = fresh_number(&home);
+                layout.state = next_number(&home, layout.state);
                 layout.entries.fill(fresh_number(&home));
             }
             layout.boot = boot;
@@ -235,7 +240,7 @@ impl Directory {
         if alone {
             directory.remove_old_generations();
             presence::clear(&directory.run_path());
-            lock_for(&directory.users, FlockOperation::NonBlockingLockShared, OPENING).map_err(io("its users file"))?;
+            directory.users.let_others_in().map_err(io("its users file"))?;
         }
         Ok((directory, opened))
     }
@@ -261,16 +266,16 @@ impl Directory {
         self.home.join("run")
     }
 
-    /// A number that no generation has had.
-    pub(crate) fn fresh_number(&self) -> u64 {
-        fresh_number(&self.home)
+    /// A number that no generation has had, nor the given one.
+    pub(crate) fn next_number(&self, generation: u64) -> u64 {
+        next_number(&self.home, generation)
     }
 
     /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
     /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
         let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
-        if flock(&self.users, FlockOperation::NonBlockingLockExclusive).is_ok() && sync() {
+        if self.users.are_gone(&self.home) && sync() {
             let closed = since_boot().saturating_add(self.layout.offset);
             let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
         }
@@ -300,38 +305,12 @@ impl Directory {
     }
 }
 
-impl Opening {
-    fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
-        let lock = open_file(&home.join("open.lock"))?;
-        lock_for(&lock, FlockOperation::NonBlockingLockExclusive, patience)?;
-        Ok(Opening { _lock: lock })
-    }
-}
-
-fn lock_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn open_file(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
-}
-
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Makes the root if need be, and says why it cannot be used, if so.
-fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
+fn check_root(root: &Path) -> Result<(File, sys::FileSystem), String> {
     match make_private(root) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -355,29 +334,18 @@ fn check_root(root: &Path) -> Result<sys::FileSystem, String> {
         sys::FileSystem::Network(kind) => Err(format!(
             "it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"
         )),
-        local => Ok(local),
+        local => Ok((directory, local)),
     }
-}
-
-/// Users of another version, architecture or libc would share no locks with us.
-fn check_siblings(root: &Path, home: &Path) -> Result<(), String> {
-    for entry in fs::read_dir(root).map_err(|error| format!("the directory cannot be read: {error}"))?.flatten() {
-        let Ok(users) = File::open(entry.path().join("users")) else { continue };
-        if entry.path() != home && flock(&users, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(format!(
-                "a process of another build ({}) is using it, and the two would share no locks; stop it, use another \
-                 directory, or allow it with `Builder::allow_mixed_builds`",
-                entry.file_name().to_string_lossy()
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn fresh_number(home: &Path) -> u64 {
     let used = fs::read_dir(home).into_iter().flatten().flatten();
     let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
     highest.map_or(0, |highest| highest.saturating_add(1))
+}
+
+fn next_number(home: &Path, generation: u64) -> u64 {
+    fresh_number(home).max(generation.saturating_add(1))
 }
 
 fn boot_id() -> io::Result<String> {

@@ -32,6 +32,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod averager;
+mod beacon;
 mod builder;
 pub(crate) mod calls;
 mod entries;
@@ -39,6 +40,7 @@ mod env;
 mod events;
 mod flights;
 mod gate;
+mod guard;
 mod handle;
 mod keeper;
 mod lane;
@@ -47,6 +49,7 @@ pub(crate) mod line;
 mod listener;
 pub(crate) mod listing;
 mod numbers;
+mod opening;
 mod pending;
 mod presence;
 mod purges;
@@ -60,6 +63,7 @@ mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
 mod update;
+mod users;
 mod values;
 
 pub use averager::Averager;

@@ -4,6 +4,9 @@
 //! as long as the opening lives. The kernel frees the lock when the process dies, by whatever end and in whatever
 //! container; a stopped process keeps it. So does a forked child that has not executed another program: what depends on a
 //! death must have an end of its own as well.
+//!
+//! Only a file that is there and not locked says that its instance is dead: one that is missing may have been removed, and
+//! a copy says nothing. When the files of the dead are tidied away, their names say it for another hour.
 
 use super::sys;
 use rustix::fs::{FlockOperation, flock};
@@ -11,10 +14,10 @@ use std::{
     collections::HashMap,
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How long an instance that was alive counts as alive. Real time: whoever waits for a death does so in real time.
@@ -23,6 +26,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Instances of which something is remembered, at most.
 const KNOWN_MAX: usize = 1024;
+/// How long a death is remembered in `run/`. Who waits asks far more often.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// The instance of one opening, and what it knows of the others.
 #[derive(Debug)]
@@ -87,7 +92,7 @@ impl Presence {
 
     /// The process of an instance, as that knows itself.
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
-        fs::read_to_string(self.run.join(name(instance))).ok()?.parse().ok()
+        fs::read_to_string(self.run.join(name(instance))).ok()?.split(' ').next()?.parse().ok()
     }
 
     pub(crate) fn is_own(&self, instance: u64) -> bool {
@@ -105,7 +110,7 @@ impl Presence {
             _ => {}
         }
         let asked = Instant::now();
-        let dead = is_free(&self.run.join(name(instance)));
+        let dead = is_known_dead(&self.run, &name(instance));
         let mut known = lock(&self.known);
         if known.len() >= KNOWN_MAX {
             known.clear();
@@ -114,19 +119,42 @@ impl Presence {
         dead
     }
 
-    /// Removes the files and sockets of the dead. That says as much as their unlocked files did.
+    /// Clears away what the dead have left, see [`clear`].
     pub(crate) fn tidy(&self) {
         clear(&self.run);
     }
+
+    /// Puts the own file back if it was removed or replaced: without it, nobody would notice when this process dies.
+    pub(crate) fn stay(&self) {
+        if let Some(own) = self.own.get().filter(|own| own.forks == sys::forks())
+            && let Err(error) = own.stay(&self.run)
+        {
+            tracing::debug!(%error, "others will not see when this process dies");
+        }
+    }
 }
 
-/// Removes the files that nobody holds, and the sockets beside them.
+/// Removes the sockets of the dead and renames their files, so that it stays known for a while.
 pub(crate) fn clear(run: &Path) {
     for entry in fs::read_dir(run).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let file = name.strip_suffix(SOCKET).unwrap_or(&name);
-        if is_instance(file) && is_free(&run.join(file)) {
-            let _ = fs::remove_file(entry.path());
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        if let Some(instance) = name.strip_suffix(SOCKET) {
+            if is_instance(instance) && is_known_dead(run, instance) {
+                let _ = fs::remove_file(path);
+            }
+        } else if let Some(instance) = name.strip_suffix(NEWBORN) {
+            if is_instance(instance) && is_free(&path).unwrap_or(false) {
+                let _ = fs::remove_file(path);
+            }
+        } else if let Some(instance) = name.strip_suffix(DEAD) {
+            let age =
+                entry.metadata().and_then(|facts| facts.modified()).map(|died| SystemTime::now().duration_since(died));
+            if is_instance(instance) && age.is_ok_and(|age| age.is_ok_and(|age| age >= REMEMBERED)) {
+                let _ = fs::remove_file(path);
+            }
+        } else if is_instance(&name) && is_free(&path).unwrap_or(false) {
+            let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+            let _ = fs::rename(&path, run.join(name + DEAD));
         }
     }
 }
@@ -149,17 +177,34 @@ pub(super) fn socket_name(instance: u64) -> String {
 /// Ends the name of a file that is not locked yet.
 const NEWBORN: &str = ".new";
 
+/// Ends the name of the file of one that was found dead.
+const DEAD: &str = ".dead";
+
 fn is_instance(name: &str) -> bool {
-    let digits = name.strip_suffix(NEWBORN).unwrap_or(name);
-    digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    name.len() == 16 && name.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
-/// Whether nobody holds the file, or it is gone.
-fn is_free(path: &Path) -> bool {
-    match File::open(path) {
-        Ok(file) => flock(&file, FlockOperation::NonBlockingLockShared).is_ok(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
+fn is_known_dead(run: &Path, name: &str) -> bool {
+    match is_free(&run.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => run.join(format!("{name}{DEAD}")).exists(),
+        free => free.unwrap_or(false),
     }
+}
+
+/// Whether nobody holds the file, and it is no copy of one that somebody may hold.
+fn is_free(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+        return Ok(false);
+    }
+    let said = io::read_to_string(&file).unwrap_or_default();
+    // A full disk may have kept it from saying anything.
+    Ok(said.split_once(' ').is_none_or(|(_, id)| file.metadata().is_ok_and(|facts| id == id_of(&facts))))
+}
+
+/// Tells a file from its copies.
+fn id_of(facts: &fs::Metadata) -> String {
+    format!("{:x}-{:x}", facts.dev(), facts.ino())
 }
 
 /// The file of this instance.
@@ -168,13 +213,13 @@ struct Own {
     instance: u64,
     path: PathBuf,
     /// Holds the lock.
-    _file: File,
+    file: Mutex<File>,
     forks: u32,
 }
 
 impl Own {
     fn make(run: &Path) -> io::Result<Own> {
-        DirBuilder::new().recursive(true).mode(0o700).create(run)?;
+        make_run(run)?;
         // Whoever clears `run/` may take the file away before it is locked.
         let in_the_way =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound);
@@ -191,18 +236,47 @@ impl Own {
     /// The file gets its name when it is locked: until then it would say that the instance is dead.
     fn make_one(run: &Path) -> io::Result<Own> {
         let instance = rand::random::<u64>().max(1);
-        let path = run.join(name(instance));
-        let newborn = run.join(name(instance) + NEWBORN);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&newborn)?;
-        // For people who look; without it everything works.
-        let _ = write!(file, "{}", std::process::id());
-        let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
-        if let Err(error) = locked.and_then(|()| fs::rename(&newborn, &path)) {
-            let _ = fs::remove_file(newborn);
-            return Err(error);
-        }
-        Ok(Own { instance, path, _file: file, forks: sys::forks() })
+        let file = make_file(run, instance)?;
+        Ok(Own { instance, path: run.join(name(instance)), file: Mutex::new(file), forks: sys::forks() })
     }
+
+    fn stay(&self, run: &Path) -> io::Result<()> {
+        let mut file = lock(&self.file);
+        let there = match fs::metadata(&self.path) {
+            Ok(there) => Some(id_of(&there)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if there != Some(id_of(&file.metadata()?)) {
+            make_run(run)?;
+            *file = make_file(run, self.instance)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is around it is made by who opens the cache, and by nobody else.
+fn make_run(run: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(run) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+fn make_file(run: &Path, instance: u64) -> io::Result<File> {
+    let newborn = run.join(name(instance) + NEWBORN);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&newborn)?;
+    let made = file.metadata().and_then(|facts| {
+        // The process is for people who look.
+        let _ = file.write_all(format!("{} {}", std::process::id(), id_of(&facts)).as_bytes());
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        fs::rename(&newborn, run.join(name(instance)))
+    });
+    if let Err(error) = made {
+        let _ = fs::remove_file(newborn);
+        return Err(error);
+    }
+    Ok(file)
 }
 
 impl Drop for Own {

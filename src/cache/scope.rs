@@ -114,6 +114,11 @@ impl Scope {
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
+    /// See [`env::Env::is_orphaned`].
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.handle().shared.state.lane.env.is_orphaned()
+    }
+
     /// See [`state::State::post_then`].
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
@@ -124,6 +129,11 @@ impl Scope {
     ) {
         let handle = self.handle().clone();
         self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
+    }
+
+    /// The last commit to `state/`, by any process.
+    pub(crate) fn last_commit(&self) -> u64 {
+        self.handle().shared.state.lane.env.last_transaction()
     }
 
     /// Lists the locks of all scopes, see [`state::State::list_locks`].

@@ -4,17 +4,19 @@ use super::{
     Stats,
     calls::Calls,
     entries::{self, Entries},
-    env::{Env, Options},
+    env::Env,
     events::Events,
     flights::Flights,
     keeper::{Bell, Chores, Farewell},
     lane::Lane,
-    layout::{Directory, Layout, Opening, Wanted},
+    layout::{Directory, Layout, Wanted},
     listener::{Reached, Sockets},
+    opening::Options,
     presence::Presence,
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
+    users::Opening,
 };
 use crate::{error::Error, time::nanos};
 use std::{
@@ -38,6 +40,8 @@ use std::{
 const SLICE: Duration = Duration::from_millis(5);
 /// How often readers and files of dead processes are cleared away and expired entries swept.
 const TIDY: Duration = Duration::from_secs(10);
+/// How often the files are looked after.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause between the steps of the walk that follows a purge.
 const WALK: Duration = Duration::from_millis(20);
 /// Address space of all `entries/` together: the same in every process, and far above any budget. It is sparse.
@@ -69,6 +73,7 @@ pub(crate) struct Shared {
     /// What this process holds, by key.
     holdings: Mutex<HashMap<[u8; 16], Vec<Holding>>>,
     tidied: Mutex<Tidied>,
+    looked: Mutex<Instant>,
     /// When the housekeeping thread wakes by itself, in ns since `began`.
     planned: AtomicU64,
     began: Instant,
@@ -184,6 +189,7 @@ impl Shared {
             sockets,
             flights: Arc::default(),
             holdings: Mutex::default(),
+            looked: Mutex::new(Instant::now()),
             tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
             planned: AtomicU64::new(u64::MAX),
             began: Instant::now(),
@@ -297,6 +303,16 @@ impl Shared {
         next
     }
 
+    fn look_after(&self) {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.elapsed() < LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        self.state.lane.env.look();
+        self.presence.stay();
+    }
+
     fn tidy(&self) -> Duration {
         let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
         let all = tidied.all.elapsed() >= TIDY;
@@ -329,7 +345,8 @@ impl Chores for Shared {
     fn work(&self) -> Duration {
         // Whoever holds something new from here on rings, unless it is due later than the plan.
         self.planned.store(u64::MAX, SeqCst);
-        let next = self.renew().min(self.tidy());
+        self.look_after();
+        let next = self.renew().min(self.tidy()).min(LOOK);
         self.calls.be_heard();
         self.planned.store(self.since_began(Instant::now() + next), SeqCst);
         self.lanes().for_each(|lane| lane.serve(SLICE));
@@ -391,6 +408,7 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         alone,
+        guarded: Some(directory.root()),
     };
     open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
 }
@@ -408,6 +426,7 @@ fn open_entries(
         write_map: false,
         sync: settings.wanted.sync,
         alone,
+        guarded: None,
     };
     open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
         directory.entries_path(shard, generation)
@@ -424,7 +443,7 @@ fn open_or_begin_anew(
     match Env::open(&path(*generation), options) {
         Err(Error::Damaged) if options.alone => {
             tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
-            *generation = directory.fresh_number();
+            *generation = directory.next_number(*generation);
             Env::open(&path(*generation), options)
         }
         opened => opened,

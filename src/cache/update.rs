@@ -78,6 +78,7 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
 impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
+        self.state.lane.env.look_at(self.now);
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
@@ -87,6 +88,9 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
         let found = record::decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
+        }
+        if self.table == LOCKS && !bears_out(txn, &self.key, &found)? {
+            return Err(Error::Damaged);
         }
         let rows = Behind { txn, state: &self.state, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
         let transition = || (self.transition)(found, &Line::new(&rows, self.now), self.now);
@@ -130,6 +134,21 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
             self.state.sweep(txn, self.now, made)?;
         }
         Ok(swept || drawn.is_some() || stepped || matches!(written, Written::Put | Written::Removed(true)))
+    }
+}
+
+/// Whether a lock's row can be believed. Of a damaged one it cannot be told who held it, nor for how long. One that is not
+/// there may have been lost: damage that makes a key disappear has mostly garbled its neighbours as well, and how many rows
+/// there are is written on another page.
+fn bears_out(txn: &Txn<'_>, key: &Key, found: &Found<'_>) -> Result<bool, Error> {
+    match found {
+        Found::Row(_) => Ok(true),
+        Found::Damaged => Ok(false),
+        // All that is there is the counter.
+        Found::Absent if txn.len(LOCKS)? <= 1 => Ok(true),
+        Found::Absent => {
+            txn.beside(LOCKS, &key.hash, |row| record::decode_any_row(row).is_some()).map(|sound| sound == Some(true))
+        }
     }
 }
 

@@ -390,7 +390,15 @@ impl<R: Rule> Acquiring<R> {
                 let Asked { answer, wait, called, strangers } = asked?;
                 queue::deliver(&scope, key, called);
                 let reply = match answer {
-                    Answer::Held(fence) => Reply::Held(Guard::new(scope, key, owner, lease, fence, lost)),
+                    Answer::Held(fence) => {
+                        let orphaned = scope.is_orphaned();
+                        let guard = Guard::new(scope, key, owner, lease, fence, lost);
+                        if orphaned {
+                            // Others may look for it in a directory that was made anew: it is dropped.
+                            return Err(Error::Damaged);
+                        }
+                        Reply::Held(guard)
+                    }
                     Answer::Waiting(turn) => Reply::Waiting(InLine::new(&scope, key, turn)),
                     Answer::Busy => Reply::Busy,
                     Answer::QueueFull => Reply::QueueFull,

@@ -4,8 +4,8 @@ use super::row::{self, Called, Looked, Moment, Turn};
 use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -32,16 +32,20 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
         },
         move |looked| {
             let Ok((Looked { called, strangers, next }, now)) = looked else { return };
-            if let Some(Looking(watcher)) = &on_behalf {
-                watcher.next.store(next, SeqCst);
+            let dead: Vec<u64> = strangers.iter().copied().filter(|&instance| after.is_dead(instance)).collect();
+            if let Some(Looking { watcher, commit }) = &on_behalf {
+                let before = {
+                    let mut seen = watcher.seen();
+                    (seen.commit, seen.next, seen.strangers) = (Some(*commit), next, strangers);
+                    std::mem::replace(&mut seen.at, now)
+                };
                 // An offer that was made and ended since the last look was not seen, and its calls may be lost.
-                if row::may_have_lapsed(watcher.looked.swap(now, SeqCst), now) {
+                if row::may_have_lapsed(before, now) {
                     after.calls().call_all(&key);
                 }
             }
             drop(on_behalf);
             deliver(&after, key, called);
-            let dead: Vec<u64> = strangers.into_iter().filter(|&instance| after.is_dead(instance)).collect();
             if !dead.is_empty() {
                 look(&after, key, dead, None);
             }
@@ -58,43 +62,73 @@ pub(super) struct Watcher {
     scope: Scope,
     /// A look is under way; behind a shut gate they would pile up.
     looking: AtomicBool,
-    /// When the last look was, in ns of machine time.
-    looked: AtomicU64,
+    seen: Mutex<Seen>,
+}
+
+/// What the last look has found.
+#[derive(Debug)]
+struct Seen {
+    /// The last commit before it.
+    commit: Option<u64>,
+    /// When it was, in ns of machine time.
+    at: u64,
     /// When the next place ends by itself, in ns of machine time.
-    next: AtomicU64,
-    asked: Mutex<Instant>,
+    next: u64,
+    /// Instances whose end would make room.
+    strangers: Vec<u64>,
+    /// When all were last called to ask again.
+    asked: Instant,
 }
 
 impl Watcher {
     /// For one who waits since a time in ns of machine time.
     pub(super) fn new(scope: &Scope, since: u64) -> Arc<Watcher> {
-        let (looked, next) = (AtomicU64::new(since), AtomicU64::new(u64::MAX));
-        let (looking, asked) = (AtomicBool::new(false), Mutex::new(Instant::now()));
-        Arc::new(Watcher { scope: scope.clone(), looking, looked, next, asked })
+        let seen = Seen { commit: None, at: since, next: 0, strangers: Vec::new(), asked: Instant::now() };
+        Arc::new(Watcher { scope: scope.clone(), looking: AtomicBool::new(false), seen: Mutex::new(seen) })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A look under way; however it ends, the next one can begin.
-struct Looking(Arc<Watcher>);
+struct Looking {
+    watcher: Arc<Watcher>,
+    commit: u64,
+}
 
 impl Drop for Looking {
     fn drop(&mut self) {
-        self.0.looking.store(false, SeqCst);
+        self.watcher.looking.store(false, SeqCst);
     }
 }
 
 impl Watch for Watcher {
     fn look(self: Arc<Self>, key: Key) -> Duration {
-        if !self.looking.swap(true, SeqCst) {
-            look(&self.scope, key, Vec::new(), Some(Looking(self.clone())));
+        let (commit, now) = (self.scope.last_commit(), self.scope.handle().now());
+        let mut seen = self.seen();
+        let is_as_seen = seen.commit == Some(commit) && now < seen.next;
+        let mut dead = Vec::new();
+        if is_as_seen {
+            seen.at = now;
+            dead.extend(seen.strangers.iter().filter(|&&instance| self.scope.is_dead(instance)));
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.elapsed() >= ASK_AGAIN {
-            *asked = Instant::now();
-            drop(asked);
+        let asks_again = seen.asked.elapsed() >= ASK_AGAIN;
+        if asks_again {
+            seen.asked = Instant::now();
+        }
+        drop(seen);
+        if (!is_as_seen || !dead.is_empty()) && !self.looking.swap(true, SeqCst) {
+            look(&self.scope, key, dead, Some(Looking { watcher: self.clone(), commit }));
+        }
+        if asks_again {
             self.scope.calls().call_all(&key);
         }
-        Duration::from_nanos(self.next.load(SeqCst).saturating_sub(self.scope.handle().now()))
+        match self.looking.load(SeqCst) {
+            true => Duration::MAX,
+            false => Duration::from_nanos(self.seen().next.saturating_sub(now)),
+        }
     }
 }
 

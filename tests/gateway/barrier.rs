@@ -36,7 +36,7 @@ struct Two {
 struct Client(TcpStream);
 
 impl Client {
-    async fn is_served(mut self) {
+    async fn served(mut self) {
         let mut answer = String::new();
         self.0.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -108,7 +108,7 @@ async fn two_gateways_never_send_two_at_once() {
 }
 
 #[tokio::test]
-async fn who_came_first_is_served_first_at_whichever_gateway() {
+async fn who_came_first_served_first_at_whichever_gateway() {
     let mut two = Two::new().await;
     let mut clients = Vec::new();
     let (first, held) = two.enter(0, "/0").await;
@@ -121,7 +121,7 @@ async fn who_came_first_is_served_first_at_whichever_gateway() {
         drop(two.visit(&format!("/{nth}")).await);
     }
     for client in clients {
-        client.is_served().await;
+        client.served().await;
     }
 }
 
@@ -161,7 +161,7 @@ async fn a_killed_gateway_leaves_the_place_to_the_next() {
     let killed = Instant::now();
     two.gateways[0].signal(Signal::SIGKILL);
     drop(two.visit_soon("/waiting", killed).await);
-    waiting.is_served().await;
+    waiting.served().await;
     two.enter(1, "/late").await;
 }
 
@@ -185,8 +185,8 @@ async fn clients_of_a_killed_gateway_are_passed_over() {
     let done = Instant::now();
     drop(held);
     drop(two.visit_soon("/waiting", done).await);
-    served.is_served().await;
-    waiting.is_served().await;
+    served.served().await;
+    waiting.served().await;
 }
 
 #[tokio::test]
@@ -204,12 +204,12 @@ async fn clients_of_a_stopped_gateway_are_passed_over_and_served_when_it_goes_on
     drop(next);
     drop(two.visit_soon("/stopped", done).await);
     for client in [served, waiting, stopped] {
-        client.is_served().await;
+        client.served().await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_while_it_is_served_leaves_the_place_to_the_next() {
+async fn a_client_that_hangs_up_while_it_served_leaves_the_place_to_the_next() {
     for next in [0, 1] {
         let mut two = Two::new().await;
         let (served, _held) = two.enter(0, "/served").await;
@@ -217,7 +217,7 @@ async fn a_client_that_hangs_up_while_it_is_served_leaves_the_place_to_the_next(
         let gone = Instant::now();
         drop(served);
         drop(two.visit_soon("/waiting", gone).await);
-        waiting.is_served().await;
+        waiting.served().await;
     }
 }
 
@@ -236,8 +236,8 @@ async fn a_client_that_hangs_up_while_it_waits_is_passed_over() {
         let visit = if visit.path == "/gone" { two.visit("/waiting").await } else { visit };
         assert!(visit.path == "/waiting" && visit.at - done < SOON, "{leaving} {next}: {:?}", visit.at - done);
         drop(visit);
-        served.is_served().await;
-        waiting.is_served().await;
+        served.served().await;
+        waiting.served().await;
     }
 }
 
@@ -257,6 +257,6 @@ async fn sigterm_serves_those_who_wait_and_leaves_nothing_behind() {
     assert_eq!(two.gateways[0].exit().code(), Some(0));
     drop(third_visit);
     for client in [first, second, third] {
-        client.is_served().await;
+        client.served().await;
     }
 }

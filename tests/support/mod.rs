@@ -88,7 +88,7 @@ impl Child {
         Child { child, lines }
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
@@ -109,6 +109,11 @@ impl Child {
 
     pub(crate) fn tell(&mut self, line: &str) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Tells a child that may have ended.
+    pub(crate) fn try_tell(&mut self, line: &str) {
+        let _ = writeln!(self.child.stdin.as_mut().unwrap(), "{line}");
     }
 
     /// Returns when the child has stopped itself.

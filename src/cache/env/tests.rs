@@ -1,9 +1,11 @@
 use super::*;
+use crate::cache::opening::metas_are_sound;
+use std::fs::{self, File};
 
 const TABLES: [&str; 2] = ["a", "b"];
 
 fn options() -> Options<'static> {
-    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true }
+    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true, guarded: None }
 }
 
 fn filled(path: &Path) {
@@ -51,6 +53,52 @@ fn truncated_and_garbled_files_are_found_before_they_can_kill_us() {
     }
     fs::write(&data, &healthy).unwrap();
     Env::open(dir.path(), &options()).unwrap().close();
+}
+
+#[test]
+fn beside_others_nothing_is_made_and_only_their_files_are_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("env");
+    filled(&path);
+    let beside = Options { alone: false, ..options() };
+    let open = || Env::open(&path, &beside).map(Env::close);
+    open().unwrap();
+    assert!(matches!(Env::open(&path, &Options { map_size: 1 << 21, ..beside }), Err(Error::Damaged)));
+    for name in ["data.mdb", "lock.mdb", "gate"] {
+        let (file, away) = (path.join(name), dir.path().join(name));
+        fs::rename(&file, &away).unwrap();
+        assert!(matches!(open(), Err(Error::Damaged)), "{name} is not there");
+        assert!(!file.exists());
+        fs::copy(&away, &file).unwrap();
+        assert!(matches!(open(), Err(Error::Damaged)), "{name} is a copy");
+        fs::rename(&away, &file).unwrap();
+        open().unwrap();
+        fs::write(&file, "").unwrap();
+        assert!(matches!(open(), Err(Error::Damaged)), "{name} is empty");
+        assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+        fs::remove_dir_all(&path).unwrap();
+        filled(&path);
+    }
+}
+
+#[test]
+fn an_environment_that_was_put_back_is_damaged_for_everybody_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, data) = (dir.path().join("env"), dir.path().join("env/data.mdb"));
+    filled(&path);
+    let before = fs::read(&data).unwrap();
+    let guarded = Options { guarded: Some(dir.path()), ..options() };
+    let env = Env::open(&path, &guarded).unwrap();
+    let put = |value: &[u8]| {
+        let held = env.gate.try_lock()?.unwrap();
+        env.write(&held, |txn| txn.put(Table(0), b"x", value).map(|()| ((), true)))
+    };
+    put(b"1").unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&File::options().write(true).open(&data).unwrap(), &before, 0).unwrap();
+    assert!(matches!(put(b"2"), Err(Error::Damaged)));
+    assert!(matches!(put(b"3"), Err(Error::Damaged)));
+    env.close();
+    assert!(matches!(Env::open(&path, &guarded), Err(Error::Damaged)), "even alone");
 }
 
 #[test]

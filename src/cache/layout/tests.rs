@@ -1,5 +1,6 @@
 use super::*;
-use crate::cache::testing::nobody_starts;
+use crate::cache::{testing::nobody_starts, users::open_file};
+use rustix::fs::{FlockOperation, flock};
 
 const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false };
 
@@ -14,6 +15,12 @@ fn edit(root: &Path, from: &str, to: &str) {
         text.lines().map(|line| if line.starts_with(from) { format!("{to}\n") } else { format!("{line}\n") }).collect();
     assert_ne!(edited, text);
     fs::write(path, edited).unwrap();
+}
+
+fn make_state(directory: &Directory) {
+    let path = directory.state_path(directory.layout.state);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("data.mdb"), "").unwrap();
 }
 
 #[test]
@@ -42,7 +49,7 @@ fn another_boot_keeps_generations_only_after_a_clean_end() {
     let dir = tempfile::tempdir().unwrap();
     let (directory, _) = open(dir.path()).unwrap();
     let before = directory.layout.clone();
-    fs::create_dir(directory.state_path(before.state)).unwrap();
+    make_state(&directory);
     directory.close(|| true);
     drop(directory);
     edit(dir.path(), "boot=", "boot=another");
@@ -66,7 +73,7 @@ fn another_boot_keeps_what_every_user_had_synced() {
     let crash = |boot: &str| edit(dir.path(), "boot=", &format!("boot={boot}"));
     let directory = full(true);
     let first = directory.layout.state;
-    fs::create_dir(directory.state_path(first)).unwrap();
+    make_state(&directory);
     drop(directory);
     crash("second");
     assert_eq!(full(true).layout.state, first);
@@ -89,6 +96,39 @@ fn machine_time_does_not_follow_a_calendar_that_goes_back() {
     edit(dir.path(), "boot=", "boot=another");
     let (directory, _) = open(dir.path()).unwrap();
     assert!(directory.layout.offset + since_boot() >= later);
+}
+
+#[test]
+fn a_removed_state_is_not_made_again_under_its_number() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let (directory, _) = open(dir.path()).unwrap();
+    make_state(&directory);
+    let before = directory.layout.state;
+    fs::remove_dir_all(directory.state_path(before)).unwrap();
+    drop(directory);
+    assert_eq!(open(dir.path()).unwrap().0.layout.state, before + 1);
+}
+
+#[test]
+fn users_are_known_whatever_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("cache");
+    let (first, _) = open(&root).unwrap();
+    let home = root.join(fingerprint());
+    fs::remove_file(home.join("open.lock")).unwrap();
+    assert!(!open(&root).unwrap().1, "not alone");
+    for removed in [home.join("users"), home, root.clone()] {
+        if removed.is_dir() {
+            fs::remove_dir_all(removed).unwrap();
+        } else {
+            fs::remove_file(removed).unwrap();
+        }
+        let error = open(&root).unwrap_err().to_string();
+        assert!(error.contains("stop them"), "{error}");
+    }
+    drop(first);
+    assert!(open(&root).unwrap().1);
 }
 
 #[test]

@@ -113,8 +113,14 @@ fn the_death_of_a_process_is_seen_at_once_and_its_rows_are_there() {
     assert_eq!(line(&scope, vec![]), []);
     assert_eq!(files(&run), [name(instance)]);
     cache.handle.shared.presence.tidy();
-    assert!(files(&run).is_empty());
+    assert_eq!(files(&run), [name(instance) + DEAD]);
     assert!(scope.is_dead(instance) && is_dead(&run, instance));
+    cache.handle.shared.presence.tidy();
+    assert!(is_dead(&run, instance));
+    let died = SystemTime::now() - REMEMBERED;
+    File::open(run.join(name(instance) + DEAD)).unwrap().set_modified(died).unwrap();
+    cache.handle.shared.presence.tidy();
+    assert!(files(&run).is_empty());
 }
 
 #[test]
@@ -124,14 +130,13 @@ fn a_clean_close_leaves_no_file() {
     let run = run_of(&cache);
     assert!(files(&run).is_empty(), "made when first asked for");
     let mut child = start("wait", dir.path());
-    let other: u64 = child.line().parse().unwrap();
+    assert!(child.line().parse::<u64>().is_ok());
     let instance = cache.root().instance().unwrap();
     assert_eq!(cache.scope("another").instance(), Some(instance));
     assert_eq!(files(&run).len(), 2);
     child.tell("close");
     assert_eq!(child.line(), "closed");
     assert_eq!(files(&run), [name(instance)]);
-    assert!(is_dead(&run, other));
     drop(cache);
     assert!(files(&run).is_empty());
 
@@ -152,11 +157,16 @@ fn who_opens_alone_and_who_tidies_clear_away_the_dead_and_nobody_else() {
     let home = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let run = home.join("run");
     assert_eq!(files(&run), [name(instance)]);
-    for stale in ["0123456789abcdef", "0123456789abcdef.new", "not one of ours"] {
+    let (stale, newborn) = ("0123456789abcdef", "0123456789abcdef.new");
+    for stale in [stale, newborn, "not one of ours"] {
         fs::write(run.join(stale), "").unwrap();
     }
     let cache = open(dir.path());
-    assert_eq!(files(&run), ["not one of ours"]);
+    let mut left = [stale.to_owned() + DEAD, name(instance) + DEAD, "not one of ours".to_owned()];
+    left.sort();
+    assert_eq!(files(&run), left);
+    left.iter().for_each(|left| fs::remove_file(run.join(left)).unwrap());
+    fs::write(run.join("not one of ours"), "").unwrap();
     let own = cache.root().instance().unwrap();
     let mut second = start("wait", dir.path());
     let other: u64 = second.line().parse().unwrap();
@@ -176,10 +186,10 @@ fn a_forked_child_has_no_instance_and_leaves_that_of_its_parent() {
 }
 
 #[test]
-fn what_cannot_be_found_out_counts_as_alive_and_what_has_no_file_as_dead() {
+fn what_cannot_be_found_out_counts_as_alive() {
     let dir = tempfile::tempdir().unwrap();
     let presence = Presence::new(dir.path().join("run"));
-    assert!(presence.is_dead(5));
+    assert!(!presence.is_dead(5), "its file may have been removed");
     assert!(!presence.is_dead(0), "nobody has that number");
     let own = presence.instance().unwrap();
     assert_eq!(presence.instance(), Some(own));
@@ -193,10 +203,39 @@ fn what_cannot_be_found_out_counts_as_alive_and_what_has_no_file_as_dead() {
 }
 
 #[test]
+fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let presence = Presence::new(run.clone());
+    let own = presence.instance().unwrap();
+    let (file, away) = (run.join(name(own)), dir.path().join("away"));
+    let damages: [&dyn Fn(); 3] = [&|| fs::remove_file(&file).unwrap(), &|| fs::remove_dir_all(&run).unwrap(), &|| {
+        fs::copy(&file, &away).unwrap();
+        fs::rename(&away, &file).unwrap();
+    }];
+    for damage in damages {
+        damage();
+        assert!(!is_dead(&run, own));
+        clear(&run);
+        assert!(!is_dead(&run, own));
+        presence.stay();
+        assert_eq!(files(&run), [name(own)]);
+        assert!(!is_dead(&run, own));
+        assert_eq!(presence.process(own), Some(std::process::id()));
+        clear(&run);
+        assert_eq!(files(&run), [name(own)]);
+    }
+    // As if the process had died.
+    let Own { file: held, .. } = presence.own.get().unwrap();
+    *lock(held) = File::open(dir.path()).unwrap();
+    assert!(is_dead(&run, own));
+}
+
+#[test]
 fn what_is_remembered_of_others_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let presence = Presence::new(dir.path().to_owned());
-    assert!((1..5000).all(|instance| presence.is_dead(instance)));
+    assert!((1..5000).all(|instance| !presence.is_dead(instance)));
     assert!(lock(&presence.known).len() <= KNOWN_MAX);
 }
 

@@ -206,19 +206,41 @@ async fn evicting_a_tag_fills_its_cells_and_clearing_all_but_locks_stay() {
     assert!(has(&cache, LOCKS, "lock"));
 }
 
+/// Writes a row that does not decode.
+fn spoil(cache: &Cache, table: Table, name: &Key) {
+    tamper(&state(cache).lane, |txn| {
+        let mut row = record::with_row(name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
+        row[30] ^= 1;
+        txn.put(table, &name.hash, &row).unwrap();
+    });
+}
+
 #[test]
-fn a_damaged_row_is_shown_as_such_counted_and_replaced() {
+fn a_damaged_cell_is_shown_as_such_counted_and_replaced() {
     let cache = cache();
     let (root, name) = (cache.root(), key(cache.root(), "a"));
-    tamper(&state(&cache).lane, |txn| {
-        let mut row = record::with_row(&name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
-        row[30] ^= 1;
-        txn.put(LOCKS, &name.hash, &row).unwrap();
-    });
+    spoil(&cache, CELLS, &name);
     let transition = |found: Found<'_>, now| (matches!(found, Found::Damaged), add(Found::Absent, now).1);
-    assert!(root.update(LOCKS, name, transition, |result| result).wait().unwrap());
+    assert!(root.update(CELLS, name, transition, |result| result).wait().unwrap());
     assert_eq!(cache.stats().damaged, 1);
-    assert_eq!(root.update(LOCKS, name, add, |result| result).wait().unwrap(), 2);
+    assert_eq!(root.update(CELLS, name, add, |result| result).wait().unwrap(), 2);
+}
+
+#[test]
+fn a_damaged_lock_and_one_that_is_missing_beside_it_end_everything() {
+    for missing in [false, true] {
+        let cache = cache();
+        let (root, name) = (cache.root(), key(cache.root(), "a"));
+        let update = |table, key| root.update(table, key, add, |result| result).wait();
+        assert_eq!(update(LOCKS, key(root, "other")).unwrap(), 1);
+        assert_eq!(update(LOCKS, name).unwrap(), 1, "a lock that is not there beside a sound one is free");
+        spoil(&cache, LOCKS, &name);
+        spoil(&cache, LOCKS, &key(root, "other"));
+        let asked = if missing { key(root, "missing") } else { name };
+        assert!(matches!(update(LOCKS, asked), Err(Error::Damaged)));
+        assert!(matches!(update(CELLS, key(root, "cell")), Err(Error::Damaged)));
+        assert_eq!(cache.stats().damaged, u64::from(!missing));
+    }
 }
 
 #[test]
