@@ -266,11 +266,14 @@ impl History {
                 Event::Beat { at } => lives.entry(process).or_default().beats.push(at),
                 Event::Stops { process, at } => _ = stopping.entry(process).or_insert(at),
                 Event::Continued { process, at } => {
-                    let from = stopping.remove(&process).expect("it was stopped");
+                    // It may have stopped itself again before it was written down that it was continued.
+                    let before = continued.insert(process, at).unwrap_or(0);
+                    let from = stopping.remove(&process).unwrap_or(before);
                     lives.entry(process).or_default().stops.push(Span::new(from, at));
                 }
                 Event::Kills { process, at } => {
-                    lives.entry(process).or_default().killed = Some(Span::new(at, u64::MAX))
+                    // Twice, perhaps: by its parent and by itself.
+                    lives.entry(process).or_default().killed.get_or_insert(Span::new(at, u64::MAX));
                 }
                 Event::Gone { process, at } => {
                     let life = lives.entry(process).or_default();
