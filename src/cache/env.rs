@@ -8,7 +8,10 @@ use super::{
 };
 use crate::error::Error;
 use heed::{MdbError, RoTxn, RwTxn, WithTls};
-use std::{io, marker::PhantomData, ops::Bound, path::Path};
+use std::{io, marker::PhantomData, ops::Bound, path::Path, time::Duration};
+
+/// How long a reader that has to waits for those who write, and its thread with it.
+const AT_THE_GATE: Duration = Duration::from_millis(20);
 
 /// A table of an environment, by its place in [`Options::tables`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) struct Env {
     tables: Vec<Db>,
     pub(crate) gate: Gate,
     map_size: usize,
+    /// See [`Opened::shares_pid`].
+    shares_pid: bool,
     /// See [`sys::forks`].
     forks: u32,
     guard: Option<Guard>,
@@ -33,9 +38,9 @@ impl Env {
     /// [`Error::Damaged`] if the files are not sound; beside others also if they are not those that the others use.
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         sys::watch_forks();
-        let Opened { heed, tables, gate, files } = opening::open(path, options)?;
+        let Opened { heed, tables, gate, files, shares_pid } = opening::open(path, options)?;
         let guard = options.guarded.map(|root| Guard::new(root, path, files)).transpose()?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks(), guard })
+        Ok(Env { heed, tables, gate, map_size: options.map_size, shares_pid, forks: sys::forks(), guard })
     }
 
     #[cfg(test)]
@@ -155,8 +160,18 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        let reader = Reader { ro: self.heed.read_txn().map_err(from_heed)?, env: self };
-        f(&reader)
+        if self.shares_pid {
+            return self.read_writing(f);
+        }
+        let txn = self.heed.read_txn().map_err(from_heed)?;
+        f(&Reader { ro: &txn, env: self })
+    }
+
+    /// As `read`, in a write transaction that is not committed.
+    fn read_writing<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let _held = self.gate.lock_for(AT_THE_GATE)?.ok_or(Error::Busy)?;
+        let txn = self.heed.write_txn().map_err(from_heed)?;
+        f(&Reader { ro: &txn, env: self })
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
@@ -192,22 +207,22 @@ impl std::fmt::Debug for Env {
 
 /// A read transaction.
 pub(crate) struct Reader<'e> {
-    ro: RoTxn<'e, WithTls>,
+    ro: &'e RoTxn<'e>,
     env: &'e Env,
 }
 
 impl Reader<'_> {
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
-        self.env.tables[table.0].get(&self.ro, key).map_err(from_heed)
+        self.env.tables[table.0].get(self.ro, key).map_err(from_heed)
     }
 
     pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
-        self.env.tables[table.0].len(&self.ro).map_err(from_heed)
+        self.env.tables[table.0].len(self.ro).map_err(from_heed)
     }
 
     #[cfg(test)]
     pub(crate) fn all(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let rows = self.env.tables[table.0].iter(&self.ro).unwrap();
+        let rows = self.env.tables[table.0].iter(self.ro).unwrap();
         rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect()
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Opened {
     pub(super) tables: Vec<Db>,
     pub(super) gate: Gate,
     pub(super) files: Files,
+    /// A process with the same pid reads it, so this one can read it only in write transactions.
+    pub(super) shares_pid: bool,
 }
 
 /// See [`Env::open`](super::env::Env::open).
@@ -60,8 +62,8 @@ pub(super) fn open(path: &Path, options: &Options<'_>) -> Result<Opened, Error> 
     let gate_path = path.join("gate");
     if !options.alone {
         let gate = Gate::open(&gate_path, false)?;
-        let (heed, tables, files) = open_beside(path, options, &gate)?;
-        return Ok(Opened { heed, tables, gate, files });
+        let (heed, tables, files, shares_pid) = open_beside(path, options, &gate)?;
+        return Ok(Opened { heed, tables, gate, files, shares_pid });
     }
     match fs::DirBuilder::new().recursive(true).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
@@ -69,11 +71,11 @@ pub(super) fn open(path: &Path, options: &Options<'_>) -> Result<Opened, Error> 
     }
     Files::check_kinds(path)?;
     let gate = Gate::open(&gate_path, true)?;
-    let (heed, tables, files) = gate.survive(|| open_alone(path, options, &gate))?;
-    Ok(Opened { heed, tables, gate, files })
+    let (heed, tables, files, shares_pid) = gate.survive(|| open_alone(path, options, &gate))?;
+    Ok(Opened { heed, tables, gate, files, shares_pid })
 }
 
-type Parts = (heed::Env<WithTls>, Vec<Db>, Files);
+type Parts = (heed::Env<WithTls>, Vec<Db>, Files, bool);
 
 /// Makes what is not there, and writes down in the gate what the environment is made of.
 fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
@@ -81,17 +83,17 @@ fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, 
     check_before_opening(&data, true)?;
     // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
     reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
-    let heed = open_twice(path, options)?;
+    let (heed, shares_pid) = open_twice(path, options)?;
     if options.write_map {
         reserve(&data, options.map_size as u64)?;
     }
     let files = Files::at(path, options.map_size)?;
     gate.describe(&files);
-    let tables = match find_tables(&heed, options.tables)? {
+    let tables = match find_tables(&heed, gate, options.tables, shares_pid)? {
         Some(tables) => tables,
         None => make_tables(&heed, gate, options.tables)?,
     };
-    Ok((heed, tables, files))
+    Ok((heed, tables, files, shares_pid))
 }
 
 /// Makes and lengthens nothing: LMDB would make an empty file sound again, and everybody's rows would be gone.
@@ -114,10 +116,10 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts,
             checked => break checked?,
         }
     }
-    let heed = open_twice(path, options)?;
+    let (heed, shares_pid) = open_twice(path, options)?;
     let files = ours()?;
-    let tables = find_tables(&heed, options.tables)?.ok_or(Error::Damaged)?;
-    Ok((heed, tables, files))
+    let tables = find_tables(&heed, gate, options.tables, shares_pid)?.ok_or(Error::Damaged)?;
+    Ok((heed, tables, files, shares_pid))
 }
 
 /// Takes the disk's blocks for a file that is mapped writable, where the file system can.
@@ -130,20 +132,23 @@ fn reserve(path: &Path, size: u64) -> Result<(), Error> {
     }
 }
 
-fn open_twice(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
+/// The environment, and whether it can be read only in write transactions.
+fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>, bool), Error> {
     // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
     let first = open_heed(path, options)?;
-    drop(first.read_txn().map_err(|error| match error {
-        heed::Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock => Error::Io(io::Error::other(
-            "a process with the same process id uses it, as in two containers; start one with another id",
-        )),
-        error => from_heed(error),
-    })?);
+    let shares_pid = match first.read_txn() {
+        Ok(_) => false,
+        // A living one, in another container: LMDB tells readers apart by their pids.
+        Err(heed::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => true,
+        Err(error) => return Err(from_heed(error)),
+    };
     first.prepare_for_closing().wait();
     let heed = open_heed(path, options)?;
-    heed.clear_stale_readers().map_err(from_heed)?;
+    if !shares_pid {
+        heed.clear_stale_readers().map_err(from_heed)?;
+    }
     sys::close_on_exec(&path.join("data.mdb"))?;
-    Ok(heed)
+    Ok((heed, shares_pid))
 }
 
 fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
@@ -178,8 +183,15 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
 }
 
 /// `None` if one of them is not there.
-fn find_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Option<Vec<Db>>, Error> {
-    names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<_>>().map_err(from_heed)
+fn find_tables(
+    heed: &heed::Env<WithTls>,
+    gate: &Gate,
+    names: &[&str],
+    shares_pid: bool,
+) -> Result<Option<Vec<Db>>, Error> {
+    let held = if shares_pid { Some(gate.lock_for(OPENING)?.ok_or(Error::Busy)?) } else { None };
+    let find = |name| if held.is_some() { find_table_writing(heed, name) } else { find_table(heed, name) };
+    names.iter().map(|name| find(name)).collect::<heed::Result<_>>().map_err(from_heed)
 }
 
 fn make_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
@@ -194,6 +206,13 @@ fn named(table: &str) -> Option<&str> {
 
 fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
     let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
+        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit().flatten())
+}
+
+fn find_table_writing(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
         databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
     })?;
     Ok(opened.commit().flatten())

@@ -71,7 +71,12 @@ pub(crate) struct Child {
 
 impl Child {
     pub(crate) fn start(role: &str, cache: &Path) -> Child {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        Child::start_as(Command::new(std::env::current_exe().unwrap()), role, cache)
+    }
+
+    /// By a command that runs this test binary with the arguments behind.
+    pub(crate) fn start_as(mut binary: Command, role: &str, cache: &Path) -> Child {
+        let mut process = binary
             .args(["--exact", "child", "--nocapture"])
             .env("PART", role)
             .env("CACHE", cache)
