@@ -199,6 +199,8 @@ enum Kind {
     Mutex,
     /// Enters once more while it holds it.
     Again,
+    /// Holds another lock as well, which nobody wants alone.
+    Twins,
     Permits(u32),
     Read,
     Write,
@@ -217,6 +219,7 @@ impl Visit {
         let name = if favourite < 3 { favourite } else { random.random_range(0..3) };
         let (name, kind, capacity, weight) = match (name, random.random_range(0..10)) {
             (0, 0 | 1) => ("mutex", Kind::Again, 1, 1),
+            (0, 2) => ("mutex", Kind::Twins, 1, 1),
             (0, _) => ("mutex", Kind::Mutex, 1, 1),
             (1, 0..3) => ("permits", Kind::Permits(2), 3, 2),
             (1, _) => ("permits", Kind::Permits(1), 3, 1),
@@ -247,7 +250,8 @@ impl Visit {
                 lease: nanos(ms(LEASES[random.random_range(0..LEASES.len())])),
                 at_least: if random.random_bool(0.04) { nanos(ms(random.random_range(1..40))) } else { 0 },
                 patience,
-                lazy: matches!(manner, Manner::Sleeps(_)),
+                // Who waits for the other of two is not in the line of this one, or has it already.
+                lazy: matches!(manner, Manner::Sleeps(_)) || matches!(kind, Kind::Twins),
             },
             kind,
             manner,
@@ -328,8 +332,8 @@ impl Worker {
 
     fn step_blocking(&mut self) {
         std::thread::sleep(Duration::from_micros(self.random.random_range(0..30_000)));
-        let visit = Visit { manner: Manner::Waits, ..Visit::draw(&mut self.random, self.favourite) };
-        let visit = Visit { want: Want { lazy: false, ..visit.want.clone() }, ..visit };
+        let mut visit = Visit { manner: Manner::Waits, ..Visit::draw(&mut self.random, self.favourite) };
+        visit.want.lazy = matches!(visit.kind, Kind::Twins);
         self.tools().visit_blocking(&visit);
     }
 
@@ -390,7 +394,7 @@ impl Tools {
 
     async fn visit(self, visit: Visit) {
         match visit.kind {
-            Kind::Mutex => self.visit_by(visit, Lock).await,
+            Kind::Mutex | Kind::Twins => self.visit_by(visit, Lock).await,
             Kind::Again => self.visit_by(visit, OneOwner).await,
             Kind::Permits(1) => self.visit_by(visit, Semaphore(3)).await,
             Kind::Permits(weight) => self.visit_by(visit, Semaphore(3).weighing(weight)).await,
@@ -420,7 +424,7 @@ impl Tools {
 
     fn visit_blocking(self, visit: &Visit) {
         match visit.kind {
-            Kind::Mutex => self.visit_blocking_by(visit, Lock),
+            Kind::Mutex | Kind::Twins => self.visit_blocking_by(visit, Lock),
             Kind::Again => self.visit_blocking_by(visit, OneOwner),
             Kind::Permits(weight) => self.visit_blocking_by(visit, Semaphore(3).weighing(weight)),
             Kind::Read => self.visit_blocking_by(visit, ReadWrite.read()),
