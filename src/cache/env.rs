@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::{
+    exits,
     gate::{Gate, Held},
     sys,
 };
@@ -13,6 +14,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     marker::PhantomData,
+    mem::ManuallyDrop,
     ops::Bound,
     path::Path,
     time::Duration,
@@ -48,7 +50,8 @@ type Db = Database<'static, Bytes, Bytes>;
 
 /// An open environment with its gate.
 pub(crate) struct Env {
-    heed: heed::Env<WithTls>,
+    /// Closed by the drop of this.
+    heed: ManuallyDrop<heed::Env<WithTls>>,
     tables: Vec<Db>,
     pub(crate) gate: Gate,
     map_size: usize,
@@ -59,6 +62,7 @@ pub(crate) struct Env {
 impl Env {
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         sys::watch_forks();
+        exits::watch_this_thread();
         fs::DirBuilder::new().recursive(true).create(path)?;
         let data = path.join("data.mdb");
         if options.alone {
@@ -83,7 +87,7 @@ impl Env {
         }
         let gate = Gate::open(&path.join("gate"), options.alone)?;
         let tables = open_tables(&heed, &gate, options.tables)?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size, forks: sys::forks() })
+        Ok(Env { heed: ManuallyDrop::new(heed), tables, gate, map_size: options.map_size, forks: sys::forks() })
     }
 
     #[cfg(test)]
@@ -125,6 +129,7 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
+        exits::watch_this_thread();
         let reader = Reader { ro: self.heed.read_txn().map_err(from_heed)?, env: self };
         f(&reader)
     }
@@ -145,7 +150,17 @@ impl Env {
     /// Closes the environment and returns when it is closed, so that it can be opened again.
     #[cfg(test)]
     pub(crate) fn close(self) {
-        self.heed.prepare_for_closing().wait();
+        let closed = heed::Env::clone(&self.heed).prepare_for_closing();
+        drop(self);
+        closed.wait();
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        let _closing = (!self.forked()).then(exits::wait_for_ending_threads);
+        // SAFETY: nothing touches it after the drop.
+        unsafe { ManuallyDrop::drop(&mut self.heed) };
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) mod calls;
 mod entries;
 mod env;
 mod events;
+mod exits;
 mod flights;
 mod gate;
 mod handle;
