@@ -8,7 +8,7 @@ use super::{
     sync::{Mutex, MutexGuard},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -69,12 +69,11 @@ struct Inner {
 struct Watched {
     key: Key,
     watch: Arc<dyn Watch>,
-    waiters: usize,
+    waiters: HashSet<u64>,
     due: Instant,
 }
 
 struct Waiting {
-    key: [u8; 16],
     since: Instant,
     called: Mutex<Called>,
 }
@@ -141,10 +140,11 @@ impl Calls {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
         let called = Called { called: inner.was_missed(number), waker: None };
-        let waiting = Arc::new(Waiting { key: key.hash, since: now, called: Mutex::new(called) });
+        let waiting = Arc::new(Waiting { since: now, called: Mutex::new(called) });
         inner.waiting.insert(number, waiting.clone());
         let due = inner.next;
-        inner.keys.entry(key.hash).or_insert(Watched { key, watch, waiters: 0, due }).waiters += 1;
+        let watched = || Watched { key, watch, waiters: HashSet::new(), due };
+        inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number);
         inner.idle = 0;
         drop(inner);
         self.be_heard();
@@ -178,8 +178,11 @@ impl Calls {
 
     /// Calls all who wait for a key.
     pub(crate) fn call_all(&self, key: &Key) {
-        let of_key = |waiting: &&Arc<Waiting>| waiting.key == key.hash;
-        let all: Vec<_> = lock(&self.inner).waiting.values().filter(of_key).cloned().collect();
+        let all: Vec<_> = {
+            let inner = lock(&self.inner);
+            let numbers = inner.keys.get(&key.hash).into_iter().flat_map(|watched| &watched.waiters);
+            numbers.filter_map(|number| inner.waiting.get(number).cloned()).collect()
+        };
         all.iter().for_each(|waiting| waiting.call());
     }
 
@@ -307,9 +310,9 @@ impl Drop for Call {
             _ => None,
         };
         let mut watched = None;
-        if let Some(others) = inner.keys.get_mut(&self.key.hash) {
-            others.waiters -= 1;
-            if others.waiters == 0 {
+        if let (Some(_), Some(others)) = (&waiting, inner.keys.get_mut(&self.key.hash)) {
+            others.waiters.remove(&self.number);
+            if others.waiters.is_empty() {
                 watched = inner.keys.remove(&self.key.hash);
             }
         }

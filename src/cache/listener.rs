@@ -22,7 +22,7 @@ use std::{
         unix::net::{SocketAddr, UnixDatagram},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,8 @@ pub(crate) struct Sockets {
     /// `run/` itself, where its path is too long for an address.
     directory: OnceLock<File>,
     sender: OnceLock<UnixDatagram>,
-    presence: Arc<Presence>,
+    /// Not held: the instance ends with the last handle, whatever the thread does just then.
+    presence: Weak<Presence>,
     listening: Mutex<Option<Listening>>,
     /// See [`sys::forks`].
     forks: u32,
@@ -65,9 +66,10 @@ struct Listening {
 }
 
 impl Sockets {
-    pub(crate) fn new(run: PathBuf, presence: Arc<Presence>) -> Arc<Sockets> {
+    pub(crate) fn new(run: PathBuf, presence: &Arc<Presence>) -> Arc<Sockets> {
         let forks = sys::forks();
         let (directory, sender) = (OnceLock::new(), OnceLock::new());
+        let presence = Arc::downgrade(presence);
         Arc::new(Sockets { run, directory, sender, presence, listening: Mutex::default(), forks })
     }
 
@@ -113,7 +115,8 @@ impl Sockets {
 
     /// The socket on which this instance is called, and what wakes it.
     fn listen(&self) -> io::Result<(UnixDatagram, Listening)> {
-        let instance = self.presence.instance().ok_or(io::ErrorKind::NotFound)?;
+        let instance =
+            self.presence.upgrade().and_then(|presence| presence.instance()).ok_or(io::ErrorKind::NotFound)?;
         let (path, address) = (self.run.join(presence::socket_name(instance)), self.address(instance)?);
         let socket = UnixDatagram::bind_addr(&address)?;
         let waker = unbound().and_then(|waker| waker.connect_addr(&address).map(|()| waker));

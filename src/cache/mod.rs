@@ -38,6 +38,7 @@ pub(crate) mod calls;
 mod entries;
 mod env;
 mod events;
+mod exits;
 mod flights;
 mod gate;
 mod guard;

@@ -90,6 +90,13 @@ impl Presence {
         self.ask(instance, Duration::ZERO)
     }
 
+    /// Makes an instance that has died.
+    #[cfg(test)]
+    pub(crate) fn bury(&self, instance: u64) {
+        make_run(&self.run).unwrap();
+        File::create(self.run.join(name(instance))).unwrap();
+    }
+
     /// The process of an instance, as that knows itself.
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         fs::read_to_string(self.run.join(name(instance))).ok()?.split(' ').next()?.parse().ok()
