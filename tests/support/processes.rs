@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{ChildStderr, Command, Stdio},
 };
@@ -100,7 +100,12 @@ impl Child {
     }
 
     pub(crate) fn tell(&mut self, line: &str) {
-        writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+        self.try_tell(line).unwrap();
+    }
+
+    /// As `tell`, to a child that may be gone.
+    pub(crate) fn try_tell(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{line}")
     }
 
     pub(crate) fn pid(&self) -> Pid {

@@ -5,16 +5,18 @@ use crate::{
     processes::{hear, say},
     store,
 };
+use nix::sys::signal::{Signal, raise};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{runtime, sync::watch, time};
@@ -91,11 +93,14 @@ pub(crate) fn play(cache: &Path) {
     let (mode, follow) = watch::channel(Mode::Work);
     let resting = Arc::new(AtomicUsize::new(0));
     let attempts = Arc::new(AtomicU64::new(0));
+    let wild = Arc::new(AtomicBool::new(false));
     let mut worker = |nth: usize| Worker {
         cache: cache.clone(),
         pen: pen.clone(),
         stores: part.stores.clone(),
         attempts: attempts.clone(),
+        process: part.process,
+        wild: wild.clone(),
         favourite: nth % 4,
         random: StdRng::seed_from_u64(random.random()),
         mode: follow.clone(),
@@ -113,6 +118,8 @@ pub(crate) fn play(cache: &Path) {
                 }
                 say("resting");
             }
+            "wild" => wild.store(true, SeqCst),
+            "calm" => wild.store(false, SeqCst),
             "go on" => _ = mode.send_replace(Mode::Work),
             "end" => break,
             other => panic!("{other}"),
@@ -134,6 +141,9 @@ struct Worker {
     pen: Arc<Pen>,
     stores: PathBuf,
     attempts: Arc<AtomicU64>,
+    process: Process,
+    /// Whether it may stop or kill itself.
+    wild: Arc<AtomicBool>,
     /// The name that it wants most.
     favourite: usize,
     random: StdRng,
@@ -160,8 +170,28 @@ struct Visit {
     hold: Duration,
     /// Whether its release is asked whether it came in time.
     asks: bool,
+    /// What the process does to itself, and when.
+    mishap: Option<(Moment, Mishap)>,
     /// Whether it goes on with its work when it is told that it has lost the lock.
     stubborn: bool,
+}
+
+/// The worst moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// It stands in the line.
+    Waiting,
+    /// It was called, and has not yet taken what it was offered.
+    Called,
+    Holding,
+    /// It has begun to release.
+    Leaving,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mishap {
+    Stop,
+    Kill,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +254,11 @@ impl Visit {
             queue_at_most: if random.random_bool(0.05) { random.random_range(0..8) } else { u32::MAX },
             hold,
             asks: random.random_bool(0.7),
+            mishap: random.random_bool(0.03).then(|| {
+                let moments = [Moment::Waiting, Moment::Called, Moment::Holding, Moment::Leaving];
+                let mishap = if random.random_bool(0.8) { Mishap::Stop } else { Mishap::Kill };
+                (moments[random.random_range(0..moments.len())], mishap)
+            }),
             stubborn: random.random_bool(0.5),
         }
     }
@@ -300,7 +335,14 @@ impl Worker {
 
     fn tools(&self) -> Tools {
         let attempt = self.attempts.fetch_add(1, SeqCst);
-        Tools { cache: self.cache.clone(), pen: self.pen.clone(), stores: self.stores.clone(), attempt }
+        Tools {
+            cache: self.cache.clone(),
+            pen: self.pen.clone(),
+            stores: self.stores.clone(),
+            attempt,
+            process: self.process,
+            wild: self.wild.clone(),
+        }
     }
 }
 
@@ -310,9 +352,42 @@ struct Tools {
     pen: Arc<Pen>,
     stores: PathBuf,
     attempt: u64,
+    process: Process,
+    wild: Arc<AtomicBool>,
 }
 
 impl Tools {
+    /// Stops or kills this process if it is the moment for that. Its parent continues or replaces it.
+    fn reach(&self, visit: &Visit, moment: Moment) {
+        let Some((_, mishap)) = visit.mishap.filter(|mishap| mishap.0 == moment && self.wild.load(SeqCst)) else {
+            return;
+        };
+        let process = self.process;
+        let (event, signal) = match mishap {
+            Mishap::Stop => (Event::Stops { process, at: now() }, Signal::SIGSTOP),
+            Mishap::Kill => (Event::Kills { process, at: now() }, Signal::SIGKILL),
+        };
+        self.pen.write(&event);
+        raise(signal).unwrap();
+    }
+
+    /// Waits, and says so at the moments that count.
+    async fn wait<F: Future>(&self, visit: &Visit, acquiring: F) -> F::Output {
+        let mut acquiring = std::pin::pin!(acquiring);
+        let mut waits = false;
+        poll_fn(|cx| {
+            if waits {
+                self.reach(visit, Moment::Called);
+            }
+            let polled = acquiring.as_mut().poll(cx);
+            if polled.is_pending() && !std::mem::replace(&mut waits, true) {
+                self.reach(visit, Moment::Waiting);
+            }
+            polled
+        })
+        .await
+    }
+
     async fn visit(self, visit: Visit) {
         match visit.kind {
             Kind::Mutex => self.visit_by(visit, Lock).await,
@@ -328,17 +403,18 @@ impl Tools {
         let asking = Asking::new(&self, &visit);
         let acquire = visit.acquire(&self.cache, rule);
         let outcome = match visit.manner {
-            Manner::Waits => acquire.await,
-            Manner::Drops(after) => match time::timeout(after, acquire.acquire()).await {
+            Manner::Waits => self.wait(&visit, acquire.acquire()).await,
+            Manner::Drops(after) => match time::timeout(after, self.wait(&visit, acquire.acquire())).await {
                 Ok(outcome) => outcome,
                 Err(_) => return,
             },
             Manner::Sleeps(pause) => poll_and_sleep(acquire.acquire(), pause).await,
         };
         let Some(mut held) = asking.end(outcome) else { return };
+        self.reach(&visit, Moment::Holding);
         held.work(&self, &visit).await;
         if visit.asks {
-            held.release().await;
+            held.release(|| self.reach(&visit, Moment::Leaving)).await;
         }
     }
 
@@ -367,10 +443,9 @@ impl Tools {
 /// Polled once, it joins the line; then nobody polls it, whatever it is called.
 async fn poll_and_sleep<F: Future>(future: F, pause: Duration) -> F::Output {
     let mut future = std::pin::pin!(future);
-    let first = std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx))).await;
-    match first {
-        std::task::Poll::Ready(output) => output,
-        std::task::Poll::Pending => {
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(output) => output,
+        Poll::Pending => {
             time::sleep(pause).await;
             future.await
         }
@@ -468,9 +543,11 @@ impl Held {
         }
     }
 
-    async fn release(mut self) {
+    async fn release(mut self, begun: impl FnOnce()) {
         let guard = self.leave();
-        let released = guard.release().await;
+        let releasing = guard.release();
+        begun();
+        let released = releasing.await;
         assert!(!self.shut_out || released.is_err(), "{} was in all the time, but could not enter again", self.attempt);
         self.left(released);
     }

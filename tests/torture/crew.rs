@@ -5,7 +5,10 @@ use crate::{
     history::{Event, Failure, How, Pen, Process, Want, now},
     processes::Child,
 };
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    wait::{WaitPidFlag, WaitStatus, waitpid},
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{
     fs,
@@ -39,6 +42,8 @@ pub(crate) struct Crew {
     pen: Arc<Pen>,
     members: Vec<Member>,
     next: Process,
+    /// Whether they may stop and kill themselves.
+    mood: &'static str,
     attempts: u64,
     cache: Cache,
     ended: Arc<AtomicBool>,
@@ -74,6 +79,7 @@ impl Crew {
             pen,
             members: Vec::new(),
             next: 1,
+            mood: "calm",
             attempts: 0,
             cache,
             ended,
@@ -93,25 +99,78 @@ impl Crew {
             let stores = self.directory.join("stores");
             let part = Part { process, seed: self.random.random(), history: self.history.clone(), stores };
             child.tell(&serde_json::to_string(&part).unwrap());
+            child.tell(self.mood);
             self.members.push(Member { process, child, stopped_until: None });
         }
     }
 
-    /// Lets them work, and stops and kills some.
+    /// Lets them work, and stops and kills some, as they do themselves.
     pub(crate) fn storm(&mut self, length: Duration) {
         let end = Instant::now() + length;
+        self.be("wild");
         while Instant::now() < end {
             std::thread::sleep(Duration::from_millis(self.random.random_range(5..60)));
+            self.see();
             self.go_on(|until| until <= Instant::now());
             let nth = self.random.random_range(0..self.members.len());
-            match self.random.random_range(0..8) {
+            match self.random.random_range(0..16) {
                 0 => self.kill(nth),
                 1..4 => self.stop(nth),
                 _ => {}
             }
             self.fill();
         }
-        self.go_on(|_| true);
+    }
+
+    /// Lets them work undisturbed.
+    pub(crate) fn calm(&mut self, length: Duration) {
+        let end = Instant::now() + length;
+        self.be("calm");
+        while Instant::now() < end {
+            // The last of them may have stopped themselves just now.
+            self.see();
+            self.go_on(|_| true);
+            self.fill();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn be(&mut self, mood: &'static str) {
+        self.mood = mood;
+        for member in &mut self.members {
+            // It may have killed itself just now.
+            let _ = member.child.try_tell(mood);
+        }
+    }
+
+    /// Finds out who has stopped or killed itself.
+    fn see(&mut self) {
+        for nth in (0..self.members.len()).rev() {
+            let millis = self.stop_length();
+            let member = &mut self.members[nth];
+            match waitpid(member.child.pid(), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)).unwrap() {
+                WaitStatus::Stopped(..) if member.stopped_until.is_none() => {
+                    self.stops += 1;
+                    member.stopped_until = Some(Instant::now() + Duration::from_millis(millis));
+                }
+                WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
+                    self.kills += 1;
+                    self.pen.write(&Event::Gone { process: member.process, at: now() });
+                    self.members.swap_remove(nth);
+                }
+                WaitStatus::Stopped(..) | WaitStatus::StillAlive => {}
+                other => panic!("process {} has ended: {other:?}; it says: {}", member.process, member.child.line()),
+            }
+        }
+    }
+
+    /// For less or more than the short leases.
+    fn stop_length(&mut self) -> u64 {
+        match self.random.random_range(0..10) {
+            0..4 => self.random.random_range(1..100),
+            4..7 => self.random.random_range(100..500),
+            _ => self.random.random_range(500..1_600),
+        }
     }
 
     fn kill(&mut self, nth: usize) {
@@ -122,13 +181,8 @@ impl Crew {
         self.pen.write(&Event::Gone { process, at: now() });
     }
 
-    /// For less or more than the short leases.
     fn stop(&mut self, nth: usize) {
-        let millis = match self.random.random_range(0..10) {
-            0..5 => self.random.random_range(1..100),
-            5..8 => self.random.random_range(100..500),
-            _ => self.random.random_range(500..1_600),
-        };
+        let millis = self.stop_length();
         let Member { process, ref child, ref mut stopped_until } = self.members[nth];
         // Who is stopped while it opens the cache keeps all others from opening it.
         if stopped_until.is_none() && self.history.join(process.to_string()).exists() {
@@ -169,9 +223,7 @@ impl Crew {
                 self.pen.write(&Event::Left { attempt, at: now(), how });
             }
         }
-        for member in &mut self.members {
-            member.child.tell("go on");
-        }
+        self.members.iter_mut().for_each(|member| member.child.tell("go on"));
         wrong
     }
 

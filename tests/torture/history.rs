@@ -107,6 +107,25 @@ pub(crate) enum Event {
     },
 }
 
+impl Event {
+    pub(crate) fn at(&self) -> u64 {
+        match *self {
+            Event::Asks { at, .. }
+            | Event::Got { at, .. }
+            | Event::Failed { at, .. }
+            | Event::Wrote { at, .. }
+            | Event::Told { at, .. }
+            | Event::Leaves { at, .. }
+            | Event::Left { at, .. }
+            | Event::Beat { at }
+            | Event::Stops { at, .. }
+            | Event::Continued { at, .. }
+            | Event::Kills { at, .. }
+            | Event::Gone { at, .. } => at,
+        }
+    }
+}
+
 /// What an attempt wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Want {
@@ -219,10 +238,13 @@ impl History {
     /// # Panics
     ///
     /// If the lines make no sense, as when an attempt ends that never began.
-    pub(crate) fn new(lines: Vec<(Process, Event)>) -> History {
+    pub(crate) fn new(mut lines: Vec<(Process, Event)>) -> History {
+        // Who is stopped and who continues it write in different files.
+        lines.sort_by_key(|(_, event)| event.at());
         let mut attempts: HashMap<Id, Attempt> = HashMap::new();
         let mut lives: BTreeMap<Process, Life> = BTreeMap::new();
         let mut stopping: HashMap<Process, u64> = HashMap::new();
+        let mut continued: HashMap<Process, u64> = HashMap::new();
         for (process, event) in lines {
             let mut of = |attempt, note: &dyn Fn(&mut Attempt)| {
                 note(attempts.get_mut(&Id { process, attempt }).expect("it has asked"));
@@ -244,11 +266,14 @@ impl History {
                 Event::Beat { at } => lives.entry(process).or_default().beats.push(at),
                 Event::Stops { process, at } => _ = stopping.entry(process).or_insert(at),
                 Event::Continued { process, at } => {
-                    let from = stopping.remove(&process).expect("it was stopped");
+                    // It may have stopped itself again before it was written down that it was continued.
+                    let before = continued.insert(process, at).unwrap_or(0);
+                    let from = stopping.remove(&process).unwrap_or(before);
                     lives.entry(process).or_default().stops.push(Span::new(from, at));
                 }
                 Event::Kills { process, at } => {
-                    lives.entry(process).or_default().killed = Some(Span::new(at, u64::MAX))
+                    // Twice, perhaps: by its parent and by itself.
+                    lives.entry(process).or_default().killed.get_or_insert(Span::new(at, u64::MAX));
                 }
                 Event::Gone { process, at } => {
                     let life = lives.entry(process).or_default();

@@ -68,7 +68,7 @@ fn torture(directory: &Path, history: &Path, seed: u64, length: Duration) -> Vec
     let mut wrong = Vec::new();
     while Instant::now() < end && wrong.is_empty() {
         crew.storm(Duration::from_millis(2_500));
-        std::thread::sleep(Duration::from_millis(1_200));
+        crew.calm(Duration::from_millis(1_200));
         wrong.extend(crew.audit());
     }
     eprintln!("{} kills, {} stops", crew.kills, crew.stops);
