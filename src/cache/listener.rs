@@ -6,7 +6,7 @@
 //! runtime, and gone with the last handle of its cache.
 
 use super::{
-    calls::{Calls, Ear, Next},
+    calls::{Calls, Ear, Next, TICK},
     presence::{self, Presence},
     sys,
 };
@@ -186,8 +186,7 @@ fn listen(calls: &Calls, socket: &UnixDatagram) {
             Next::Sleep => None,
             Next::End => return,
         };
-        wait_for(socket, pause);
-        hurry |= drain(calls, socket) >= QUEUE;
+        hurry |= is_called(socket, pause) && drain(calls, socket) >= QUEUE;
     }
 }
 
@@ -207,15 +206,20 @@ fn drain(calls: &Calls, socket: &UnixDatagram) -> usize {
     DRAINED
 }
 
-fn wait_for(socket: &UnixDatagram, pause: Option<Duration>) {
+/// Whether there was a datagram before the pause was over.
+fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
     let pause = pause.map(|pause| Timespec {
         tv_sec: pause.as_secs().try_into().unwrap_or(1),
         tv_nsec: pause.subsec_nanos().into(),
     });
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], pause.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
+        Ok(ready) => ready > 0,
+        Err(Errno::INTR) => false,
         // What cannot be waited for is asked now and then.
-        Err(_) => std::thread::sleep(super::calls::TICK),
+        Err(_) => {
+            std::thread::sleep(TICK);
+            true
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{
     Cache, Kind,
-    calls::{TICK, Watch},
+    calls::Watch,
     record::Key,
     testing::{Child, LONG, builder, cache, hear, part, say, starting, state},
 };
