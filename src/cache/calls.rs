@@ -5,7 +5,7 @@
 
 use super::{
     record::Key,
-    sync::{Mutex, MutexGuard},
+    sync::{LINGER, Mutex, MutexGuard},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -23,8 +23,6 @@ pub(crate) const TICK: Duration = Duration::from_millis(30);
 const SOON: Duration = Duration::from_millis(1);
 /// Keys that are looked at in one turn at most.
 const LOOKS: usize = 1024;
-/// Ticks without anybody who waits before the listening thread sleeps: waking it costs more than a second of them.
-const LINGER: u32 = 33;
 /// Numbers that are remembered since they were called before they were registered.
 const MISSED: usize = 64;
 
@@ -112,7 +110,7 @@ pub(crate) struct Crowd {
 /// What the listening thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    TickIn(Duration),
+    TickAt(Instant),
     /// Until it is woken.
     Sleep,
     End,
@@ -200,7 +198,7 @@ impl Calls {
                 return Next::End;
             }
             if inner.next > now && !hurry {
-                return Next::TickIn(inner.next - now);
+                return Next::TickAt(inner.next);
             }
             if inner.falls_asleep(now) {
                 return Next::Sleep;
@@ -211,7 +209,7 @@ impl Calls {
         for (key, watch) in due {
             let looked = catch_unwind(AssertUnwindSafe(|| watch.look(key))).unwrap_or(TICK);
             if looked < TICK {
-                soon.push((key.hash, Instant::now() + looked.max(SOON)));
+                soon.push((key.hash, now + looked.max(SOON)));
             }
         }
         let mut inner = lock(&self.inner);
@@ -222,7 +220,7 @@ impl Calls {
         }
         match inner.closed {
             true => Next::End,
-            false => Next::TickIn(inner.next.saturating_duration_since(Instant::now())),
+            false => Next::TickAt(inner.next),
         }
     }
 

@@ -6,7 +6,7 @@
 //! runtime, and gone with the last handle of its cache.
 
 use super::{
-    calls::{Calls, Ear, Next},
+    calls::{Calls, Ear, Next, TICK},
     presence::{self, Presence},
     sys,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Sockets {
     /// `run/` itself, where its path is too long for an address.
     directory: OnceLock<File>,
     sender: OnceLock<UnixDatagram>,
-    /// Not held: the instance ends with the last handle, whatever the thread does just then.
+    /// Not held: the instance ends with the last handle, and not with the thread.
     presence: Weak<Presence>,
     listening: Mutex<Option<Listening>>,
     /// See [`sys::forks`].
@@ -68,8 +68,7 @@ struct Listening {
 impl Sockets {
     pub(crate) fn new(run: PathBuf, presence: &Arc<Presence>) -> Arc<Sockets> {
         let forks = sys::forks();
-        let (directory, sender) = (OnceLock::new(), OnceLock::new());
-        let presence = Arc::downgrade(presence);
+        let (directory, sender, presence) = (OnceLock::new(), OnceLock::new(), Arc::downgrade(presence));
         Arc::new(Sockets { run, directory, sender, presence, listening: Mutex::default(), forks })
     }
 
@@ -184,13 +183,12 @@ fn listen(calls: &Calls, socket: &UnixDatagram) {
             (hurry, hurried) = (false, now);
         }
         let pause = match calls.tick(now, hurries) {
-            Next::TickIn(pause) if hurry => Some(pause.min(CALM)),
-            Next::TickIn(pause) => Some(pause),
+            Next::TickAt(next) if hurry => Some(until(next).min(CALM)),
+            Next::TickAt(next) => Some(until(next)),
             Next::Sleep => None,
             Next::End => return,
         };
-        wait_for(socket, pause);
-        hurry |= drain(calls, socket) >= QUEUE;
+        hurry |= is_called(socket, pause) && drain(calls, socket) >= QUEUE;
     }
 }
 
@@ -210,23 +208,32 @@ fn drain(calls: &Calls, socket: &UnixDatagram) -> usize {
     DRAINED
 }
 
-fn wait_for(socket: &UnixDatagram, pause: Option<Duration>) {
+/// Whether there was a datagram before the pause was over.
+fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
     let pause = pause.map(|pause| Timespec {
         tv_sec: pause.as_secs().try_into().unwrap_or(1),
         tv_nsec: pause.subsec_nanos().into(),
     });
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], pause.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
+        Ok(ready) => ready > 0,
+        Err(Errno::INTR) => false,
         // What cannot be waited for is asked now and then.
-        Err(_) => std::thread::sleep(super::calls::TICK),
+        Err(_) => {
+            std::thread::sleep(TICK);
+            true
+        }
     }
 }
 
 /// Without a socket: the thread ends instead of sleeping, so that the next one to wait tries again to make one.
 fn look_only(calls: &Calls) {
-    while let Next::TickIn(pause) = calls.tick(Instant::now(), false) {
-        std::thread::sleep(pause);
+    while let Next::TickAt(next) = calls.tick(Instant::now(), false) {
+        std::thread::sleep(until(next));
     }
+}
+
+fn until(next: Instant) -> Duration {
+    next.saturating_duration_since(Instant::now())
 }
 
 #[cfg(test)]
