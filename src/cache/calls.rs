@@ -5,10 +5,10 @@
 
 use super::{
     record::Key,
-    sync::{Mutex, MutexGuard},
+    sync::{LINGER, Mutex, MutexGuard},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,8 +23,6 @@ pub(crate) const TICK: Duration = Duration::from_millis(30);
 const SOON: Duration = Duration::from_millis(1);
 /// Keys that are looked at in one turn at most.
 const LOOKS: usize = 1024;
-/// Ticks without anybody who waits before the listening thread sleeps: waking it costs more than a second of them.
-const LINGER: u32 = 33;
 /// Numbers that are remembered since they were called before they were registered.
 const MISSED: usize = 64;
 
@@ -69,12 +67,11 @@ struct Inner {
 struct Watched {
     key: Key,
     watch: Arc<dyn Watch>,
-    waiters: usize,
+    waiters: HashSet<u64>,
     due: Instant,
 }
 
 struct Waiting {
-    key: [u8; 16],
     since: Instant,
     called: Mutex<Called>,
 }
@@ -113,7 +110,7 @@ pub(crate) struct Crowd {
 /// What the listening thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    TickIn(Duration),
+    TickAt(Instant),
     /// Until it is woken.
     Sleep,
     End,
@@ -141,10 +138,11 @@ impl Calls {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
         let called = Called { called: inner.was_missed(number), waker: None };
-        let waiting = Arc::new(Waiting { key: key.hash, since: now, called: Mutex::new(called) });
+        let waiting = Arc::new(Waiting { since: now, called: Mutex::new(called) });
         inner.waiting.insert(number, waiting.clone());
         let due = inner.next;
-        inner.keys.entry(key.hash).or_insert(Watched { key, watch, waiters: 0, due }).waiters += 1;
+        let watched = || Watched { key, watch, waiters: HashSet::new(), due };
+        inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number);
         inner.idle = 0;
         drop(inner);
         self.be_heard();
@@ -178,8 +176,11 @@ impl Calls {
 
     /// Calls all who wait for a key.
     pub(crate) fn call_all(&self, key: &Key) {
-        let of_key = |waiting: &&Arc<Waiting>| waiting.key == key.hash;
-        let all: Vec<_> = lock(&self.inner).waiting.values().filter(of_key).cloned().collect();
+        let all: Vec<_> = {
+            let inner = lock(&self.inner);
+            let numbers = inner.keys.get(&key.hash).into_iter().flat_map(|watched| &watched.waiters);
+            numbers.filter_map(|number| inner.waiting.get(number).cloned()).collect()
+        };
         all.iter().for_each(|waiting| waiting.call());
     }
 
@@ -197,7 +198,7 @@ impl Calls {
                 return Next::End;
             }
             if inner.next > now && !hurry {
-                return Next::TickIn(inner.next - now);
+                return Next::TickAt(inner.next);
             }
             if inner.falls_asleep(now) {
                 return Next::Sleep;
@@ -208,7 +209,7 @@ impl Calls {
         for (key, watch) in due {
             let looked = catch_unwind(AssertUnwindSafe(|| watch.look(key))).unwrap_or(TICK);
             if looked < TICK {
-                soon.push((key.hash, Instant::now() + looked.max(SOON)));
+                soon.push((key.hash, now + looked.max(SOON)));
             }
         }
         let mut inner = lock(&self.inner);
@@ -219,7 +220,7 @@ impl Calls {
         }
         match inner.closed {
             true => Next::End,
-            false => Next::TickIn(inner.next.saturating_duration_since(Instant::now())),
+            false => Next::TickAt(inner.next),
         }
     }
 
@@ -307,9 +308,9 @@ impl Drop for Call {
             _ => None,
         };
         let mut watched = None;
-        if let Some(others) = inner.keys.get_mut(&self.key.hash) {
-            others.waiters -= 1;
-            if others.waiters == 0 {
+        if let (Some(_), Some(others)) = (&waiting, inner.keys.get_mut(&self.key.hash)) {
+            others.waiters.remove(&self.number);
+            if others.waiters.is_empty() {
                 watched = inner.keys.remove(&self.key.hash);
             }
         }

@@ -1,6 +1,9 @@
 //! One LMDB environment, and transactions that cannot leave the function that began them.
 
+#![allow(unsafe_code)]
+
 use super::{
+    exits,
     gate::{Gate, Held},
     guard::{Found, Guard},
     opening::{self, Db, Opened, Options},
@@ -8,7 +11,7 @@ use super::{
 };
 use crate::error::Error;
 use heed::{MdbError, RoTxn, RwTxn, WithTls};
-use std::{io, marker::PhantomData, ops::Bound, path::Path, time::Duration};
+use std::{io, marker::PhantomData, mem::ManuallyDrop, ops::Bound, path::Path, time::Duration};
 
 /// How long a reader that has to waits for those who write, and its thread with it.
 const AT_THE_GATE: Duration = Duration::from_millis(20);
@@ -19,7 +22,8 @@ pub(crate) struct Table(pub(crate) usize);
 
 /// An open environment with its gate.
 pub(crate) struct Env {
-    heed: heed::Env<WithTls>,
+    /// Closed by the drop of this.
+    heed: ManuallyDrop<heed::Env<WithTls>>,
     tables: Vec<Db>,
     pub(crate) gate: Gate,
     map_size: usize,
@@ -38,9 +42,18 @@ impl Env {
     /// [`Error::Damaged`] if the files are not sound; beside others also if they are not those that the others use.
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         sys::watch_forks();
+        exits::watch_this_thread();
         let Opened { heed, tables, gate, files, shares_pid } = opening::open(path, options)?;
         let guard = options.guarded.map(|root| Guard::new(root, path, files)).transpose()?;
-        Ok(Env { heed, tables, gate, map_size: options.map_size, shares_pid, forks: sys::forks(), guard })
+        Ok(Env {
+            heed: ManuallyDrop::new(heed),
+            tables,
+            gate,
+            map_size: options.map_size,
+            shares_pid,
+            forks: sys::forks(),
+            guard,
+        })
     }
 
     #[cfg(test)]
@@ -151,7 +164,7 @@ impl Env {
                  empty files"
             );
             // Closing it would look into the lock file.
-            std::mem::forget(self.heed.clone());
+            std::mem::forget(heed::Env::clone(&self.heed));
         }
     }
 
@@ -163,6 +176,7 @@ impl Env {
         if self.shares_pid {
             return self.read_writing(f);
         }
+        exits::watch_this_thread();
         let txn = self.heed.read_txn().map_err(from_heed)?;
         f(&Reader { ro: &txn, env: self })
     }
@@ -195,7 +209,17 @@ impl Env {
     /// Closes the environment and returns when it is closed, so that it can be opened again.
     #[cfg(test)]
     pub(crate) fn close(self) {
-        self.heed.prepare_for_closing().wait();
+        let closed = heed::Env::clone(&self.heed).prepare_for_closing();
+        drop(self);
+        closed.wait();
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        let _closing = (!self.forked()).then(exits::wait_for_ending_threads);
+        // SAFETY: nothing touches it after the drop.
+        unsafe { ManuallyDrop::drop(&mut self.heed) };
     }
 }
 

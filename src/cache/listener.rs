@@ -6,7 +6,7 @@
 //! runtime, and gone with the last handle of its cache.
 
 use super::{
-    calls::{Calls, Ear, Next},
+    calls::{Calls, Ear, Next, TICK},
     presence::{self, Presence},
     sys,
 };
@@ -22,7 +22,7 @@ use std::{
         unix::net::{SocketAddr, UnixDatagram},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,8 @@ pub(crate) struct Sockets {
     /// `run/` itself, where its path is too long for an address.
     directory: OnceLock<File>,
     sender: OnceLock<UnixDatagram>,
-    presence: Arc<Presence>,
+    /// Not held: the instance ends with the last handle, and not with the thread.
+    presence: Weak<Presence>,
     listening: Mutex<Option<Listening>>,
     /// See [`sys::forks`].
     forks: u32,
@@ -65,9 +66,9 @@ struct Listening {
 }
 
 impl Sockets {
-    pub(crate) fn new(run: PathBuf, presence: Arc<Presence>) -> Arc<Sockets> {
+    pub(crate) fn new(run: PathBuf, presence: &Arc<Presence>) -> Arc<Sockets> {
         let forks = sys::forks();
-        let (directory, sender) = (OnceLock::new(), OnceLock::new());
+        let (directory, sender, presence) = (OnceLock::new(), OnceLock::new(), Arc::downgrade(presence));
         Arc::new(Sockets { run, directory, sender, presence, listening: Mutex::default(), forks })
     }
 
@@ -113,7 +114,8 @@ impl Sockets {
 
     /// The socket on which this instance is called, and what wakes it.
     fn listen(&self) -> io::Result<(UnixDatagram, Listening)> {
-        let instance = self.presence.instance().ok_or(io::ErrorKind::NotFound)?;
+        let instance =
+            self.presence.upgrade().and_then(|presence| presence.instance()).ok_or(io::ErrorKind::NotFound)?;
         let (path, address) = (self.run.join(presence::socket_name(instance)), self.address(instance)?);
         let socket = UnixDatagram::bind_addr(&address)?;
         let waker = unbound().and_then(|waker| waker.connect_addr(&address).map(|()| waker));
@@ -181,13 +183,12 @@ fn listen(calls: &Calls, socket: &UnixDatagram) {
             (hurry, hurried) = (false, now);
         }
         let pause = match calls.tick(now, hurries) {
-            Next::TickIn(pause) if hurry => Some(pause.min(CALM)),
-            Next::TickIn(pause) => Some(pause),
+            Next::TickAt(next) if hurry => Some(until(next).min(CALM)),
+            Next::TickAt(next) => Some(until(next)),
             Next::Sleep => None,
             Next::End => return,
         };
-        wait_for(socket, pause);
-        hurry |= drain(calls, socket) >= QUEUE;
+        hurry |= is_called(socket, pause) && drain(calls, socket) >= QUEUE;
     }
 }
 
@@ -207,23 +208,32 @@ fn drain(calls: &Calls, socket: &UnixDatagram) -> usize {
     DRAINED
 }
 
-fn wait_for(socket: &UnixDatagram, pause: Option<Duration>) {
+/// Whether there was a datagram before the pause was over.
+fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
     let pause = pause.map(|pause| Timespec {
         tv_sec: pause.as_secs().try_into().unwrap_or(1),
         tv_nsec: pause.subsec_nanos().into(),
     });
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], pause.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => {}
+        Ok(ready) => ready > 0,
+        Err(Errno::INTR) => false,
         // What cannot be waited for is asked now and then.
-        Err(_) => std::thread::sleep(super::calls::TICK),
+        Err(_) => {
+            std::thread::sleep(TICK);
+            true
+        }
     }
 }
 
 /// Without a socket: the thread ends instead of sleeping, so that the next one to wait tries again to make one.
 fn look_only(calls: &Calls) {
-    while let Next::TickIn(pause) = calls.tick(Instant::now(), false) {
-        std::thread::sleep(pause);
+    while let Next::TickAt(next) = calls.tick(Instant::now(), false) {
+        std::thread::sleep(until(next));
     }
+}
+
+fn until(next: Instant) -> Duration {
+    next.saturating_duration_since(Instant::now())
 }
 
 #[cfg(test)]

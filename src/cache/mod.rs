@@ -29,7 +29,6 @@
 //! Linux. The directory must be on a local file system and belong to this user. Exactness means on one machine.
 
 // Until the locks use all of it.
-#![allow(dead_code, unused_imports)]
 
 mod averager;
 mod beacon;
@@ -38,6 +37,7 @@ pub(crate) mod calls;
 mod entries;
 mod env;
 mod events;
+mod exits;
 mod flights;
 mod gate;
 mod guard;

@@ -26,6 +26,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Instances of which something is remembered, at most.
 const KNOWN_MAX: usize = 1024;
+/// And whose files are kept open, at most.
+const FILES_MAX: usize = 32;
 /// How long a death is remembered in `run/`. Who waits asks far more often.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -41,10 +43,14 @@ pub(crate) struct Presence {
     forks: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Known {
     Dead,
-    AliveAt(Instant),
+    AliveAt {
+        asked: Instant,
+        /// Its file, as long as there are few: to ask again costs a third.
+        file: Option<File>,
+    },
 }
 
 impl Presence {
@@ -90,6 +96,13 @@ impl Presence {
         self.ask(instance, Duration::ZERO)
     }
 
+    /// Makes an instance that has died.
+    #[cfg(test)]
+    pub(crate) fn bury(&self, instance: u64) {
+        make_run(&self.run).unwrap();
+        File::create(self.run.join(name(instance))).unwrap();
+    }
+
     /// The process of an instance, as that knows itself.
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         fs::read_to_string(self.run.join(name(instance))).ok()?.split(' ').next()?.parse().ok()
@@ -104,18 +117,29 @@ impl Presence {
         if instance == 0 || self.is_own(instance) || self.forks != sys::forks() {
             return false;
         }
-        match lock(&self.known).get(&instance) {
+        let asked = Instant::now();
+        let mut known = lock(&self.known);
+        match known.get_mut(&instance) {
             Some(Known::Dead) => return true,
-            Some(Known::AliveAt(asked)) if asked.elapsed() < memory => return false,
+            Some(Known::AliveAt { asked: before, .. }) if asked.saturating_duration_since(*before) < memory => {
+                return false;
+            }
+            Some(Known::AliveAt { asked: before, file: Some(file) }) if !may_lock(file) => {
+                *before = asked;
+                return false;
+            }
             _ => {}
         }
-        let asked = Instant::now();
+        drop(known);
+        let path = self.run.join(name(instance));
         let dead = is_known_dead(&self.run, &name(instance));
+        let file = if dead { None } else { File::open(path).ok() };
         let mut known = lock(&self.known);
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
-        known.insert(instance, if dead { Known::Dead } else { Known::AliveAt(asked) });
+        let file = file.filter(|_| known.len() < FILES_MAX);
+        known.insert(instance, if dead { Known::Dead } else { Known::AliveAt { asked, file } });
         dead
     }
 
@@ -191,10 +215,14 @@ fn is_known_dead(run: &Path, name: &str) -> bool {
     }
 }
 
+fn may_lock(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockShared).is_ok()
+}
+
 /// Whether nobody holds the file, and it is no copy of one that somebody may hold.
 fn is_free(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
-    if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+    if !may_lock(&file) {
         return Ok(false);
     }
     let said = io::read_to_string(&file).unwrap_or_default();

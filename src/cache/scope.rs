@@ -161,6 +161,12 @@ impl Scope {
         self.handle().shared.presence.is_dead(instance)
     }
 
+    /// Makes an instance that has died.
+    #[cfg(test)]
+    pub(crate) fn bury(&self, instance: u64) {
+        self.handle().shared.presence.bury(instance);
+    }
+
     /// The process of an instance, see [`Presence::process`](super::presence::Presence::process).
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         self.handle().shared.presence.process(instance)

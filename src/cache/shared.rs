@@ -172,7 +172,7 @@ impl Shared {
         })?;
         let budget = settings.size / entries.len() as u64;
         let presence = Arc::new(Presence::new(directory.run_path()));
-        let sockets = Sockets::new(directory.run_path(), presence.clone());
+        let sockets = Sockets::new(directory.run_path(), &presence);
         let lane = |env, make_room| Lane::new(env, settings.patience, bell.clone(), make_room);
         Ok(Shared {
             temporary,

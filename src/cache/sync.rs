@@ -10,5 +10,7 @@ pub(super) use std::{
     thread::yield_now,
 };
 
+/// Ticks without anybody who waits before the listening thread sleeps: waking it costs more than a second of them.
+pub(super) const LINGER: u32 = 33;
 /// Turns of a short spin before an operation is queued.
 pub(super) const SPIN: usize = 100;

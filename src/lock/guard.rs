@@ -269,6 +269,7 @@ impl Renew for HeldLock {
             return;
         }
         let (scope, key, number, lease) = (self.scope.clone(), self.key, self.fence.to_u64(), self.lease);
+        let instance = scope.instance().unwrap_or(0);
         let renewing = Renewing(self);
         let held = renewing.0.clone();
         scope.post_then(
@@ -277,7 +278,7 @@ impl Renew for HeldLock {
             move |found, _, now| match held.phase.load(SeqCst) {
                 RELEASED => (true, Change::Keep, Vec::new()),
                 _ => {
-                    let (ours, change) = row::renew(found, now, number, lease);
+                    let (ours, change) = row::renew(found, now, number, lease, instance);
                     (ours, change, Vec::new())
                 }
             },

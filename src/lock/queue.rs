@@ -125,9 +125,11 @@ impl Watch for Watcher {
         if asks_again {
             self.scope.calls().call_all(&key);
         }
-        match self.looking.load(SeqCst) {
-            true => Duration::MAX,
-            false => Duration::from_nanos(self.seen().next.saturating_sub(now)),
+        let seen = self.seen();
+        match seen.commit == Some(commit) {
+            true => Duration::from_nanos(seen.next.saturating_sub(now)),
+            // It is still under way, or has failed.
+            false => Duration::MAX,
         }
     }
 }

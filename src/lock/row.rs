@@ -125,7 +125,7 @@ pub(crate) fn ask<R: Rule>(
     work.changed = damaged;
     work.tidy();
     let tidied = work.changed;
-    let answer = work.enter_again(wish, lease).or_else(|| work.accept(wish, turn?.number)).unwrap_or_else(|| {
+    let answer = work.enter_again(wish, lease, turn).or_else(|| work.accept(wish, turn?.number)).unwrap_or_else(|| {
         let first = turn.is_none() && work.row.waiting == 0;
         let number = turn.map_or(LAST, |turn| turn.number);
         let won = if first { work.enter(wish) } else { work.settle(Some((number, wish)), tidied) };
@@ -134,6 +134,9 @@ pub(crate) fn ask<R: Rule>(
             None => work.wait(wish, turn),
         }
     });
+    if answer == Answer::QueueFull {
+        work.suspect_waiters();
+    }
     let (wait, strangers) = match answer {
         Answer::Held(_) => (None, Vec::new()),
         _ => (work.row.wait(moment.now), work.strangers()),
@@ -161,26 +164,21 @@ pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) 
 pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
     let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
-    let offered = work.row.places.iter().position(|place| place.is_offered_to(number));
-    match offered {
-        Some(at) => {
-            work.row.places.remove(at);
-            work.changed = true;
-        }
-        None if work.is_in_line(number) => work.leave_line(number),
-        None => return (Vec::new(), Change::Keep, Vec::new()),
-    }
-    work.settle(NOBODY, true);
+    work.give_up(number);
     work.finish(label_of(found))
 }
 
-/// Extends the lease. `false`: the place is lost.
-pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64) -> (bool, Change) {
+/// Extends the lease, for a guard that lives in the instance. `false`: the place is lost.
+pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instance: u64) -> (bool, Change) {
     let Some(mut row) = LockRow::read(found) else { return (false, Change::Keep) };
     let Some(place) = row.places.iter_mut().find(|place| place.is_held_by(number)) else {
         return (false, Change::Keep);
     };
     place.lease = place.lease.max(now.saturating_add(lease));
+    if place.entered == 1 {
+        // Of those who have entered, the others have left.
+        place.instance = instance;
+    }
     (true, row.write(now, label_of(found)))
 }
 
@@ -217,8 +215,14 @@ fn label_of(found: Found<'_>) -> &[u8] {
 
 /// A candidate that no one is.
 const NOBODY: Option<(u64, &Wish<super::Lock>)> = None;
+/// Of so many waiters at the head of the line it is asked whether they live, where the line is full.
+const SUSPECTS: usize = 8;
 /// The number of one who has none yet.
 const LAST: u64 = u64::MAX;
+
+fn has_left(steps: &[Step], number: u64) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Leave { turn, .. } if *turn == number))
+}
 
 /// A row while it is changed.
 struct Work<'a> {
@@ -228,11 +232,13 @@ struct Work<'a> {
     changed: bool,
     steps: Vec<Step>,
     called: Vec<Called>,
+    /// Instances of waiters whose end would make room.
+    ahead: Vec<u64>,
 }
 
 impl<'a> Work<'a> {
     fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Work<'a> {
-        Work { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new() }
+        Work { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
     }
 
     /// Removes the places of those who are dead, gone for too long, or do not accept.
@@ -259,14 +265,25 @@ impl<'a> Work<'a> {
             false
         });
         self.changed |= changed;
+        if dead.is_empty() {
+            return;
+        }
+        for waiter in self.line.first(SUSPECTS).iter().filter(|waiter| dead.contains(&waiter.instance)) {
+            self.leave_line(waiter.turn);
+        }
+    }
+
+    /// They may be why the line is so long.
+    fn suspect_waiters(&mut self) {
+        self.ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
     }
 
     fn holders(&self) -> Vec<Holder> {
         self.row.places.iter().map(Place::holder).collect()
     }
 
-    /// An owner that is inside already enters once more.
-    fn enter_again<R: Rule>(&mut self, wish: &Wish<R>, lease: u64) -> Option<Answer> {
+    /// An owner that is inside already enters once more, and waits no longer.
+    fn enter_again<R: Rule>(&mut self, wish: &Wish<R>, lease: u64, turn: Option<Turn>) -> Option<Answer> {
         let at = self.row.places.iter().position(|place| place.is_held() && place.owner == wish.owner)?;
         if !wish.rule.admits(&self.holders(), &wish.owner) {
             return None;
@@ -274,8 +291,29 @@ impl<'a> Work<'a> {
         let place = &mut self.row.places[at];
         place.entered = place.entered.checked_add(1)?;
         place.lease = place.lease.max(lease);
+        if place.instance != wish.instance {
+            // The end of either must not take the place from the other: it has an end of its own.
+            place.instance = 0;
+        }
+        let fence = place.number;
         self.changed = true;
-        Some(Answer::Held(place.number))
+        if let Some(turn) = turn {
+            self.give_up(turn.number);
+        }
+        Some(Answer::Held(fence))
+    }
+
+    /// Leaves the line, or the offer that came of it.
+    fn give_up(&mut self, number: u64) {
+        match self.row.places.iter().position(|place| place.is_offered_to(number)) {
+            Some(at) => {
+                self.row.places.remove(at);
+                self.changed = true;
+            }
+            None if self.is_in_line(number) => self.leave_line(number),
+            None => return,
+        }
+        self.settle(NOBODY, true);
     }
 
     /// Takes the place that was offered to the number, if there is one.
@@ -328,7 +366,7 @@ impl<'a> Work<'a> {
         if candidate.is_none() && self.row.waiting == 0 {
             return None;
         }
-        let (mut won, mut behind) = (None, None);
+        let (mut won, mut behind, left) = (None, None, self.steps.len());
         loop {
             let most = if behind.is_none() { 2 } else { 16 };
             let waiters = match behind {
@@ -338,7 +376,7 @@ impl<'a> Work<'a> {
             let is_end = waiters.len() < most;
             for waiter in waiters {
                 behind = Some(waiter.turn);
-                if self.has_left(waiter.turn) {
+                if has_left(&self.steps[..left], waiter.turn) {
                     continue;
                 }
                 if let Some((number, wish)) = candidate.filter(|(number, _)| *number <= waiter.turn) {
@@ -355,6 +393,7 @@ impl<'a> Work<'a> {
                     Some(ticket) if self.may_offer(&ticket, eager) => self.offer(&waiter, ticket),
                     Some(_) => {
                         self.row.waiting = self.row.waiting.max(1);
+                        self.ahead.push(waiter.instance);
                         return won;
                     }
                 }
@@ -420,10 +459,6 @@ impl<'a> Work<'a> {
         self.line.behind(before, u64::MAX, 1).first().is_some_and(|waiter| waiter.turn == number)
     }
 
-    fn has_left(&self, number: u64) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Leave { turn, .. } if *turn == number))
-    }
-
     fn leave_line(&mut self, number: u64) {
         self.steps.push(Step::Leave { turn: number, ticket: 0 });
         self.row.waiting = self.row.waiting.saturating_sub(1);
@@ -451,8 +486,8 @@ impl<'a> Work<'a> {
 
     /// The instances whose end would make room, without those that are known to have ended.
     fn strangers(&self) -> Vec<u64> {
-        let mut strangers: Vec<u64> =
-            self.row.places.iter().map(|place| place.instance).filter(|&at| at != 0).collect();
+        let all = self.row.places.iter().map(|place| place.instance).chain(self.ahead.iter().copied());
+        let mut strangers: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
         strangers.sort_unstable();
         strangers.dedup();
         strangers

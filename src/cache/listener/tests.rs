@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{
     Cache, Kind,
-    calls::{TICK, Watch},
+    calls::Watch,
     record::Key,
     testing::{Child, LONG, builder, cache, hear, part, say, starting, state},
 };
@@ -91,7 +91,8 @@ fn child() {
             match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
                     let quiet = scope.call(instance ^ 1, 7) == Reached::No;
-                    drop(call);
+                    // Its lock may be held by the thread that is not here.
+                    std::mem::forget(call);
                     drop(cache);
                     // SAFETY: ends the process without running what belongs to the parent.
                     unsafe { libc::_exit(if quiet { 0 } else { 1 }) }
@@ -180,7 +181,7 @@ fn what_is_no_number_is_ignored() {
 fn a_queue_that_was_full_makes_for_a_look_at_everything() {
     let dir = tempfile::tempdir().unwrap();
     let presence = Arc::new(Presence::new(dir.path().to_owned()));
-    let sockets = Sockets::new(dir.path().to_owned(), presence);
+    let sockets = Sockets::new(dir.path().to_owned(), &presence);
     let calls = Calls::new(Box::new(sockets.clone()));
     let (socket, made) = sockets.listen().unwrap();
     for _ in 0..QUEUE {
@@ -244,9 +245,32 @@ fn the_thread_and_the_socket_go_with_the_last_handle() {
         let calls = Arc::downgrade(scope.calls());
         drop(call);
         drop(cache);
-        assert!(files(&run).is_empty());
+        assert_eq!(files(&run), [""; 0]);
         eventually("the thread ends", || calls.strong_count() == 0);
     }
+}
+
+/// Whoever asks whether the instance lives must not be told so by a thread that hangs in somebody's code.
+#[test]
+fn the_instance_goes_with_the_last_handle_even_if_the_thread_hangs() {
+    struct Hanging(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
+    impl Watch for Hanging {
+        fn look(self: Arc<Self>, _: Key) -> Duration {
+            let _ = self.0.send(());
+            let _ = self.1.lock().unwrap().recv();
+            TICK
+        }
+    }
+    let cache = cache();
+    let run = run_of(&cache);
+    let ((look, looks), (go, gone)) = (mpsc::channel(), mpsc::channel());
+    let call = cache.root().calls().register(key(&cache), 7, Arc::new(Hanging(look, Mutex::new(gone))));
+    looks.recv_timeout(LONG).unwrap();
+    assert_eq!(files(&run).len(), 2);
+    drop(call);
+    drop(cache);
+    assert!(files(&run).is_empty());
+    drop(go);
 }
 
 #[test]

@@ -291,3 +291,27 @@ fn first_numbers_are_sane_whatever_the_calendar_says() {
     assert_eq!([first(Some(0), 5), first(Some(9 * LEAP), 5)], [2 * LEAP + 5, 11 * LEAP]);
     assert_eq!(first(Some(u64::MAX), u64::MAX), MOST);
 }
+
+/// What a number costs; run by hand.
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    let cache = cache();
+    let scope = cache.root();
+    let name = key(&cache, "a");
+    let time = |numbers: usize| {
+        let began = std::time::Instant::now();
+        for _ in 0..200_000 {
+            let put = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+                let last = (0..numbers).fold(0, |_, _| line.number());
+                (last, Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; 80] }, vec![])
+            };
+            scope.update_line(LOCKS, name, put, |done| done).now().unwrap().unwrap();
+        }
+        began.elapsed() / 200_000
+    };
+    time(1);
+    for _ in 0..3 {
+        eprintln!("an update {:?}, with a number {:?}", time(0), time(1));
+    }
+}

@@ -173,7 +173,8 @@ impl LockRow {
         })
     }
 
-    /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended.
+    /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended. Nor
+    /// how many wait: their rows tell.
     pub(in crate::lock) fn unknown(now: u64, lease: u64) -> LockRow {
         let somebody = Place {
             owner: Owner::random(),
@@ -186,7 +187,7 @@ impl LockRow {
             weight: u32::MAX,
             standing: Standing::Unknown,
         };
-        LockRow { places: vec![somebody], ..LockRow::default() }
+        LockRow { places: vec![somebody], waiting: 1, ..LockRow::default() }
     }
 
     /// What the row becomes.

@@ -94,6 +94,7 @@ fn however_many_processes_died_the_asking_ends() {
     let cache = hand.on(builder());
     let (scope, key) = (cache.root(), cache.root().key(Kind::Throttle, b"name"));
     for instance in 1..=200 {
+        scope.bury(instance);
         let transition = transition(Rate::per_second(1), Duration::MAX, instance, Vec::new());
         let transition = Transition { times: Times::of(scope, &Rate::per_second(1).into()), ..transition };
         let run = move |found: Found<'_>, line: &Line<'_>, now| {

@@ -1,0 +1,67 @@
+//! An environment that counts, its gate, and a bell that is rung or not.
+
+use crate::{error::Error, sync::AtomicBool};
+use loom::sync::{Mutex, MutexGuard, atomic::Ordering::SeqCst};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+
+pub struct Gate(Mutex<()>);
+
+pub struct Held<'a>(MutexGuard<'a, ()>);
+
+impl Gate {
+    pub fn try_lock(&self) -> Result<Option<Held<'_>>, Error> {
+        Ok(self.0.try_lock().ok().map(Held))
+    }
+
+    /// The patience is as long as it takes: what comes of none is not a matter of interleavings.
+    pub fn lock_for(&self, _: Duration) -> Result<Option<Held<'_>>, Error> {
+        Ok(self.0.lock().ok().map(Held))
+    }
+}
+
+pub struct Env {
+    pub gate: Gate,
+    inside: AtomicBool,
+}
+
+pub struct Txn<'a>(PhantomData<&'a ()>);
+
+impl Env {
+    pub fn new() -> Env {
+        Env { gate: Gate(Mutex::new(())), inside: AtomicBool::new(false) }
+    }
+
+    pub fn forked(&self) -> bool {
+        false
+    }
+
+    pub fn write<T>(&self, _: &Held<'_>, f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>) -> Result<T, Error> {
+        assert!(!self.inside.swap(true, SeqCst), "two at once");
+        let done = f(&mut Txn(PhantomData));
+        self.inside.store(false, SeqCst);
+        done.map(|done| done.0)
+    }
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Env")
+    }
+}
+
+pub struct Bell(AtomicBool);
+
+impl Bell {
+    pub fn new() -> Bell {
+        Bell(AtomicBool::new(false))
+    }
+
+    pub fn ring(self: &Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+
+    /// Whether it was rung since it was last asked.
+    pub fn was_rung(&self) -> bool {
+        self.0.swap(false, SeqCst)
+    }
+}

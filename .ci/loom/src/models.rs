@@ -1,0 +1,342 @@
+//! What is tried.
+
+use crate::{
+    calls::{Call, Calls, Ear, Next, Watch},
+    env::{Bell, Env, Txn},
+    error::Error,
+    lane::{Lane, Run},
+    pending::{Pending, Slot},
+    record::Key,
+};
+use loom::{
+    future::block_on,
+    model::Builder,
+    sync::{
+        Mutex, Notify,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
+
+pub fn all() {
+    try_all("threads of one process share the gate", 4, in_one_process);
+    try_all("another process is in the way", 6, behind_another_process);
+    try_all("the housekeeping thread takes part", 5, with_the_keeper);
+    try_all("the housekeeping thread waits for another process", 5, with_the_keeper_behind_another_process);
+    try_all("a queued result reaches its future", 9, filled);
+    try_all("a queued result is undone with its future", 9, dropped);
+    try_all("a call reaches who waits", 9, called);
+    try_all("a call meets one who goes", 6, gone);
+    try_all("two are called, and one of them goes", 5, two_are_called);
+    try_all("the listening thread looks after who comes while it falls asleep", 5, looked_after);
+}
+
+/// `preemptions`: how often a thread is interrupted at most.
+fn try_all(what: &str, preemptions: usize, model: fn()) {
+    let began = Instant::now();
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = runs.clone();
+    builder.check(move || {
+        counted.fetch_add(1, SeqCst);
+        model();
+    });
+    println!("{what}: {} interleavings in {:.1?}", runs.load(SeqCst), began.elapsed());
+}
+
+struct Add(Arc<AtomicUsize>);
+
+impl Run for Add {
+    fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(true)
+    }
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+struct House {
+    lane: Lane,
+    bell: Arc<Bell>,
+    sum: Arc<AtomicUsize>,
+}
+
+impl House {
+    fn new() -> Arc<House> {
+        let bell = Arc::new(Bell::new());
+        let lane = Lane::new(Env::new(), LONG, bell.clone(), |_| Ok(false));
+        Arc::new(House { lane, bell, sum: Arc::new(AtomicUsize::new(0)) })
+    }
+
+    fn add(&self) -> Pending<()> {
+        self.lane.submit(Add(self.sum.clone()), |_, result| result.unwrap())
+    }
+
+    /// Another process is at the gate, if nobody else is.
+    fn another_writes(&self) {
+        let held = self.lane.env.gate.try_lock();
+        self.sum.load(SeqCst);
+        drop(held);
+    }
+
+    /// What the housekeeping thread does when it is woken: it does not rest while something is queued.
+    fn work(&self) {
+        self.lane.serve(LONG);
+        while self.lane.has_queued() {
+            self.lane.serve(LONG);
+        }
+    }
+
+    /// All that was asked for is done, or else the bell was rung.
+    fn check(&self, pending: Vec<Pending<()>>) {
+        if self.bell.was_rung() {
+            self.work();
+        }
+        assert!(!self.lane.has_queued(), "left in the queue, and nobody knows");
+        assert_eq!(self.sum.load(SeqCst), pending.len());
+        pending.into_iter().for_each(block_on);
+    }
+}
+
+fn in_one_process() {
+    let house = House::new();
+    let others: Vec<_> = (0..2)
+        .map(|_| {
+            let house = house.clone();
+            thread::spawn(move || house.add())
+        })
+        .collect();
+    let mut pending = vec![house.add()];
+    pending.extend(others.into_iter().map(|other| other.join().unwrap()));
+    house.check(pending);
+}
+
+fn behind_another_process() {
+    let house = House::new();
+    let other = {
+        let house = house.clone();
+        thread::spawn(move || house.another_writes())
+    };
+    let second = {
+        let house = house.clone();
+        thread::spawn(move || house.add())
+    };
+    let first = house.add();
+    other.join().unwrap();
+    let second = second.join().unwrap();
+    house.check(vec![first, second]);
+}
+
+fn with_the_keeper() {
+    let house = House::new();
+    let keeper = {
+        let house = house.clone();
+        // Rung by somebody before.
+        thread::spawn(move || house.work())
+    };
+    let second = {
+        let house = house.clone();
+        thread::spawn(move || house.add())
+    };
+    let first = house.add();
+    keeper.join().unwrap();
+    let second = second.join().unwrap();
+    house.check(vec![first, second]);
+}
+
+fn with_the_keeper_behind_another_process() {
+    let house = House::new();
+    let other = {
+        let house = house.clone();
+        thread::spawn(move || house.another_writes())
+    };
+    let keeper = {
+        let house = house.clone();
+        thread::spawn(move || house.work())
+    };
+    let pending = vec![house.add(), house.add()];
+    other.join().unwrap();
+    keeper.join().unwrap();
+    house.check(pending);
+}
+
+/// A result with an undo.
+struct Undone(Arc<AtomicUsize>);
+
+impl Drop for Undone {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+fn filled() {
+    let (slot, undone) = (Slot::new(), Arc::new(AtomicUsize::new(0)));
+    let filling = {
+        let (slot, undone) = (slot.clone(), undone.clone());
+        thread::spawn(move || slot.fill(Undone(undone)))
+    };
+    let value = block_on(Pending::Queued(slot));
+    assert_eq!(undone.load(SeqCst), 0);
+    drop(value);
+    filling.join().unwrap();
+    assert_eq!(undone.load(SeqCst), 1);
+}
+
+fn dropped() {
+    let (slot, undone) = (Slot::new(), Arc::new(AtomicUsize::new(0)));
+    let filling = {
+        let (slot, undone) = (slot.clone(), undone.clone());
+        thread::spawn(move || {
+            if !slot.abandoned() {
+                slot.fill(Undone(undone));
+                return 1;
+            }
+            0
+        })
+    };
+    let mut pending = Pending::Queued(slot);
+    block_on(poll_fn(|cx| {
+        let _ = std::pin::Pin::new(&mut pending).poll(cx).is_ready();
+        Poll::Ready(())
+    }));
+    drop(pending);
+    let filled = filling.join().unwrap();
+    assert_eq!(undone.load(SeqCst), filled, "undone once, if it was done");
+}
+
+/// Sleeps until it is woken.
+struct Bed(Arc<Notify>);
+
+impl Ear for Bed {
+    fn wake(&self, _: &Arc<Calls>) -> bool {
+        self.0.notify();
+        true
+    }
+
+    fn close(&self) {
+        self.0.notify();
+    }
+}
+
+fn calls() -> (Arc<Calls>, Arc<Notify>) {
+    let bed = Arc::new(Notify::new());
+    (Calls::new(Box::new(Bed(bed.clone()))), bed)
+}
+
+/// Wakes whoever waits for a look.
+struct Seen(Mutex<(bool, Option<Waker>)>);
+
+impl Seen {
+    fn new() -> Arc<Seen> {
+        Arc::new(Seen(Mutex::new((false, None))))
+    }
+}
+
+impl Watch for Seen {
+    fn look(self: Arc<Self>, _: Key) -> Duration {
+        let mut seen = self.0.lock().unwrap();
+        seen.0 = true;
+        let waker = seen.1.take();
+        drop(seen);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        LONG
+    }
+}
+
+fn key(i: u8) -> Key {
+    Key { hash: [i; 16], echo: 0 }
+}
+
+fn be_called(call: &Call) {
+    block_on(poll_fn(|cx| match call.called(cx.waker()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    }));
+}
+
+fn called() {
+    let (calls, _) = calls();
+    let caller = {
+        let calls = calls.clone();
+        thread::spawn(move || calls.call(7))
+    };
+    let call = calls.register(key(1), 7, Seen::new());
+    be_called(&call);
+    caller.join().unwrap();
+    assert!(!call.called(Waker::noop()), "once");
+}
+
+fn gone() {
+    let (calls, _) = calls();
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let calls = calls.clone();
+            thread::spawn(move || calls.call(7))
+        })
+        .collect();
+    let call = calls.register(key(1), 7, Seen::new());
+    let before = call.called(Waker::noop());
+    drop(call);
+    let found = callers.into_iter().map(|caller| caller.join().unwrap()).filter(|found| *found).count();
+    assert_eq!((calls.crowd().waiting, calls.crowd().keys), (0, 0));
+    // Who came too late to be noticed is known to the next with the number.
+    let again = calls.register(key(1), 7, Seen::new());
+    if found == 0 && !before {
+        assert!(again.called(Waker::noop()));
+    }
+}
+
+fn two_are_called() {
+    let (calls, _) = calls();
+    let first = calls.register(key(1), 7, Seen::new());
+    let second = calls.register(key(1), 8, Seen::new());
+    let caller = {
+        let calls = calls.clone();
+        thread::spawn(move || {
+            calls.call(7);
+            calls.call(8);
+        })
+    };
+    let goes = thread::spawn(move || drop(first));
+    be_called(&second);
+    caller.join().unwrap();
+    goes.join().unwrap();
+    assert_eq!((calls.crowd().waiting, calls.crowd().keys), (1, 1));
+}
+
+fn looked_after() {
+    let (calls, bed) = calls();
+    let listener = {
+        let calls = calls.clone();
+        thread::spawn(move || {
+            loop {
+                match calls.tick(Instant::now(), true) {
+                    Next::TickAt(_) => thread::yield_now(),
+                    Next::Sleep => bed.wait(),
+                    Next::End => return,
+                }
+            }
+        })
+    };
+    for name in 0..2 {
+        let seen = Seen::new();
+        let call = calls.register(key(name), 7, seen.clone());
+        block_on(poll_fn(|cx| {
+            let mut seen = seen.0.lock().unwrap();
+            seen.1 = Some(cx.waker().clone());
+            if seen.0 { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        drop(call);
+    }
+    calls.close();
+    listener.join().unwrap();
+}

@@ -1,0 +1,56 @@
+//! In the place of `src/cache/sync.rs`.
+
+use loom::sync::atomic::{self, Ordering};
+pub use loom::{
+    hint::spin_loop,
+    sync::{Mutex, MutexGuard},
+    thread::yield_now,
+};
+
+pub const LINGER: u32 = 0;
+pub const SPIN: usize = 1;
+
+// Loom takes sequentially consistent loads and stores for weaker ones, and finds faults that are none. Only changes in one
+// step always see what was last: where all accesses are sequentially consistent, that is what they do.
+
+#[derive(Debug)]
+pub struct AtomicBool(atomic::AtomicBool);
+
+impl AtomicBool {
+    pub fn new(value: bool) -> Self {
+        Self(atomic::AtomicBool::new(value))
+    }
+
+    pub fn load(&self, order: Ordering) -> bool {
+        assert_eq!(order, Ordering::SeqCst);
+        self.0.fetch_or(false, order)
+    }
+
+    pub fn store(&self, value: bool, order: Ordering) {
+        self.swap(value, order);
+    }
+
+    pub fn swap(&self, value: bool, order: Ordering) -> bool {
+        assert_eq!(order, Ordering::SeqCst);
+        self.0.swap(value, order)
+    }
+}
+
+#[derive(Debug)]
+pub struct AtomicUsize(atomic::AtomicUsize);
+
+impl AtomicUsize {
+    pub fn new(value: usize) -> Self {
+        Self(atomic::AtomicUsize::new(value))
+    }
+
+    pub fn load(&self, order: Ordering) -> usize {
+        assert_eq!(order, Ordering::SeqCst);
+        self.0.fetch_add(0, order)
+    }
+
+    pub fn store(&self, value: usize, order: Ordering) {
+        assert_eq!(order, Ordering::SeqCst);
+        self.0.swap(value, order);
+    }
+}
