@@ -335,6 +335,8 @@ async fn who_holds_and_who_waits_can_be_seen() {
     assert_eq!(holder.process, Some(std::process::id()));
     assert_eq!((lock.waiters[0].waited, lock.waiters[0].weight), (secs(1), 3));
     assert_eq!(cache.lock_stats().await.unwrap(), stats.locks);
+    assert_eq!(cache.scope("db").lock_stats().await.unwrap(), stats.locks);
+    assert_eq!(cache.scope("other").lock_stats().await.unwrap(), []);
     drop((held, waiting));
     assert_eq!(cache.lock_stats_blocking().unwrap(), []);
 }
