@@ -13,6 +13,7 @@ use crate::{
 use std::{
     fmt,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -206,24 +207,15 @@ impl HeldLock {
 
     /// Gives up the place, however late, and calls those who got it.
     fn let_go(&self, told: impl FnOnce(Result<bool, Error>) + Send + 'static) {
-        let (scope, key, number) = (self.scope.clone(), self.key, self.fence.to_u64());
-        scope.handle().shared.release(&key, self);
+        self.scope.handle().shared.release(&self.key, self);
         let others = std::mem::take(&mut *self.others());
-        let (after, lost) = (scope.clone(), self.lost.clone());
-        scope.post_then(
-            LOCKS,
-            key,
-            move |found, line, now| row::release(found, line, now, number),
-            move |released: Result<Released, Error>| {
-                told(released.map(|Released { ours, called }| {
-                    queue::deliver(&after, key, called);
-                    if !ours {
-                        lose(&after, &lost);
-                    }
-                    ours
-                }));
-            },
-        );
+        let leaving =
+            Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
+        leaving.post(true, |leaving, released| match released {
+            // Who waits finds out later; the place must not stay taken for want of room for their offers.
+            Err(Error::Full) => leaving.post(false, |_, released| told(released)),
+            released => told(released),
+        });
         // In the reverse order of their acquisition.
         others.into_iter().rev().for_each(drop);
     }
@@ -242,6 +234,36 @@ impl HeldLock {
         for guard in others.into_iter().rev().filter(Guard::end_phase) {
             guard.held.let_go_telling(releases);
         }
+    }
+}
+
+/// A place that is given up.
+struct Leaving {
+    scope: Scope,
+    key: Key,
+    number: u64,
+    lost: Arc<Signal>,
+}
+
+impl Leaving {
+    /// Tells `then` whether it was held until now.
+    fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
+        let (scope, key, number) = (self.scope.clone(), self.key, self.number);
+        scope.post_then(
+            LOCKS,
+            key,
+            move |found, line, now| row::release(found, line, now, number, offers),
+            move |released: Result<Released, Error>| {
+                let ours = released.map(|Released { ours, called }| {
+                    queue::deliver(&self.scope, key, called);
+                    if !ours {
+                        lose(&self.scope, &self.lost);
+                    }
+                    ours
+                });
+                then(self, ours);
+            },
+        );
     }
 }
 
@@ -361,7 +383,10 @@ impl Signal {
     fn set(&self) -> bool {
         let first = !self.is_set.swap(true, SeqCst);
         let wakers = std::mem::take(&mut *self.wakers());
-        wakers.into_iter().for_each(|(_, waker)| waker.wake());
+        for (_, waker) in wakers {
+            // Whoever else is to be told must not suffer from it.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
         first
     }
 
@@ -397,12 +422,18 @@ impl Future for Lost {
         if self.signal.is_set() {
             return Poll::Ready(());
         }
+        // Wakers are the user's: they are cloned and dropped outside the lock.
+        let waker = cx.waker().clone();
         let mut wakers = self.signal.wakers();
-        match wakers.iter_mut().find(|(id, _)| *id == self.id) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => wakers.push((self.id, cx.waker().clone())),
-        }
+        let before = match wakers.iter_mut().find(|(id, _)| *id == self.id) {
+            Some((_, before)) => Some(std::mem::replace(before, waker)),
+            None => {
+                wakers.push((self.id, waker));
+                None
+            }
+        };
         drop(wakers);
+        drop(before);
         // It may have been set just before the waker was left.
         if self.signal.is_set() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -410,6 +441,10 @@ impl Future for Lost {
 
 impl Drop for Lost {
     fn drop(&mut self) {
-        self.signal.wakers().retain(|(id, _)| *id != self.id);
+        let mut wakers = self.signal.wakers();
+        let at = wakers.iter().position(|(id, _)| *id == self.id);
+        let waker = at.map(|at| wakers.swap_remove(at));
+        drop(wakers);
+        drop(waker);
     }
 }
