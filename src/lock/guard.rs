@@ -2,6 +2,7 @@
 
 use super::{
     fence::Fence,
+    lost::{Lost, Signal},
     queue,
     row::{self, Released},
     rule::Owner,
@@ -13,16 +14,15 @@ use crate::{
 use std::{
     fmt,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8,
             Ordering::{Relaxed, SeqCst},
         },
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -363,88 +363,5 @@ impl std::error::Error for ReleaseError {
             ReleaseError::Lost => None,
             ReleaseError::Cache(error) => Some(error),
         }
-    }
-}
-
-/// Something that happens once, and those who wait for it.
-#[derive(Debug, Default)]
-pub(super) struct Signal {
-    is_set: AtomicBool,
-    next: AtomicU64,
-    wakers: Mutex<Vec<(u64, Waker)>>,
-}
-
-impl Signal {
-    fn is_set(&self) -> bool {
-        self.is_set.load(SeqCst)
-    }
-
-    /// Whether this is the first time.
-    fn set(&self) -> bool {
-        let first = !self.is_set.swap(true, SeqCst);
-        let wakers = std::mem::take(&mut *self.wakers());
-        for (_, waker) in wakers {
-            // Whoever else is to be told must not suffer from it.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        }
-        first
-    }
-
-    fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The future of a lock's loss, see [`Guard::lost`]. It may be kept when the guard is gone.
-#[must_use = "futures do nothing unless polled"]
-#[derive(Debug)]
-pub struct Lost {
-    signal: Arc<Signal>,
-    id: u64,
-}
-
-impl Lost {
-    fn new(signal: &Arc<Signal>) -> Lost {
-        Lost { signal: signal.clone(), id: signal.next.fetch_add(1, Relaxed) }
-    }
-}
-
-impl Clone for Lost {
-    fn clone(&self) -> Self {
-        Lost::new(&self.signal)
-    }
-}
-
-impl Future for Lost {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.signal.is_set() {
-            return Poll::Ready(());
-        }
-        // Wakers are the user's: they are cloned and dropped outside the lock.
-        let waker = cx.waker().clone();
-        let mut wakers = self.signal.wakers();
-        let before = match wakers.iter_mut().find(|(id, _)| *id == self.id) {
-            Some((_, before)) => Some(std::mem::replace(before, waker)),
-            None => {
-                wakers.push((self.id, waker));
-                None
-            }
-        };
-        drop(wakers);
-        drop(before);
-        // It may have been set just before the waker was left.
-        if self.signal.is_set() { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-impl Drop for Lost {
-    fn drop(&mut self) {
-        let mut wakers = self.signal.wakers();
-        let at = wakers.iter().position(|(id, _)| *id == self.id);
-        let waker = at.map(|at| wakers.swap_remove(at));
-        drop(wakers);
-        drop(waker);
     }
 }
