@@ -69,7 +69,16 @@ struct HeldLock {
 }
 
 impl Guard {
-    pub(super) fn new(scope: Scope, key: Key, owner: Owner, lease: u64, fence: u64, lost: Arc<Signal>) -> Guard {
+    /// `since`: when it was acquired, in ns of machine time.
+    pub(super) fn new(
+        scope: Scope,
+        key: Key,
+        owner: Owner,
+        lease: u64,
+        fence: u64,
+        since: u64,
+        lost: Arc<Signal>,
+    ) -> Guard {
         let held = Arc::new(HeldLock {
             scope,
             key,
@@ -83,7 +92,10 @@ impl Guard {
         });
         let every = Duration::from_nanos(lease / 3);
         let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
-        held.scope.handle().shared.hold(&key, Holding { number: fence, due: Instant::now() + every, every, renew });
+        // The process may have been suspended just now, and the lease be over.
+        let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
+        let due = Instant::now() + every.saturating_sub(late);
+        held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
         held.scope.note(Event::Locked);
         Guard { held, phase: ACQUIRED }
     }
