@@ -1,7 +1,8 @@
 //! Acquiring a lock, and waiting for it.
 
 use super::{
-    guard::{Guard, Hold, Signal},
+    guard::{Guard, Hold},
+    lost::Signal,
     queue::{self, InLine, Watcher},
     row::{self, Answer, Asked, Manners, Moment, Wish, form},
     rule::{Lock, Owner, Rule},
