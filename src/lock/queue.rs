@@ -31,16 +31,16 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { called, strangers, next }, now)) = looked else { return };
+            let Ok((Looked { called, strangers, next, mark }, now)) = looked else { return };
             let dead: Vec<u64> = strangers.iter().copied().filter(|&instance| after.is_dead(instance)).collect();
             if let Some(Looking { watcher, commit }) = &on_behalf {
-                let before = {
+                let (before, is_same) = {
                     let mut seen = watcher.seen();
                     (seen.commit, seen.next, seen.strangers) = (Some(*commit), next, strangers);
-                    std::mem::replace(&mut seen.at, now)
+                    (std::mem::replace(&mut seen.at, now), seen.mark.replace(mark) == Some(mark))
                 };
                 // An offer that was made and ended since the last look was not seen, and its calls may be lost.
-                if row::may_have_lapsed(before, now) {
+                if !is_same && row::may_have_lapsed(before, now) {
                     after.calls().call_all(&key);
                 }
             }
@@ -76,6 +76,8 @@ struct Seen {
     next: u64,
     /// Instances whose end would make room.
     strangers: Vec<u64>,
+    /// The lock's state, see [`Looked::mark`].
+    mark: Option<u64>,
     /// When all were last called to ask again.
     asked: Instant,
 }
@@ -83,7 +85,7 @@ struct Seen {
 impl Watcher {
     /// For one who waits since a time in ns of machine time.
     pub(super) fn new(scope: &Scope, since: u64) -> Arc<Watcher> {
-        let seen = Seen { commit: None, at: since, next: 0, strangers: Vec::new(), asked: Instant::now() };
+        let seen = Seen { commit: None, at: since, next: 0, strangers: Vec::new(), mark: None, asked: Instant::now() };
         Arc::new(Watcher { scope: scope.clone(), looking: AtomicBool::new(false), seen: Mutex::new(seen) })
     }
 

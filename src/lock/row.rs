@@ -98,6 +98,8 @@ pub(crate) struct Looked {
     pub(crate) strangers: Vec<u64>,
     /// When the next place ends by itself, in ns of machine time.
     pub(crate) next: u64,
+    /// As long as it is the same, nobody has entered, left or been offered anything.
+    pub(crate) mark: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,7 +188,8 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
 /// Sees whether time or a death has made room.
 pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
-        return (Looked { called: Vec::new(), strangers: Vec::new(), next: u64::MAX }, Change::Keep, Vec::new());
+        let unknown = Looked { called: Vec::new(), strangers: Vec::new(), next: u64::MAX, mark: 0 };
+        return (unknown, Change::Keep, Vec::new());
     };
     let mut work = Work::new(row, line, moment);
     work.tidy();
@@ -198,8 +201,9 @@ pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Tra
     work.called.extend(work.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
     let strangers = work.strangers();
     let next = work.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
+    let mark = work.row.mark();
     let (called, change, steps) = work.finish(label_of(found));
-    (Looked { called, strangers, next }, change, steps)
+    (Looked { called, strangers, next, mark }, change, steps)
 }
 
 /// Whether an offer can have been made and ended between two looks.

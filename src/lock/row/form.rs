@@ -213,6 +213,12 @@ impl LockRow {
         self.places.iter().all(|place| place.standing != Standing::Unknown)
     }
 
+    /// Hardly ever the same of two states of a lock: numbers only grow.
+    pub(in crate::lock) fn mark(&self) -> u64 {
+        let places = self.places.iter().fold(0_u64, |sum, place| sum.wrapping_add(place.number));
+        places.wrapping_mul(1 << 20).wrapping_add(self.waiting.into())
+    }
+
     /// The weight of all together.
     pub(in crate::lock) fn taken(&self) -> u64 {
         self.places.iter().map(|place| u64::from(place.weight)).sum()

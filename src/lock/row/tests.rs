@@ -166,7 +166,8 @@ fn an_owner_that_is_inside_in_two_processes_outlives_either() {
     let Answer::Held(fence) = lock.ask(&wish(OneOwner, 1, 11), None, &[], &[]).answer else { panic!("free") };
     assert_eq!(lock.ask(&wish(OneOwner, 1, 12), None, &[], &[]).answer, Answer::Held(fence));
     let turn = lock.joined(OneOwner, 2, 13);
-    assert_eq!(lock.look(&[11, 12]), Looked { called: vec![], strangers: vec![13], next: LEASE });
+    let looked = lock.look(&[11, 12]);
+    assert_eq!((looked.called.len(), looked.strangers, looked.next), (0, vec![13], LEASE));
     // The outer one leaves first, and ends; then it is known again who is inside.
     lock.release(fence);
     assert!(lock.renew_in(12, fence, LEASE));
@@ -223,12 +224,16 @@ fn an_offer_that_nobody_takes_passes_on_and_keeps_its_place_in_the_line() {
     let mut lock = Bench::default();
     let fence = lock.held(Lock, 1);
     let (first, second) = (lock.joined(Lock, 2, 5), lock.joined(Lock, 3, 6));
+    let mark = lock.look(&[]).mark;
+    lock.renew(fence, LEASE);
+    assert_eq!(lock.look(&[]).mark, mark);
     lock.release(fence);
     assert!(!lock.renew(first.number, LEASE), "what nobody took is not renewed");
     lock.now += OFFER - 1;
     assert_eq!(numbers(&lock.look(&[]).called), [first.number], "told once more");
     lock.now += 1;
     assert_eq!(numbers(&lock.look(&[]).called), [first.number, second.number]);
+    assert_ne!(lock.look(&[]).mark, mark);
     let Answer::Waiting(again) = lock.accept(Lock, 2, first) else { panic!("too late") };
     assert_eq!(again, first);
     let Answer::Held(fence) = lock.accept(Lock, 3, second) else { panic!("its turn") };
