@@ -91,12 +91,27 @@ async fn a_lock_can_be_held_for_a_minimum() {
     let scope = cache.scope("db");
     let service = BarrierLayer::new(scope.clone(), Lock).answer(Fail).at_least(secs(10)).layer(takes());
     service.clone().oneshot(1_000).await.unwrap();
+    let refused = BarrierLayer::new(scope.clone(), Lock).answer(Fail).try_only().layer(takes()).oneshot(1);
+    assert_eq!(refused.await.unwrap_err().retry_after, Some(secs(9)), "until then it is certain");
     sleep(ms(8_900)).await;
     assert!(!is_free(&scope).await, "ten seconds since it was acquired are not over");
     sleep(ms(200)).await;
     assert!(is_free(&scope).await);
     service.oneshot(10_001).await.unwrap();
     assert!(is_free(&scope).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_would_come_before_the_minimum_is_over_is_refused_at_once() {
+    let cache = cache();
+    let layer = BarrierLayer::new(cache.scope("db"), Lock).answer(Fail);
+    layer.clone().at_least(secs(10)).layer(takes()).oneshot(1_000).await.unwrap();
+    let hurried = layer.deadline(|_: &u64| Some(secs(5))).layer(takes());
+    let began = Instant::now();
+    assert_eq!(hurried.clone().oneshot(1).await.unwrap_err().retry_after, Some(secs(9)));
+    assert_eq!(began.elapsed(), secs(0));
+    sleep(secs(9)).await;
+    assert_eq!(hurried.oneshot(1).await, Ok(1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -71,7 +71,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, allow_hyphen_values = true)]
     pub(crate) barrier_wait: Duration,
 
-    /// How long a place stays taken once its gateway died
+    /// How long a place stays taken once its gateway hangs; one that dies gives it back at once
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = lease, allow_hyphen_values = true)]
     pub(crate) lease: Duration,
 
@@ -220,8 +220,8 @@ fn beta(text: &str) -> Result<f64, String> {
 }
 
 fn places(text: &str) -> Result<u32, String> {
-    // No lock has room for more holders than 4096.
-    text.parse().ok().filter(|places| (1..=4096).contains(places)).ok_or_else(|| "it must be 1 to 4096".into())
+    // No lock has room for more holders.
+    text.parse().ok().filter(|places| (1..=1000).contains(places)).ok_or_else(|| "it must be 1 to 1000".into())
 }
 
 fn rate(text: &str) -> Result<(u32, Duration), String> {

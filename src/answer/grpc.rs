@@ -46,7 +46,7 @@ fn pushback(why: &Rejection) -> Option<HeaderValue> {
             let millis = i32::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
             Some(millis.into())
         }
-        (None, Reason::TooCostly | Reason::Denied) => Some((-1).into()),
+        (None, Reason::TooCostly | Reason::Denied | Reason::Lost) => Some((-1).into()),
         _ => None,
     }
 }

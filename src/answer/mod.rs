@@ -30,7 +30,7 @@
 //! | the cache failed ([`CacheFailed`](Reason::CacheFailed)) | 503 | |
 //!
 //! `Retry-After` says after how many seconds to ask again, rounded up and at least 1; it is left out where that is never,
-//! or not known. The body is `application/problem+json` (RFC 9457): title, status and detail. A refusal by a throttle has
+//! or not known, and of a lost lock, whose request may be half done. The body is `application/problem+json` (RFC 9457): title, status and detail. A refusal by a throttle has
 //! a type as well, and in `violated-policies` the name of the limit, as draft-ietf-httpapi-ratelimit-headers-11 defines
 //! them.
 //!

@@ -124,7 +124,7 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     }
 
     /// How long the lock stays held when its process hangs: 30 s unless said otherwise. It is renewed while the request
-    /// lives, and free at once when the process dies.
+    /// lives, and free within 100 ms when the process dies.
     ///
     /// # Panics
     ///

@@ -28,6 +28,10 @@
 //! others, until the inner future ends. A request that is dropped gives it back at once, also out of the queue. A process
 //! that dies gives it back within 100 ms; one that hangs keeps it until its lease ends ([`expire`](BarrierLayer::expire)).
 //!
+//! Two things hold the lock for as long as they please, since a living request keeps it: an inner service that is not
+//! ready or never answers, and a client that reads the response slowly. Give both a timeout: a layer inside the barrier for
+//! the first, the server's for the second. [`wait_at_most`](BarrierLayer::wait_at_most) only bounds the wait for the lock.
+//!
 //! # In the handler
 //!
 //! [`Http`](crate::answer::Http) puts a [`Hold`](crate::lock::Hold) into the request's extensions: the fencing token, whether
@@ -58,7 +62,8 @@
 //!
 //! A lock that is not free in time is [`Busy`](crate::Reason::Busy), one for which too many wait is
 //! [`QueueFull`](crate::Reason::QueueFull): 503 unless [`Http::busy`](crate::Http::busy) says otherwise, with a
-//! `Retry-After` guessed from how long the lock was held of late and how many wait, or else of one second.
+//! `Retry-After` guessed from how long the lock was held of late, how many wait, and for how long it
+//! [must](BarrierLayer::at_least) be held, or else of one second.
 //!
 //! # When the cache fails
 //!

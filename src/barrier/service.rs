@@ -73,7 +73,11 @@ where
             // The instance that was made ready serves the request.
             Some(acquired) => match outcome.judge(acquired, &mut request) {
                 Step::Call(held) => State::Calling { future: self.inner.call(request), held },
-                Step::Say(output) => State::Said { output: Some(output) },
+                Step::Say(output) => {
+                    // Whoever holds the lock may need what a caller who keeps this instance would sit on.
+                    drop(to_call_later(&mut self.inner));
+                    State::Said { output: Some(output) }
+                }
             },
             // The clone asks for its own readiness when its turn comes.
             None => {
@@ -178,7 +182,11 @@ impl<L, A> Outcome<L, A> {
     }
 
     fn rejection(&self, reason: Reason, retry_after: Option<Duration>) -> Rejection {
-        let retry_after = retry_after.filter(|wait| !wait.is_zero()).or(Some(LATER));
+        let retry_after = match reason {
+            // Half of it may be done: nothing should make a client's library repeat it.
+            Reason::Lost => None,
+            _ => retry_after.filter(|wait| !wait.is_zero()).or(Some(LATER)),
+        };
         Rejection { retry_after, ..Rejection::new(reason, self.scope.shared_name()) }
     }
 }
@@ -254,9 +262,13 @@ where
                     }
                 }
                 StateProj::Readying { held, next } => {
-                    ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx))?;
-                    let (mut inner, request) = next.take().expect(POLLED_AGAIN);
-                    State::Calling { future: inner.call(request), held: held.take() }
+                    match ready!(next.as_mut().expect(POLLED_AGAIN).0.poll_ready(cx)) {
+                        Ok(()) => {
+                            let (mut inner, request) = next.take().expect(POLLED_AGAIN);
+                            State::Calling { future: inner.call(request), held: held.take() }
+                        }
+                        Err(error) => State::Said { output: Some(Err(error)) },
+                    }
                 }
                 StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));

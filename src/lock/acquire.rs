@@ -150,7 +150,7 @@ impl<R> Acquire<R> {
     }
 
     /// How long the lock stays held when its process hangs: 30 s unless said otherwise. It is renewed while the guard lives,
-    /// and free at once when the process dies.
+    /// and free within 100 ms when the process dies.
     ///
     /// # Panics
     ///

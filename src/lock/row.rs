@@ -479,7 +479,7 @@ impl<'a> Work<'a> {
         if place.entered > 0 {
             return true;
         }
-        let held = now.saturating_sub(place.since);
+        let held = now.max(place.stays).saturating_sub(place.since);
         if place.stays > now {
             place.linger();
         } else {

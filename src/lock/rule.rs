@@ -78,7 +78,7 @@ impl Demand {
 
 /// Decides whether one more may hold a lock: a pure function of those who do. It may run several times for one decision,
 /// inside a transaction that holds up the whole machine, so it must be quick and must not use the cache. A panic counts
-/// as a failed cache. A lock has some 900 holders at most, whatever the rule says.
+/// as a failed cache. A lock has 1,000 holders at most, whatever the rule says; more wait.
 ///
 /// All users of a name should have the same rule. Whoever waits is served in the order of coming: nobody overtakes, save
 /// an owner that is inside already.
@@ -161,7 +161,8 @@ impl<Req> LockFactory<Req> for Lock {
     }
 }
 
-/// At most so many holders at a time, at least one. Lowering the number lets those in finish and admits nobody until
+/// At most so many holders at a time: 1 to 1,000. Zero counts as one, and above 1,000 more wait (as no lock has room for
+/// more holders), though [weights](Semaphore::weight) may add up to more. Lowering the number lets those in finish and admits nobody until
 /// they are fewer. Where some weigh more than others, see [`weight`](Semaphore::weight).
 #[derive(Clone, Copy, Debug)]
 pub struct Semaphore(pub u32);
@@ -228,7 +229,8 @@ impl<Req, F: Fn(&Req) -> u32> LockFactory<Req> for Weighted<F> {
 /// Many may read at a time, and one may write while nobody reads. As all wait in one line, writers do not starve: who
 /// comes to read behind a waiting writer waits for it.
 ///
-/// Under a barrier, HTTP requests with a safe method (`GET`, `HEAD`, `OPTIONS`, `TRACE`) read, others write.
+/// Under a barrier, HTTP requests with a safe method (`GET`, `HEAD`, `OPTIONS`, `TRACE`) read, others write. At most 1,000
+/// read at a time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadWrite;
 

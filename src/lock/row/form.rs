@@ -15,8 +15,9 @@ const TICKET: usize = 32;
 const SCOPE_MAX: usize = 64;
 const NAME_MAX: usize = 256;
 const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
-/// Places that fit into a row.
-pub(in crate::lock) const PLACES_MAX: usize = (PAYLOAD_MAX - HEAD - LABEL_MAX) / PLACE;
+/// Places that a row may have.
+pub(in crate::lock) const PLACES_MAX: usize = 1_000;
+const _: () = assert!(HEAD + PLACES_MAX * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
 
 /// What a lock's row says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,12 @@ impl Place {
     /// From now on nobody's, to the end of its minimum time.
     pub(in crate::lock) fn linger(&mut self) {
         (self.standing, self.lease, self.instance) = (Standing::Lingering, self.stays, 0);
+    }
+
+    /// For how many more ns it is taken, where it is guessed that such places are held for `each`.
+    fn stays_for(&self, each: u64, now: u64) -> u64 {
+        let minimum = self.stays.saturating_sub(now);
+        if self.standing == Standing::Lingering { minimum } else { minimum.max(each) }
     }
 
     fn read(bytes: &[u8]) -> Option<Place> {
@@ -233,8 +240,9 @@ impl LockRow {
     pub(in crate::lock) fn wait(&self, now: u64) -> Option<u64> {
         let oldest = self.places.iter().map(|place| place.since).min()?;
         let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };
-        let turns = u64::from(self.waiting) / self.places.len() as u64 + 1;
-        Some(each.saturating_mul(turns))
+        let first = self.places.iter().map(|place| place.stays_for(each, now)).min()?;
+        let turns = u64::from(self.waiting) / self.places.len() as u64;
+        Some(each.saturating_mul(turns).saturating_add(first))
     }
 }
 
