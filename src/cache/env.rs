@@ -59,9 +59,9 @@ impl Env {
         self.guard.as_ref().is_some_and(Guard::is_orphaned)
     }
 
-    /// Whether it is not to be touched any more.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.gate.is_shut()
+    /// Whether it was not found damaged, so that its files can be touched.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.gate.check().is_ok()
     }
 
     /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's

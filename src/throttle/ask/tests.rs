@@ -93,7 +93,12 @@ fn however_many_processes_died_the_asking_ends() {
     let hand = Hand::default();
     let cache = hand.on(builder());
     let (scope, key) = (cache.root(), cache.root().key(Kind::Throttle, b"name"));
-    for instance in 1..=200 {
+    let run =
+        cache.path().join(std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().file_name()).join("run");
+    std::fs::create_dir_all(&run).unwrap();
+    for instance in 1..=200_u64 {
+        // Nobody holds it.
+        std::fs::write(run.join(format!("{instance:016x}")), "").unwrap();
         let transition = transition(Rate::per_second(1), Duration::MAX, instance, Vec::new());
         let transition = Transition { times: Times::of(scope, &Rate::per_second(1).into()), ..transition };
         let run = move |found: Found<'_>, line: &Line<'_>, now| {
