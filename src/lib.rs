@@ -4,7 +4,7 @@
 //! | layer | question | what it does by default |
 //! | --- | --- | --- |
 //! | [`ThrottleLayer`] | how often? | GCRA per name; 429 with `Retry-After` beyond it, or [waits](ThrottleLayer::wait) |
-//! | [`BarrierLayer`] | how many at once? | [`Lock`], [`Semaphore`], [`RLock`] per name; waits, held until the response's body ends |
+//! | [`BarrierLayer`] | how many at once? | [`Lock`], [`RLock`], [`Semaphore`], [`ReadWrite`] per name; waits in order, held until the response's body ends |
 //! | [`StampedeCacheLayer`] | do we know the answer? | keeps responses; one request computes what many want; XFetch refreshes early |
 //!
 //! ```no_run

@@ -5,7 +5,13 @@
 
 #![allow(dead_code)] // each file uses a part of it
 
-use nix::{sys::signal, unistd::Pid};
+use nix::{
+    sys::{
+        signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -98,6 +104,13 @@ impl Child {
 
     pub(crate) fn signal(&self, signal: signal::Signal) {
         signal::kill(self.pid(), signal).unwrap();
+    }
+
+    /// Stops it, and waits until all of its threads have: they may run on for a while.
+    pub(crate) fn stop(&self) {
+        self.signal(signal::Signal::SIGSTOP);
+        let stopped = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
     }
 
     /// `kill -9`, and waits until it is gone.

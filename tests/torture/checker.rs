@@ -116,9 +116,11 @@ impl Facts<'_> {
         let died = self.history.end(attempt.id.process);
         let end = attempt.leaves.unwrap_or(died).min(died);
         let left = attempt.left.map(|left| left.1);
+        // A release takes its time too.
+        let until = attempt.left.map_or(end, |left| left.0);
         let doubt = match left {
             Some(How::Kept) => None,
-            _ => held_up(&self.stalls, &Span::new(attempt.asked, end), attempt.want.lease),
+            _ => held_up(&self.stalls, &Span::new(attempt.asked, until), attempt.want.lease),
         };
         let lost = left == Some(How::Lost) || (attempt.told.is_some() && left != Some(How::Kept));
         let least = attempt.asked.saturating_add(attempt.want.lease);
@@ -336,12 +338,15 @@ fn overtaken(attempts: &[&Attempt], facts: &Facts<'_>) -> Vec<Violation> {
         let waited = facts.waited(waiter);
         let later = attempts[nth..].iter().skip_while(|by| by.asked < waited.from.saturating_add(SLACK));
         let later = later.take_while(|by| by.asked < waited.to);
-        // Readers get it at the same time, and it is by chance who knows first.
+        // Two that do not exclude each other may get it at once, and it is by chance who is the first to take it.
+        let first = |by: &Attempt, got: u64, fence: u64| match waiter.got {
+            Some(own) if excludes(by, waiter) => fence < own.1,
+            _ => got + if excludes(by, waiter) { 0 } else { SLACK } < waited.to,
+        };
         let before = |by: &&&Attempt| {
-            let Some((got, fence)) = by.got else { return false };
-            got < waited.to
-                && waiter.got.is_none_or(|own| fence < own.1)
-                && facts.is_quiet(&Span::new(waited.from, got))
+            by.got.is_some_and(|(got, fence)| {
+                first(by, got, fence) && facts.is_quiet(&Span::new(waited.from, got.min(waited.to)))
+            })
         };
         found.extend(later.filter(before).map(|by| Violation::Overtaken { waiter: waiter.id, by: by.id }).next());
     }

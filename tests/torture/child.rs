@@ -204,8 +204,8 @@ impl Visit {
             _ => Manner::Waits,
         };
         let hold = match random.random_range(0..200) {
-            0 => ms(random.random_range(650..900)),
-            1..10 => ms(random.random_range(30..150)),
+            0 | 1 => ms(random.random_range(650..900)),
+            2..10 => ms(random.random_range(30..150)),
             10..40 => ms(random.random_range(5..30)),
             _ => Duration::from_micros(random.random_range(0..5_000)),
         };

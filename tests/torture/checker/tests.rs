@@ -297,7 +297,17 @@ fn overtaking_is_found() {
         *at -= SLACK + 200 * MS;
         true
     };
-    seeded(&[MUTEX, SEMAPHORE, READ_WRITE], earlier, |violation| matches!(violation, Violation::Overtaken { .. }));
+    let finds = |violation: &Violation| matches!(violation, Violation::Overtaken { .. });
+    seeded(&[MUTEX], earlier, finds);
+    // One in the line whom nobody calls, while others come and go.
+    let ignored = |lines: &mut Lines, history: &History, _: &mut StdRng| {
+        let Attempt { want, asked, .. } = &history.attempts[0];
+        let want = Want { patience: None, ..want.clone() };
+        lines.push((1, Event::Asks { attempt: 1_000_000, at: asked + 800 * MS, want }));
+        lines.push((1, Event::Got { attempt: 1_000_000, at: asked + 2_400 * MS, fence: 1_000_000 }));
+        true
+    };
+    seeded(&[MUTEX, SEMAPHORE, READ_WRITE], ignored, finds);
 }
 
 #[test]
