@@ -363,7 +363,10 @@ impl Report {
             let let_in = *alive && heard.contains("GOT IT");
             !let_in && !heard.contains("HUNG") && says_what_to_do(heard)
         });
-        refusals && self.after.last().is_some_and(|last| last == "GOT IT")
+        // Who waited is told as well.
+        let told = |who| self.heard.iter().find(|heard| heard.0 == who).map_or("", |heard| &heard.1);
+        let left_waiting = told("B, at once").contains("refused") && told("who waited") == "busy";
+        refusals && !left_waiting && self.after.last().is_some_and(|last| last == "GOT IT")
     }
 }
 

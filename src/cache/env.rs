@@ -116,7 +116,7 @@ impl Env {
         }
     }
 
-    /// Looks after the files if nobody has for a tenth of a second, so that those that were cut do not kill us. `now` is in
+    /// Looks after the files if nobody has for a hundredth of a second, so that those that were cut do not kill us. `now` is in
     /// ns of any clock, always the same.
     pub(crate) fn look_at(&self, now: u64) {
         if self.guard.as_ref().is_some_and(|guard| guard.is_due(now)) {

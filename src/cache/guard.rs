@@ -90,7 +90,7 @@ fn id_of(facts: &fs::Metadata) -> Id {
 }
 
 /// How old the last look at the files may be when something is written, in ns.
-const LOOK_EVERY: u64 = Duration::from_millis(100).as_nanos() as u64;
+const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
 
 /// Looks after an environment that is to be given up when it is found damaged.
 #[derive(Debug)]

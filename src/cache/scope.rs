@@ -131,12 +131,12 @@ impl Scope {
         self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
     }
 
-    /// The last commit to `state/`, by any process. Nonsense where that was found damaged.
-    pub(crate) fn last_commit(&self) -> u64 {
+    /// The last commit to `state/`, by any process. `None`: that was found damaged.
+    pub(crate) fn last_commit(&self) -> Option<u64> {
         let handle = self.handle();
         let env = &handle.shared.state.lane.env;
         env.look_at(handle.now());
-        if env.is_sound() { env.last_transaction() } else { 0 }
+        env.is_sound().then(|| env.last_transaction())
     }
 
     /// Lists the locks of all scopes, see [`state::State::list_locks`].
