@@ -14,7 +14,7 @@ use tokio::{
 };
 use tower::{Layer, Service, service_fn};
 use tower_floodgate::{
-    BarrierLayer, Cache, Fail, Lock, LockFactory, Rejection, Semaphore,
+    BarrierLayer, Cache, Error, Fail, Lock, LockFactory, ReadWrite, Rejection, Semaphore,
     lock::{AcquireError, Fence, Guard, Watermark},
     time::clock_fn,
 };
@@ -49,6 +49,31 @@ async fn locks_work_without_tower() {
     assert!(permits().await.is_err());
     drop(held.1);
     assert!(permits().await.is_ok());
+}
+
+/// Offers to all who wait would need more room than there is.
+#[test]
+fn where_nothing_more_fits_a_lock_is_released_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::builder(directory.path()).size(1 << 20).state_size(1 << 20).open().unwrap();
+    let lock = |rule| cache.lock("l").rule(rule);
+    let writer = lock(ReadWrite.write()).acquire_blocking().unwrap();
+    let readers: Vec<_> = (0..150).map(|_| lock(ReadWrite.read()).acquire()).collect();
+    let fill = |name: u32| match cache.lock(&name.to_string()).acquire_blocking() {
+        Ok(guard) => Some(guard),
+        Err(AcquireError::Cache(Error::Full)) => None,
+        Err(error) => panic!("{error}"),
+    };
+    let filling: Vec<_> = (0..).map_while(fill).collect();
+    writer.release_blocking().unwrap();
+    let holders = |cache: &Cache| {
+        let locks = cache.lock_stats_blocking().unwrap();
+        locks.into_iter().filter(|lock| lock.name == "l").flat_map(|lock| lock.holders).collect::<Vec<_>>()
+    };
+    assert!(holders(&cache).iter().all(|holder| holder.offered));
+    drop(filling);
+    drop(readers);
+    assert!(lock(ReadWrite.write()).try_acquire_blocking().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -335,6 +360,8 @@ async fn who_holds_and_who_waits_can_be_seen() {
     assert_eq!(holder.process, Some(std::process::id()));
     assert_eq!((lock.waiters[0].waited, lock.waiters[0].weight), (secs(1), 3));
     assert_eq!(cache.lock_stats().await.unwrap(), stats.locks);
+    assert_eq!(cache.scope("db").lock_stats().await.unwrap(), stats.locks);
+    assert_eq!(cache.scope("other").lock_stats().await.unwrap(), []);
     drop((held, waiting));
     assert_eq!(cache.lock_stats_blocking().unwrap(), []);
 }

@@ -5,6 +5,11 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        mpsc,
+    },
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -13,6 +18,7 @@ use tokio_test::{assert_pending, task};
 use tower_floodgate::{
     Cache,
     lock::{Acquiring, Fence, Guard, OneOwner, Owner, ReleaseError, Watermark},
+    time::clock_fn,
 };
 
 #[path = "support/processes.rs"]
@@ -245,6 +251,31 @@ async fn who_entered_again_and_left_once_keeps_its_lease() {
     assert!(!outer.is_lost());
     outer.release().await.unwrap();
     assert_eq!(place.child("wait for a second").line(), "held");
+}
+
+#[test]
+fn who_was_suspended_while_it_acquired_renews_at_once() {
+    // The clock is read, and then the process does not run for a while.
+    let (renewed, renews) = mpsc::channel();
+    let (slow, seconds) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(100));
+    let suspended = slow.clone();
+    let now = move || {
+        if std::thread::current().name() == Some("floodgate-keeper") {
+            let _ = renewed.send(());
+        }
+        let read = Duration::from_secs(seconds.load(SeqCst));
+        if suspended.swap(false, SeqCst) {
+            seconds.fetch_add(3_600, SeqCst);
+        }
+        read
+    };
+    let clock = clock_fn(now, |_| std::future::pending());
+    let cache = Cache::builder_temporary().state_size(1 << 20).clock(clock).open().unwrap();
+    slow.store(true, SeqCst);
+    let guard = cache.lock("l").acquire_blocking().unwrap();
+    // Due in 10 s otherwise, and all the time another could have it too.
+    renews.recv_timeout(Duration::from_secs(5)).expect("its lease is over already");
+    guard.release_blocking().unwrap();
 }
 
 /// Not a test of its own: what the children of this file's tests do.

@@ -72,13 +72,14 @@ pub use events::{HolderStats, LockStats, Stats, WaiterStats};
 pub use scope::Scope;
 pub use values::{Insert, Write};
 
-pub(crate) use calls::{Call, Calls, Watch};
+pub(crate) use calls::{Call, Watch};
 pub(crate) use entries::Edit;
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, Place};
 pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use listener::Reached;
+pub(crate) use listing::Listed;
 pub(crate) use pending::{Pending, Slot, block_on, block_on_until};
 pub(crate) use record::{Entry, Found, Key, Kind, TAGS_MAX};
 pub(crate) use shared::{Holding, Renew};

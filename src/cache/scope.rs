@@ -83,12 +83,6 @@ impl Scope {
         self.handle().shared.state.update(table, key, move || handle.now(), transition, settle)
     }
 
-    /// See [`state::State::post`].
-    pub(crate) fn post(&self, table: env::Table, key: Key, transition: impl state::Transition<()>) {
-        let handle = self.handle().clone();
-        self.handle().shared.state.post(table, key, move || handle.now(), transition);
-    }
-
     /// See [`state::State::glance`].
     pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
         let handle = self.handle();

@@ -125,17 +125,6 @@ impl State {
         self.recents.get(&key.hash, last, |row| f(record::decode_row(Some(row), key)))
     }
 
-    /// As `update`, for what must happen however late, and whose result nobody awaits. Never blocks.
-    pub(crate) fn post(
-        self: &Arc<Self>,
-        table: Table,
-        key: Key,
-        now: impl Fn() -> u64 + Send + 'static,
-        transition: impl Transition<()>,
-    ) {
-        self.post_line(table, key, now, beside_the_line(transition));
-    }
-
     /// As `update`, by a transition that sees the line behind its row and may change it in the same transaction.
     #[inline]
     pub(crate) fn update_line<R, G>(

@@ -1,7 +1,8 @@
 //! Acquiring a lock, and waiting for it.
 
 use super::{
-    guard::{Guard, Hold, Signal},
+    guard::{Guard, Hold},
+    lost::Signal,
     queue::{self, InLine, Watcher},
     row::{self, Answer, Asked, Manners, Moment, Wish, form},
     rule::{Lock, Owner, Rule},
@@ -384,15 +385,17 @@ impl<R: Rule> Acquiring<R> {
             LOCKS,
             key,
             move |found, line, now| {
-                row::ask(found, line, Moment { now, dead: &dead, held_here: &held_here }, &wish, &label, turn)
+                let moment = Moment { now, dead: &dead, held_here: &held_here };
+                let (asked, change, steps) = row::ask(found, line, moment, &wish, &label, turn);
+                ((asked, now), change, steps)
             },
             move |asked| {
-                let Asked { answer, wait, called, strangers } = asked?;
+                let (Asked { answer, wait, called, strangers }, now) = asked?;
                 queue::deliver(&scope, key, called);
                 let reply = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
-                        let guard = Guard::new(scope, key, owner, lease, fence, lost);
+                        let guard = Guard::new(scope, key, owner, lease, fence, now, lost);
                         if orphaned {
                             // Others may look for it in a directory that was made anew: it is dropped.
                             return Err(Error::Damaged);

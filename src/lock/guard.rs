@@ -2,6 +2,7 @@
 
 use super::{
     fence::Fence,
+    lost::{Lost, Signal},
     queue,
     row::{self, Released},
     rule::Owner,
@@ -17,11 +18,11 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8,
             Ordering::{Relaxed, SeqCst},
         },
     },
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -68,7 +69,16 @@ struct HeldLock {
 }
 
 impl Guard {
-    pub(super) fn new(scope: Scope, key: Key, owner: Owner, lease: u64, fence: u64, lost: Arc<Signal>) -> Guard {
+    /// `since`: when it was acquired, in ns of machine time.
+    pub(super) fn new(
+        scope: Scope,
+        key: Key,
+        owner: Owner,
+        lease: u64,
+        fence: u64,
+        since: u64,
+        lost: Arc<Signal>,
+    ) -> Guard {
         let held = Arc::new(HeldLock {
             scope,
             key,
@@ -82,7 +92,10 @@ impl Guard {
         });
         let every = Duration::from_nanos(lease / 3);
         let renew: Weak<dyn Renew> = Arc::downgrade(&held) as Weak<dyn Renew>;
-        held.scope.handle().shared.hold(&key, Holding { number: fence, due: Instant::now() + every, every, renew });
+        // The process may have been suspended just now, and the lease be over.
+        let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
+        let due = Instant::now() + every.saturating_sub(late);
+        held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
         held.scope.note(Event::Locked);
         Guard { held, phase: ACQUIRED }
     }
@@ -206,24 +219,15 @@ impl HeldLock {
 
     /// Gives up the place, however late, and calls those who got it.
     fn let_go(&self, told: impl FnOnce(Result<bool, Error>) + Send + 'static) {
-        let (scope, key, number) = (self.scope.clone(), self.key, self.fence.to_u64());
-        scope.handle().shared.release(&key, self);
+        self.scope.handle().shared.release(&self.key, self);
         let others = std::mem::take(&mut *self.others());
-        let (after, lost) = (scope.clone(), self.lost.clone());
-        scope.post_then(
-            LOCKS,
-            key,
-            move |found, line, now| row::release(found, line, now, number),
-            move |released: Result<Released, Error>| {
-                told(released.map(|Released { ours, called }| {
-                    queue::deliver(&after, key, called);
-                    if !ours {
-                        lose(&after, &lost);
-                    }
-                    ours
-                }));
-            },
-        );
+        let leaving =
+            Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
+        leaving.post(true, |leaving, released| match released {
+            // Who waits finds out later; the place must not stay taken for want of room for their offers.
+            Err(Error::Full) => leaving.post(false, |_, released| told(released)),
+            released => told(released),
+        });
         // In the reverse order of their acquisition.
         others.into_iter().rev().for_each(drop);
     }
@@ -242,6 +246,36 @@ impl HeldLock {
         for guard in others.into_iter().rev().filter(Guard::end_phase) {
             guard.held.let_go_telling(releases);
         }
+    }
+}
+
+/// A place that is given up.
+struct Leaving {
+    scope: Scope,
+    key: Key,
+    number: u64,
+    lost: Arc<Signal>,
+}
+
+impl Leaving {
+    /// Tells `then` whether it was held until now.
+    fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
+        let (scope, key, number) = (self.scope.clone(), self.key, self.number);
+        scope.post_then(
+            LOCKS,
+            key,
+            move |found, line, now| row::release(found, line, now, number, offers),
+            move |released: Result<Released, Error>| {
+                let ours = released.map(|Released { ours, called }| {
+                    queue::deliver(&self.scope, key, called);
+                    if !ours {
+                        lose(&self.scope, &self.lost);
+                    }
+                    ours
+                });
+                then(self, ours);
+            },
+        );
     }
 }
 
@@ -341,75 +375,5 @@ impl std::error::Error for ReleaseError {
             ReleaseError::Lost => None,
             ReleaseError::Cache(error) => Some(error),
         }
-    }
-}
-
-/// Something that happens once, and those who wait for it.
-#[derive(Debug, Default)]
-pub(super) struct Signal {
-    is_set: AtomicBool,
-    next: AtomicU64,
-    wakers: Mutex<Vec<(u64, Waker)>>,
-}
-
-impl Signal {
-    fn is_set(&self) -> bool {
-        self.is_set.load(SeqCst)
-    }
-
-    /// Whether this is the first time.
-    fn set(&self) -> bool {
-        let first = !self.is_set.swap(true, SeqCst);
-        let wakers = std::mem::take(&mut *self.wakers());
-        wakers.into_iter().for_each(|(_, waker)| waker.wake());
-        first
-    }
-
-    fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
-        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The future of a lock's loss, see [`Guard::lost`]. It may be kept when the guard is gone.
-#[must_use = "futures do nothing unless polled"]
-#[derive(Debug)]
-pub struct Lost {
-    signal: Arc<Signal>,
-    id: u64,
-}
-
-impl Lost {
-    fn new(signal: &Arc<Signal>) -> Lost {
-        Lost { signal: signal.clone(), id: signal.next.fetch_add(1, Relaxed) }
-    }
-}
-
-impl Clone for Lost {
-    fn clone(&self) -> Self {
-        Lost::new(&self.signal)
-    }
-}
-
-impl Future for Lost {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.signal.is_set() {
-            return Poll::Ready(());
-        }
-        let mut wakers = self.signal.wakers();
-        match wakers.iter_mut().find(|(id, _)| *id == self.id) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => wakers.push((self.id, cx.waker().clone())),
-        }
-        drop(wakers);
-        // It may have been set just before the waker was left.
-        if self.signal.is_set() { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-impl Drop for Lost {
-    fn drop(&mut self) {
-        self.signal.wakers().retain(|(id, _)| *id != self.id);
     }
 }

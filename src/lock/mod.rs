@@ -17,7 +17,8 @@
 //! A lock is a row of places, each with an owner and a lease, and a line of those who wait: first come, first served, over
 //! all tasks, threads and processes. Whoever releases it offers it to the first in the line and wakes that process alone.
 //!
-//! - A holder whose process dies loses its place within 100 ms, whatever its lease. So does one that waits.
+//! - A holder whose process dies loses its place within 100 ms, whatever its lease. So does one that waits. Only an owner that is
+//!   inside from two processes at once keeps its place for the other, and for as long as the lease.
 //! - A holder whose process hangs loses it when its [lease](Acquire::expire) ends, and is [told](Guard::lost) when it goes
 //!   on. The leases of living guards are renewed at a third of their time by one thread a process.
 //! - What such a holder may still do is up to what it writes to, which can refuse its [fencing token](Fence); see
@@ -34,6 +35,7 @@
 mod acquire;
 mod fence;
 mod guard;
+mod lost;
 mod owner_header;
 mod queue;
 mod row;
@@ -43,7 +45,8 @@ mod stats;
 pub use acquire::{Acquire, AcquireError, Acquiring};
 pub(crate) use acquire::{Terms, check_lease, clamp_lease};
 pub use fence::{Fence, StaleFence, Watermark};
-pub use guard::{Guard, Hold, Lost, ReleaseError, Releasing};
+pub use guard::{Guard, Hold, ReleaseError, Releasing};
+pub use lost::Lost;
 pub use rule::{
     Demand, Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, ReadWrite, Rule, Semaphore, Weighing, Weighted,
 };

@@ -146,14 +146,15 @@ pub(crate) fn ask<R: Rule>(
     (Asked { answer, wait, called, strangers }, change, steps)
 }
 
-/// Leaves once. If the place was lost before, nothing changes.
-pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Released> {
+/// Leaves once. If the place was lost before, nothing changes. `offers`: those who wait are offered what is free, for which
+/// the row may need more room.
+pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64, offers: bool) -> Transition<Released> {
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
     };
     let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
     let ours = work.leave_place(number);
-    if ours {
+    if ours && offers {
         work.settle(NOBODY, true);
     }
     let (called, change, steps) = work.finish(label_of(found));

@@ -2,7 +2,7 @@
 
 use super::row::form::{self, LockRow, Standing, Ticket};
 use crate::{
-    cache::{Cache, Found, HolderStats, LockStats, Pending, Stats, WaiterStats, block_on},
+    cache::{Cache, Found, HolderStats, Listed, LockStats, Pending, Scope, Stats, WaiterStats, block_on},
     error::Error,
 };
 use std::time::Duration;
@@ -20,12 +20,59 @@ struct Shown {
     waiters: Vec<u64>,
 }
 
+impl Scope {
+    /// Who holds which lock of this scope since when and who waits for it, in all processes. Locks that are free do not
+    /// appear. Not of one moment, if there are more than 100 in the cache.
+    ///
+    /// # Errors
+    ///
+    /// If the cache cannot be used.
+    pub async fn lock_stats(&self) -> Result<Vec<LockStats>, Error> {
+        self.all_locks(true).await
+    }
+
+    async fn all_locks(&self, only_own: bool) -> Result<Vec<LockStats>, Error> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let (locks, last) = self.page_of_locks(after, only_own).await?;
+            all.extend(self.tell(locks));
+            after = last;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn page_of_locks(&self, after: Option<[u8; 16]>, only_own: bool) -> Pending<Result<Page, Error>> {
+        let (now, scope) = (self.handle().now(), self.clone());
+        self.list_locks(after, WAITERS, move |listed| {
+            if only_own && !scope.has_key(listed.key) {
+                return None;
+            }
+            Shown::of(listed, now)
+        })
+    }
+
+    fn tell(&self, locks: Vec<Shown>) -> Vec<LockStats> {
+        let told = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
+            for (holder, instance) in stats.holders.iter_mut().zip(holders) {
+                holder.process = self.process(instance);
+            }
+            for (waiter, instance) in stats.waiters.iter_mut().zip(waiters) {
+                waiter.process = self.process(instance);
+            }
+            stats
+        });
+        told.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
+    }
+}
+
 impl Cache {
     /// What has happened in this process, how full the cache is, and who holds and waits for which lock.
     pub fn stats(&self) -> Stats {
         let mut stats = self.counts();
-        if let Some(Ok((locks, _))) = self.page_of_locks(None).now() {
-            stats.locks = self.tell(locks);
+        if let Some(Ok((locks, _))) = self.root().page_of_locks(None, false).now() {
+            stats.locks = self.root().tell(locks);
         }
         stats
     }
@@ -37,15 +84,7 @@ impl Cache {
     ///
     /// If the cache cannot be used.
     pub async fn lock_stats(&self) -> Result<Vec<LockStats>, Error> {
-        let (mut all, mut after) = (Vec::new(), None);
-        loop {
-            let (locks, last) = self.page_of_locks(after).await?;
-            all.extend(self.tell(locks));
-            after = last;
-            if after.is_none() {
-                return Ok(all);
-            }
-        }
+        self.root().all_locks(false).await
     }
 
     /// As [`lock_stats`](Cache::lock_stats), for plain threads.
@@ -56,54 +95,40 @@ impl Cache {
     pub fn lock_stats_blocking(&self) -> Result<Vec<LockStats>, Error> {
         block_on(self.lock_stats())
     }
+}
 
-    fn page_of_locks(&self, after: Option<[u8; 16]>) -> Pending<Result<Page, Error>> {
-        let now = self.root().handle().now();
-        self.root().list_locks(after, WAITERS, move |listed| {
-            let row = listed.row?;
-            let lock = LockRow::read(Found::Row(row))?;
-            let (scope, name) = form::names(row.payload);
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
-            let places = lock.places.iter().filter(|place| place.lease > now);
-            let holders = places.clone().map(|place| HolderStats {
-                fence: place.number,
-                process: None,
-                held: since(place.since),
-                lease_left: Duration::from_nanos(place.lease - now),
-                entered: place.entered,
-                weight: place.weight,
-                offered: matches!(place.standing, Standing::Offered | Standing::Asked),
-            });
-            let tickets = listed.waiters.iter().filter_map(|waiter| Some((waiter.instance, Ticket::read(waiter)?)));
-            let (instances, waiters) = tickets
-                .map(|(instance, ticket)| {
-                    let weight = ticket.demand.map_or(1, |demand| demand.weight());
-                    (instance, WaiterStats { process: None, waited: since(ticket.since), weight })
-                })
-                .unzip();
-            let stats = LockStats {
-                scope: text(scope),
-                name: text(name),
-                holders: holders.collect(),
-                waiting: lock.waiting.into(),
-                waiters,
-                held_for: Duration::from_nanos(lock.mean),
-            };
-            Some(Shown { stats, holders: places.map(|place| place.instance).collect(), waiters: instances })
-        })
-    }
-
-    fn tell(&self, locks: Vec<Shown>) -> Vec<LockStats> {
-        let told = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
-            for (holder, instance) in stats.holders.iter_mut().zip(holders) {
-                holder.process = self.root().process(instance);
-            }
-            for (waiter, instance) in stats.waiters.iter_mut().zip(waiters) {
-                waiter.process = self.root().process(instance);
-            }
-            stats
+impl Shown {
+    fn of(listed: Listed<'_>, now: u64) -> Option<Shown> {
+        let row = listed.row?;
+        let lock = LockRow::read(Found::Row(row))?;
+        let (scope, name) = form::names(row.payload);
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
+        let places = lock.places.iter().filter(|place| place.lease > now);
+        let holders = places.clone().map(|place| HolderStats {
+            fence: place.number,
+            process: None,
+            held: since(place.since),
+            lease_left: Duration::from_nanos(place.lease - now),
+            entered: place.entered,
+            weight: place.weight,
+            offered: matches!(place.standing, Standing::Offered | Standing::Asked),
         });
-        told.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
+        let tickets = listed.waiters.iter().filter_map(|waiter| Some((waiter.instance, Ticket::read(waiter)?)));
+        let (instances, waiters) = tickets
+            .map(|(instance, ticket)| {
+                let weight = ticket.demand.map_or(1, |demand| demand.weight());
+                (instance, WaiterStats { process: None, waited: since(ticket.since), weight })
+            })
+            .unzip();
+        let stats = LockStats {
+            scope: text(scope),
+            name: text(name),
+            holders: holders.collect(),
+            waiting: lock.waiting.into(),
+            waiters,
+            held_for: Duration::from_nanos(lock.mean),
+        };
+        Some(Shown { stats, holders: places.map(|place| place.instance).collect(), waiters: instances })
     }
 }

@@ -31,7 +31,8 @@ const BEAT: Duration = Duration::from_millis(25);
 /// How long the children may take to come to rest.
 const REST: Duration = Duration::from_secs(15);
 /// All that is held together makes a whole lock; with nobody else about it is free at once.
-const WHOLE: [(&str, u32, u32, usize); 3] = [("mutex", 1, 1, 1), ("permits", 3, 1, 3), ("rows", u32::MAX, u32::MAX, 1)];
+const WHOLE: [(&str, u32, u32, usize); 4] =
+    [("mutex", 1, 1, 1), ("twin", 1, 1, 1), ("permits", 3, 1, 3), ("rows", u32::MAX, u32::MAX, 1)];
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Some processes on one cache, under one history.
@@ -236,7 +237,7 @@ impl Crew {
         self.pen.write(&Event::Asks { attempt, at: now(), want });
         let acquire = self.cache.lock(name).wait_at_most(PATIENCE);
         let got = match name {
-            "mutex" => acquire.acquire_blocking(),
+            "mutex" | "twin" => acquire.acquire_blocking(),
             "permits" => acquire.rule(Semaphore(3)).acquire_blocking(),
             _ => acquire.rule(ReadWrite.write()).acquire_blocking(),
         };

@@ -139,7 +139,7 @@ pub(crate) struct Want {
     pub(crate) at_least: u64,
     /// In ns; `None` waits for ever.
     pub(crate) patience: Option<u64>,
-    /// It is not always polled when it is called.
+    /// It does not always stand in the line, or take what it is offered.
     pub(crate) lazy: bool,
 }
 

@@ -14,6 +14,7 @@ mod child;
 mod crew;
 mod history;
 mod store;
+mod visit;
 
 #[path = "../support/processes.rs"]
 mod processes;

@@ -1,7 +1,7 @@
 use super::By;
 use crate::{
     cache::{
-        Cache, Edit, Found, Kind, LOCKS, Pending,
+        Cache, Edit, Found, Key, Kind, LOCKS, Line, Pending, Scope,
         gate::Gate,
         state::{Change, PAYLOAD_MAX},
         testing::{Holder, LONG, builder, cache, state},
@@ -30,6 +30,10 @@ fn put(sum: u64) -> Change {
 fn add(found: Found<'_>, _: u64) -> (u64, Change) {
     let sum = sum(found) + 1;
     (sum, put(sum))
+}
+
+fn post_one_more(scope: &Scope, key: Key) {
+    scope.post_line(LOCKS, key, |found, _, now| ((), add(found, now).1, Vec::new()));
 }
 
 fn count(cache: &Cache, name: &str) -> Pending<Result<u64, Error>> {
@@ -118,7 +122,7 @@ fn an_undo_can_post_from_within_a_batch() {
     impl Drop for Repost {
         fn drop(&mut self) {
             let root = self.0.root();
-            root.post(LOCKS, root.key(Kind::Lock, b"undone"), |found, now| ((), add(found, now).1));
+            post_one_more(root, root.key(Kind::Lock, b"undone"));
         }
     }
     let cache = cache();
@@ -148,7 +152,7 @@ fn what_is_posted_happens_however_late() {
     let cache = builder().patience(Duration::from_millis(1)).open().unwrap();
     let holder = Holder::of(&state(&cache).lane);
     let root = cache.root();
-    root.post(LOCKS, root.key(Kind::Lock, b"a"), |found, now| ((), add(found, now).1));
+    post_one_more(root, root.key(Kind::Lock, b"a"));
     assert!(matches!(count(&cache, "b").wait(), Err(Error::Busy)));
     holder.release();
     let deadline = Instant::now() + LONG;
@@ -195,7 +199,8 @@ fn read_unless(queued: bool, cache: &Cache) -> u64 {
 #[test]
 fn a_post_whose_clock_panics_does_not() {
     let cache = cache();
-    state(&cache).post(LOCKS, cache.root().key(Kind::Lock, b"a"), || panic!("clock"), |_, _| ((), put(1)));
+    let put = |_: Found<'_>, _: &Line<'_>, _| ((), put(1), Vec::new());
+    state(&cache).post_line(LOCKS, cache.root().key(Kind::Lock, b"a"), || panic!("clock"), put);
     assert_eq!(read(&cache, "a"), 0);
 }
 

@@ -5,7 +5,7 @@ use crate::cache::{
     Cache, Kind,
     calls::Watch,
     record::Key,
-    testing::{Child, LONG, builder, cache, hear, part, say, starting, state},
+    testing::{Child, LONG, cache, hear, part, say, state},
 };
 use nix::{
     sys::wait::{WaitStatus, waitpid},

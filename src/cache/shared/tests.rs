@@ -44,7 +44,9 @@ fn closing_behind_a_gate_that_stays_shut_takes_no_longer_than_a_moment() {
     let cache = builder().open().unwrap();
     let holder = Holder::of(&state(&cache).lane);
     let root = cache.root();
-    root.post(crate::cache::LOCKS, root.key(Kind::Lock, b"a"), |_, _| ((), crate::cache::Change::Remove));
+    let remove =
+        |_: crate::cache::Found<'_>, _: &crate::cache::Line<'_>, _| ((), crate::cache::Change::Remove, Vec::new());
+    root.post_line(crate::cache::LOCKS, root.key(Kind::Lock, b"a"), remove);
     let began = Instant::now();
     drop(cache);
     assert!(began.elapsed() < LONG / 3);

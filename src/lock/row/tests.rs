@@ -89,7 +89,7 @@ impl Bench {
     }
 
     fn release(&mut self, number: u64) -> Released {
-        self.apply(|found, line, now| release(found, line, now, number))
+        self.apply(|found, line, now| release(found, line, now, number, true))
     }
 
     fn leave(&mut self, number: u64) -> Vec<Called> {
