@@ -30,8 +30,8 @@ const STATE_SIZE: usize = 2 << 20;
 const BOUND: Duration = Duration::from_secs(20);
 
 /// What became of an attempt.
-fn attempt(cache: &Cache) -> String {
-    match cache.lock("l").expire(LEASE).wait_at_most(PATIENCE).acquire_blocking() {
+fn attempt(cache: &Cache, patience: Duration) -> String {
+    match cache.lock("l").expire(LEASE).wait_at_most(patience).acquire_blocking() {
         Ok(guard) => {
             std::mem::forget(guard);
             "GOT IT".to_owned()
@@ -65,8 +65,12 @@ fn child() {
         }
         ("try", Ok(cache)) => {
             say("open");
-            while told().is_some() {
-                say(attempt(&cache));
+            while let Some(line) = told() {
+                let patience = if line == "patiently" { 3 * PATIENCE } else { PATIENCE };
+                if line == "patiently" {
+                    say("waiting");
+                }
+                say(attempt(&cache, patience));
             }
             std::process::exit(0);
         }
@@ -126,6 +130,11 @@ impl Place {
         let new = self.state().join("new");
         fs::write(&new, bytes).unwrap();
         fs::rename(new, self.file(name)).unwrap();
+    }
+
+    fn instances(&self) -> usize {
+        let files = fs::read_dir(self.home().join("run")).into_iter().flatten().flatten();
+        files.filter(|file| file.file_name().len() == 16).count()
     }
 
     fn edit_layout(&self, from: &str, to: &str) {
@@ -354,7 +363,10 @@ impl Report {
             let let_in = *alive && heard.contains("GOT IT");
             !let_in && !heard.contains("HUNG") && says_what_to_do(heard)
         });
-        refusals && self.after.last().is_some_and(|last| last == "GOT IT")
+        // Who waited is told as well.
+        let told = |who| self.heard.iter().find(|heard| heard.0 == who).map_or("", |heard| &heard.1);
+        let left_waiting = told("B, at once").contains("refused") && told("who waited") == "busy";
+        refusals && !left_waiting && self.after.last().is_some_and(|last| last == "GOT IT")
     }
 }
 
@@ -403,18 +415,30 @@ fn run((case, damage): &(&'static str, Damage)) -> Report {
     place.before = place.data();
     let mut a = Child::spawn("hold", &place.cache());
     a.expect("held");
+    let mut waiter = Child::spawn("try", &place.cache());
+    waiter.expect("open");
+    waiter.tell("patiently");
+    waiter.expect("waiting");
+    // Its row shows that it waits; its file that it is there.
+    while place.instances() < 2 {
+        std::thread::yield_now();
+    }
     let mut report = Report { case, heard: Vec::new(), after: Vec::new(), took: Duration::ZERO };
     {
         // Reading their directory does not disturb them.
         let _starting = starting();
         damage(&place);
     }
-    for round in ["B, at once", "C", "B, after C", "another C"] {
-        let heard = if round.starts_with('B') { ask(&mut b) } else { newcomer(&place) };
+    for round in ["B, at once", "C", "who waited", "B, after C", "another C"] {
+        let heard = match round {
+            "who waited" => hear(&mut waiter),
+            round if round.starts_with('B') => ask(&mut b),
+            _ => newcomer(&place),
+        };
         let alive = ask(&mut a) == "alive";
         report.heard.push((round, heard, alive));
     }
-    for child in [a, b] {
+    for child in [a, b, waiter] {
         let _ = kill(child.pid(), Signal::SIGKILL);
         drop(child);
     }

@@ -77,9 +77,9 @@ impl Env {
         self.guard.as_ref().is_some_and(Guard::is_orphaned)
     }
 
-    /// Whether it is not to be touched any more.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.gate.is_shut()
+    /// Whether it was not found damaged, so that its files can be touched.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.gate.check().is_ok()
     }
 
     /// Runs `f` in a write transaction and commits it if `f` says so. One synchronous call on one thread: heed's
@@ -134,7 +134,7 @@ impl Env {
         }
     }
 
-    /// Looks after the files if nobody has for a tenth of a second, so that those that were cut do not kill us. `now` is in
+    /// Looks after the files if nobody has for a hundredth of a second, so that those that were cut do not kill us. `now` is in
     /// ns of any clock, always the same.
     pub(crate) fn look_at(&self, now: u64) {
         if self.guard.as_ref().is_some_and(|guard| guard.is_due(now)) {
@@ -307,14 +307,14 @@ impl Txn<'_> {
         self.env.tables[table.0].len(&self.rw).map_err(from_heed)
     }
 
-    /// What stands beside a key, mostly behind it, as `f` sees it.
-    pub(crate) fn beside<T>(&self, table: Table, key: &[u8], f: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
+    /// What stands under a key; if nothing does, what stands beside it, mostly behind.
+    pub(crate) fn get_or_beside(&self, table: Table, key: &[u8]) -> Result<Result<&[u8], Option<&[u8]>>, Error> {
         let table = &self.env.tables[table.0];
-        let beside = match table.get_greater_than(&self.rw, key).map_err(from_heed)? {
-            Some(next) => Some(next),
-            None => table.get_lower_than(&self.rw, key).map_err(from_heed)?,
-        };
-        Ok(beside.map(|(_, value)| f(value)))
+        match table.get_greater_than_or_equal_to(&self.rw, key).map_err(from_heed)? {
+            Some((found, value)) if found == key => Ok(Ok(value)),
+            Some((_, next)) => Ok(Err(Some(next))),
+            None => Ok(Err(table.get_lower_than(&self.rw, key).map_err(from_heed)?.map(|(_, previous)| previous))),
+        }
     }
 
     /// Pages that the rows of a table occupy.

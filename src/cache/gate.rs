@@ -183,7 +183,7 @@ impl Gate {
     }
 
     /// Whether the page is sound and says that the environment is.
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         if self.is_shut() || self.page().magic.load(Relaxed) != MAGIC { Err(Error::Damaged) } else { Ok(()) }
     }
 

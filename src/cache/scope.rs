@@ -125,9 +125,12 @@ impl Scope {
         self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
     }
 
-    /// The last commit to `state/`, by any process.
-    pub(crate) fn last_commit(&self) -> u64 {
-        self.handle().shared.state.lane.env.last_transaction()
+    /// The last commit to `state/`, by any process. `None`: that was found damaged.
+    pub(crate) fn last_commit(&self) -> Option<u64> {
+        let handle = self.handle();
+        let env = &handle.shared.state.lane.env;
+        env.look_at(handle.now());
+        env.is_sound().then(|| env.last_transaction())
     }
 
     /// Lists the locks of all scopes, see [`state::State::list_locks`].

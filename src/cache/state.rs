@@ -118,7 +118,7 @@ impl State {
 
     /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
     pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
-        if self.lane.env.forked() || self.lane.env.is_given_up() {
+        if self.lane.env.forked() || !self.lane.env.is_sound() {
             return None;
         }
         let last = self.lane.env.last_transaction();

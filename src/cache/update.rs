@@ -83,14 +83,18 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let again = std::mem::replace(&mut self.again, true);
-        let bytes = txn.get(self.table, &self.key.hash)?;
+        let bytes = match self.table {
+            LOCKS => read_lock(txn, &self.key)?,
+            table => txn.get(table, &self.key.hash)?,
+        };
         let before = bytes.map(<[u8]>::len);
         let found = record::decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.state.damaged.fetch_add(1, Relaxed);
-        }
-        if self.table == LOCKS && !bears_out(txn, &self.key, &found)? {
-            return Err(Error::Damaged);
+            if self.table == LOCKS {
+                // Who held it cannot be told, nor for how long.
+                return Err(Error::Damaged);
+            }
         }
         let rows = Behind { txn, state: &self.state, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
         let transition = || (self.transition)(found, &Line::new(&rows, self.now), self.now);
@@ -137,18 +141,17 @@ impl<C: Fn() -> u64, F: line::Transition<R>, R> Run for Update<C, F, R> {
     }
 }
 
-/// Whether a lock's row can be believed. Of a damaged one it cannot be told who held it, nor for how long. One that is not
-/// there may have been lost: damage that makes a key disappear has mostly garbled its neighbours as well, and how many rows
-/// there are is written on another page.
-fn bears_out(txn: &Txn<'_>, key: &Key, found: &Found<'_>) -> Result<bool, Error> {
-    match found {
-        Found::Row(_) => Ok(true),
-        Found::Damaged => Ok(false),
-        // All that is there is the counter.
-        Found::Absent if txn.len(LOCKS)? <= 1 => Ok(true),
-        Found::Absent => {
-            txn.beside(LOCKS, &key.hash, |row| record::decode_any_row(row).is_some()).map(|sound| sound == Some(true))
-        }
+/// The bytes of a lock's row. One that is not there may have been lost: damage that makes a key disappear has mostly garbled
+/// its neighbours as well, and how many rows there are is written on another page.
+fn read_lock<'a>(txn: &'a Txn<'_>, key: &Key) -> Result<Option<&'a [u8]>, Error> {
+    // One row is the counter, or there is no other that could have been lost.
+    if txn.len(LOCKS)? <= 1 {
+        return txn.get(LOCKS, &key.hash);
+    }
+    match txn.get_or_beside(LOCKS, &key.hash)? {
+        Ok(row) => Ok(Some(row)),
+        Err(Some(beside)) if record::decode_any_row(beside).is_some() => Ok(None),
+        Err(_) => Err(Error::Damaged),
     }
 }
 

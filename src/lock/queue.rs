@@ -110,25 +110,29 @@ impl Watch for Watcher {
     fn look(self: Arc<Self>, key: Key) -> Duration {
         let (commit, now) = (self.scope.last_commit(), self.scope.handle().now());
         let mut seen = self.seen();
-        let is_as_seen = seen.commit == Some(commit) && now < seen.next;
+        let is_as_seen = seen.commit == commit && now < seen.next;
         let mut dead = Vec::new();
         if is_as_seen {
             seen.at = now;
             dead.extend(seen.strangers.iter().filter(|&&instance| self.scope.is_dead(instance)));
         }
-        let asks_again = seen.asked.elapsed() >= ASK_AGAIN;
+        // Where everything is lost, they are told so.
+        let asks_again = seen.asked.elapsed() >= ASK_AGAIN || commit.is_none();
         if asks_again {
             seen.asked = Instant::now();
         }
         drop(seen);
-        if (!is_as_seen || !dead.is_empty()) && !self.looking.swap(true, SeqCst) {
+        if let Some(commit) = commit
+            && (!is_as_seen || !dead.is_empty())
+            && !self.looking.swap(true, SeqCst)
+        {
             look(&self.scope, key, dead, Some(Looking { watcher: self.clone(), commit }));
         }
         if asks_again {
             self.scope.calls().call_all(&key);
         }
         let seen = self.seen();
-        match seen.commit == Some(commit) {
+        match commit.is_some() && seen.commit == commit {
             true => Duration::from_nanos(seen.next.saturating_sub(now)),
             // It is still under way, or has failed.
             false => Duration::MAX,
