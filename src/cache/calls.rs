@@ -72,6 +72,7 @@ struct Watched {
 }
 
 struct Waiting {
+    key: [u8; 16],
     since: Instant,
     called: Mutex<Called>,
 }
@@ -138,7 +139,7 @@ impl Calls {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
         let called = Called { called: inner.was_missed(number), waker: None };
-        let waiting = Arc::new(Waiting { since: now, called: Mutex::new(called) });
+        let waiting = Arc::new(Waiting { key: key.hash, since: now, called: Mutex::new(called) });
         inner.waiting.insert(number, waiting.clone());
         let due = inner.next;
         let watched = || Watched { key, watch, waiters: HashSet::new(), due };
@@ -303,12 +304,14 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let mut inner = lock(&self.calls.inner);
-        let waiting = match inner.waiting.get(&self.number) {
-            Some(waiting) if Arc::ptr_eq(waiting, &self.waiting) => inner.waiting.remove(&self.number),
-            _ => None,
+        let is_ours = |other: &Arc<Waiting>| Arc::ptr_eq(other, &self.waiting);
+        let (waiting, others_of_key) = match inner.waiting.get(&self.number) {
+            Some(waiting) if is_ours(waiting) => (inner.waiting.remove(&self.number), false),
+            Some(other) => (None, other.key == self.key.hash),
+            None => (None, false),
         };
         let mut watched = None;
-        if let (Some(_), Some(others)) = (&waiting, inner.keys.get_mut(&self.key.hash)) {
+        if let (false, Some(others)) = (others_of_key, inner.keys.get_mut(&self.key.hash)) {
             others.waiters.remove(&self.number);
             if others.waiters.is_empty() {
                 watched = inner.keys.remove(&self.key.hash);
