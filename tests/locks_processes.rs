@@ -49,6 +49,17 @@ impl Place {
         Child::start(role, &self.path())
     }
 
+    /// Stops a process, and not while it writes: nobody else could.
+    async fn stop(&self, child: &Child) {
+        loop {
+            child.stop();
+            if timeout(SOON, self.cache.lock("probe").try_acquire()).await.is_ok() {
+                return;
+            }
+            child.signal(Signal::SIGCONT);
+        }
+    }
+
     /// Joins the line.
     fn join(&self) -> Acquiring {
         join(&self.cache)
@@ -157,7 +168,7 @@ async fn a_waiter_stopped_with_its_offer_is_passed_over() {
     let mut stopped = place.child("wait");
     assert_eq!(stopped.line(), "waiting");
     let next = tokio::spawn(place.join());
-    stopped.signal(Signal::SIGSTOP);
+    place.stop(&stopped).await;
     let began = Instant::now();
     holder.release().await.unwrap();
     let next = timeout(LONG, next).await.unwrap().unwrap().unwrap();
@@ -175,7 +186,7 @@ async fn all_who_were_passed_over_in_a_stopped_process_get_their_turn() {
     let mut stopped = place.child("three wait");
     assert_eq!(stopped.line(), "waiting");
     let next = tokio::spawn(place.join());
-    stopped.signal(Signal::SIGSTOP);
+    place.stop(&stopped).await;
     holder.release().await.unwrap();
     // Meanwhile it is called so often that most of the calls are lost.
     let next = timeout(LONG, next).await.unwrap().unwrap().unwrap();
@@ -194,7 +205,7 @@ async fn a_waiter_killed_with_its_offer_is_passed_over() {
     assert_eq!(killed.line(), "waiting");
     let next = tokio::spawn(place.join());
     // Stopped before, it cannot take its offer.
-    killed.signal(Signal::SIGSTOP);
+    place.stop(&killed).await;
     holder.release().await.unwrap();
     let began = Instant::now();
     killed.kill();
@@ -209,7 +220,7 @@ async fn who_was_stopped_past_its_lease_is_told_and_harms_nobody() {
     let mut child = place.child("hold shortly");
     let stale: Fence = child.line().parse().unwrap();
     store.admit(stale).unwrap();
-    child.signal(Signal::SIGSTOP);
+    place.stop(&child).await;
     let guard: Guard = timeout(LONG, place.cache.lock("l").acquire()).await.unwrap().unwrap();
     assert!(guard.fence() > stale);
     store.admit(guard.fence()).unwrap();

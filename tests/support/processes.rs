@@ -5,7 +5,13 @@
 
 #![allow(dead_code)] // each file uses a part of it
 
-use nix::{sys::signal, unistd::Pid};
+use nix::{
+    sys::{
+        signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -98,6 +104,13 @@ impl Child {
 
     pub(crate) fn signal(&self, signal: signal::Signal) {
         signal::kill(self.pid(), signal).unwrap();
+    }
+
+    /// Returns when it is stopped: a signal that was only sent leaves it time to do more.
+    pub(crate) fn stop(&self) {
+        self.signal(signal::Signal::SIGSTOP);
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
     }
 
     /// `kill -9`, and waits until it is gone.
