@@ -207,7 +207,7 @@ fn a_killed_process_leaves_its_turns_to_those_who_come_next_and_a_stopped_one_do
     let [first, mut second] = crew;
     let mut newcomer = || ask(&mut second).number(zero, step);
 
-    first.signal(Signal::SIGSTOP);
+    first.stop();
     until_a_death_shows();
     assert_eq!(newcomer(), 2 * EACH + 1, "it may come back");
     first.kill();
