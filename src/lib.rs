@@ -52,6 +52,8 @@
 //!
 //! - the service is not HTTP: give its throttle and barrier [`Fail`] or a closure as `.answer(..)`, or `.wait()`;
 //! - [`Fail`] needs an error that is `From<Rejection>`;
+//! - [`RLock::new`] and [`ReadWrite`] look into `http` requests; for others there are [`RLock::owned_by`] and a closure, such
+//!   as `|order: &Order| if order.is_query { ReadWrite.read() } else { ReadWrite.write() }`;
 //! - [`StampedeCacheLayer::memoize`] needs a request that is `Serialize` and a response that is `Serialize` and
 //!   `DeserializeOwned`; [`StampedeCacheLayer::new`] needs `http` types, whose bodies are bodies;
 //! - a closure given to `.name(..)` must say what it takes: `|request: &Request<_>| ..`;

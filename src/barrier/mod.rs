@@ -37,7 +37,9 @@
 //! [`Http`](crate::answer::Http) puts a [`Hold`](crate::lock::Hold) into the request's extensions: the fencing token, whether
 //! the lock was lost, and the guard itself for a handler that goes on after its response, as with a websocket. Who
 //! upgrades a connection and does not take the guard gives the lock back with the response 101. Behind several barriers it
-//! is the hold of the innermost. Without HTTP, [`LockFactory::hand_over`](crate::LockFactory::hand_over) can pass it on.
+//! is the hold of the innermost. A request that passes without a lock, since it has no name or by
+//! [`fail_open`](BarrierLayer::fail_open), brings none: there an axum handler takes `Option<Extension<Hold>>`. Without
+//! HTTP, [`LockFactory::hand_over`](crate::LockFactory::hand_over) can pass it on.
 //!
 //! ```
 //! use http::{Request, Response};

@@ -105,7 +105,7 @@ pub struct Stats {
     pub denied: u64,
     /// Locks acquired.
     pub locked: u64,
-    /// Requests that a barrier refused since the lock was not free in time.
+    /// Requests that a barrier refused since the lock was not free in time, or too many waited for it.
     pub busy: u64,
     /// Times a layer could not use the cache and went by its failure rule.
     pub failures: u64,

@@ -27,9 +27,9 @@
 //! | rule | who may hold the lock |
 //! |---|---|
 //! | [`Lock`] | one |
-//! | [`RLock`] | one owner, as often as it likes |
+//! | [`RLock`] | one [owner](Acquire::owner), as often as it likes |
 //! | [`Semaphore`] | so many, each with a [weight](Semaphore::weighing) if need be |
-//! | [`ReadWrite`] | many readers or one writer |
+//! | [`ReadWrite`], [to read](ReadWrite::read) or [to write](ReadWrite::write) | many readers or one writer |
 //! | any [`Rule`] of your own | whom it admits |
 
 mod acquire;

@@ -101,7 +101,7 @@ impl<F: Fn(&[Holder], &Owner) -> bool + Send + Sync + 'static> Rule for F {
 
 /// Chooses the [`Rule`] of a request's lock, and who the request is to it.
 ///
-/// [`Lock`], [`RLock`] and [`Semaphore`] are factories; so is any `Fn(&Req) -> impl Rule`.
+/// [`Lock`], [`RLock`], [`Semaphore`] and [`ReadWrite`] are factories; so is any `Fn(&Req) -> impl Rule`.
 pub trait LockFactory<Req> {
     /// The rule that it chooses.
     type Rule: Rule;
@@ -258,6 +258,19 @@ impl<B> LockFactory<Request<B>> for ReadWrite {
 ///
 /// An HTTP request belongs to the [`Owner`] in its extensions, which the layer mints for a request that has none. No
 /// client can put anything there. For other requests, or owners known otherwise, see [`RLock::owned_by`].
+///
+/// Without a barrier, whoever enters again says [as whom](super::Acquire::owner):
+///
+/// ```
+/// # use tower_floodgate::{Cache, RLock};
+/// # let cache = Cache::temporary()?;
+/// let lock = cache.lock("tree").rule(RLock::new());
+/// let outer = lock.clone().acquire_blocking()?;
+/// let inner = lock.clone().owner(outer.owner().clone()).try_acquire_blocking()?;
+/// assert!(lock.try_acquire_blocking().is_err(), "a stranger");
+/// # drop((outer, inner));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RLock<F = Minted> {
     owner_of: F,
@@ -297,6 +310,16 @@ impl Rule for OneOwner {
 
     fn demand(&self) -> Option<Demand> {
         Some(Demand::new(1, 1))
+    }
+}
+
+impl Rule for RLock<Minted> {
+    fn admits(&self, holders: &[Holder], candidate: &Owner) -> bool {
+        OneOwner.admits(holders, candidate)
+    }
+
+    fn demand(&self) -> Option<Demand> {
+        OneOwner.demand()
     }
 }
 
