@@ -65,7 +65,7 @@
 //! A lock that is not free in time is [`Busy`](crate::Reason::Busy), one for which too many wait is
 //! [`QueueFull`](crate::Reason::QueueFull): 503 unless [`Http::busy`](crate::Http::busy) says otherwise, with a
 //! `Retry-After` guessed from how long the lock was held of late, how many wait, and for how long it
-//! [must](BarrierLayer::at_least) be held, or else of one second.
+//! [must](BarrierLayer::at_least) be held: one second at least.
 //!
 //! # When the cache fails
 //!

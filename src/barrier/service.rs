@@ -23,7 +23,8 @@ use std::{
 };
 use tower_service::Service;
 
-/// When to come again, where that cannot be guessed: keeps clients from hammering.
+/// When to come again at the earliest, also where that cannot be guessed: keeps clients from hammering, above all those of
+/// gRPC, who are told in milliseconds.
 const LATER: Duration = Duration::from_secs(1);
 
 /// The service of a [`BarrierLayer`].
@@ -185,7 +186,7 @@ impl<L, A> Outcome<L, A> {
         let retry_after = match reason {
             // Half of it may be done: nothing should make a client's library repeat it.
             Reason::Lost => None,
-            _ => retry_after.filter(|wait| !wait.is_zero()).or(Some(LATER)),
+            _ => Some(retry_after.unwrap_or_default().max(LATER)),
         };
         Rejection { retry_after, ..Rejection::new(reason, self.scope.shared_name()) }
     }
