@@ -22,7 +22,6 @@ mod bound;
 #[path = "support/processes.rs"]
 mod processes;
 use bound::{Admitted, Random, overdrawn};
-use nix::sys::signal::Signal;
 use processes::{Child, say};
 
 const fn ms(millis: u64) -> Duration {
