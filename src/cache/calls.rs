@@ -8,7 +8,7 @@ use super::{
     sync::{LINGER, Mutex, MutexGuard},
 };
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fmt,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -67,12 +67,11 @@ struct Inner {
 struct Watched {
     key: Key,
     watch: Arc<dyn Watch>,
-    waiters: HashSet<u64>,
+    waiters: HashMap<u64, Arc<Waiting>>,
     due: Instant,
 }
 
 struct Waiting {
-    key: [u8; 16],
     since: Instant,
     called: Mutex<Called>,
 }
@@ -139,11 +138,11 @@ impl Calls {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
         let called = Called { called: inner.was_missed(number), waker: None };
-        let waiting = Arc::new(Waiting { key: key.hash, since: now, called: Mutex::new(called) });
+        let waiting = Arc::new(Waiting { since: now, called: Mutex::new(called) });
         inner.waiting.insert(number, waiting.clone());
         let due = inner.next;
-        let watched = || Watched { key, watch, waiters: HashSet::new(), due };
-        inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number);
+        let watched = || Watched { key, watch, waiters: HashMap::new(), due };
+        inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number, waiting.clone());
         inner.idle = 0;
         drop(inner);
         self.be_heard();
@@ -179,8 +178,7 @@ impl Calls {
     pub(crate) fn call_all(&self, key: &Key) {
         let all: Vec<_> = {
             let inner = lock(&self.inner);
-            let numbers = inner.keys.get(&key.hash).into_iter().flat_map(|watched| &watched.waiters);
-            numbers.filter_map(|number| inner.waiting.get(number).cloned()).collect()
+            inner.keys.get(&key.hash).into_iter().flat_map(|watched| watched.waiters.values().cloned()).collect()
         };
         all.iter().for_each(|waiting| waiting.call());
     }
@@ -304,15 +302,14 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let mut inner = lock(&self.calls.inner);
-        let is_ours = |other: &Arc<Waiting>| Arc::ptr_eq(other, &self.waiting);
-        let (waiting, others_of_key) = match inner.waiting.get(&self.number) {
-            Some(waiting) if is_ours(waiting) => (inner.waiting.remove(&self.number), false),
-            Some(other) => (None, other.key == self.key.hash),
-            None => (None, false),
+        let leave = |waiting: &mut HashMap<u64, Arc<Waiting>>| match waiting.get(&self.number) {
+            Some(waiter) if Arc::ptr_eq(waiter, &self.waiting) => waiting.remove(&self.number),
+            _ => None,
         };
+        let waiting = leave(&mut inner.waiting);
         let mut watched = None;
-        if let (false, Some(others)) = (others_of_key, inner.keys.get_mut(&self.key.hash)) {
-            others.waiters.remove(&self.number);
+        if let Some(others) = inner.keys.get_mut(&self.key.hash) {
+            leave(&mut others.waiters);
             if others.waiters.is_empty() {
                 watched = inner.keys.remove(&self.key.hash);
             }
