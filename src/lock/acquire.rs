@@ -1,6 +1,7 @@
 //! Acquiring a lock, and waiting for it.
 
 use super::{
+    error::AcquireError,
     guard::{Guard, Hold},
     lost::Signal,
     queue::{self, InLine, Watcher},
@@ -25,56 +26,6 @@ use std::{
 
 /// How long a lock is held at most once its process hangs, unless said otherwise.
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
-
-/// Why a lock was not acquired.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AcquireError {
-    /// It was not free in time.
-    #[non_exhaustive]
-    Busy {
-        /// How long it may take from now, guessed from how long it was held of late and how many wait. `None`: it is not
-        /// known.
-        retry_after: Option<Duration>,
-    },
-    /// As many wait already as [may](Acquire::queue_at_most).
-    #[non_exhaustive]
-    QueueFull {
-        /// As of [`Busy`](AcquireError::Busy).
-        retry_after: Option<Duration>,
-    },
-    /// The cache could not be used.
-    Cache(Error),
-}
-
-impl AcquireError {
-    /// How long it may take until the lock can be had, if that can be guessed.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            AcquireError::Busy { retry_after } | AcquireError::QueueFull { retry_after } => *retry_after,
-            AcquireError::Cache(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for AcquireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AcquireError::Busy { .. } => f.write_str("the lock was not free in time"),
-            AcquireError::QueueFull { .. } => f.write_str("too many wait for the lock already"),
-            AcquireError::Cache(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for AcquireError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            AcquireError::Busy { .. } | AcquireError::QueueFull { .. } => None,
-            AcquireError::Cache(error) => Some(error),
-        }
-    }
-}
 
 /// A lock about to be acquired: choose rule, lease and patience, then [`acquire`](Acquire::acquire) it.
 ///

@@ -1,6 +1,7 @@
 //! The guard that holds a lock, and how its holder learns that it is lost.
 
 use super::{
+    error::ReleaseError,
     fence::Fence,
     lost::{Lost, Signal},
     queue,
@@ -347,33 +348,5 @@ impl Future for Releasing {
             }
         }
         Poll::Ready(std::mem::replace(&mut self.outcome, Ok(())))
-    }
-}
-
-/// Why a release was none.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ReleaseError {
-    /// The lock was lost before: others may have held it meanwhile, and may hold it now. Nothing was changed.
-    Lost,
-    /// The cache could not be used. The lock is free when its lease ends, or its process.
-    Cache(Error),
-}
-
-impl fmt::Display for ReleaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReleaseError::Lost => f.write_str("the lock was lost before it was released: its lease had ended"),
-            ReleaseError::Cache(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ReleaseError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            ReleaseError::Lost => None,
-            ReleaseError::Cache(error) => Some(error),
-        }
     }
 }

@@ -33,6 +33,7 @@
 //! | any [`Rule`] of your own | whom it admits |
 
 mod acquire;
+mod error;
 mod fence;
 mod guard;
 mod lost;
@@ -42,10 +43,11 @@ mod row;
 mod rule;
 mod stats;
 
-pub use acquire::{Acquire, AcquireError, Acquiring};
+pub use acquire::{Acquire, Acquiring};
 pub(crate) use acquire::{Terms, check_lease, clamp_lease};
+pub use error::{AcquireError, ReleaseError};
 pub use fence::{Fence, StaleFence, Watermark};
-pub use guard::{Guard, Hold, ReleaseError, Releasing};
+pub use guard::{Guard, Hold, Releasing};
 pub use lost::Lost;
 pub use rule::{
     Demand, Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, ReadWrite, Rule, Semaphore, Weighing, Weighted,
