@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use std::{
     future::Future,
-    path::{Path, PathBuf},
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc,
@@ -23,15 +23,10 @@ use tower_floodgate::{
 
 #[path = "support/processes.rs"]
 mod processes;
-use processes::{Child, say};
+use processes::{Child, open, say};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
-}
-
-fn open(path: &Path) -> Cache {
-    // A long patience, so that a busy machine is not taken for a failed cache.
-    Cache::builder(path).state_size(1 << 20).patience(Duration::from_secs(30)).open().unwrap()
 }
 
 /// A cache that other processes can open too.

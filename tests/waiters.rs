@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::{
     fs::{self, File},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,7 @@ mod bound;
 #[path = "support/processes.rs"]
 mod processes;
 use bound::{Admitted, Random, overdrawn};
-use processes::{Child, say};
+use processes::{Child, open, say};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -32,11 +32,6 @@ const fn ms(millis: u64) -> Duration {
 fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-fn open(path: &Path) -> Cache {
-    // A long patience, so that a busy machine is not taken for a failed cache.
-    Cache::builder(path).state_size(1 << 20).patience(Duration::from_secs(30)).open().unwrap()
 }
 
 /// A cache, and where its users write down what was admitted.

@@ -126,11 +126,7 @@ impl Env {
 
     fn condemn(&self, guard: &Guard) {
         if self.gate.condemn() {
-            tracing::error!(
-                path = %guard.path().display(),
-                "damaged: no lock is granted any more; stop every process that uses the cache, the next one starts with \
-                 empty files"
-            );
+            tell_of_loss(guard, "damaged");
         }
     }
 
@@ -158,11 +154,7 @@ impl Env {
     /// This process uses the environment no more, and does not even touch it.
     fn give_up(&self, guard: &Guard) {
         if self.gate.shut() {
-            tracing::error!(
-                path = %guard.path().display(),
-                "truncated: no lock is granted any more; stop every process that uses the cache, the next one starts with \
-                 empty files"
-            );
+            tell_of_loss(guard, "truncated");
             // Closing it would look into the lock file.
             std::mem::forget(heed::Env::clone(&self.heed));
         }
@@ -221,6 +213,13 @@ impl Drop for Env {
         // SAFETY: nothing touches it after the drop.
         unsafe { ManuallyDrop::drop(&mut self.heed) };
     }
+}
+
+fn tell_of_loss(guard: &Guard, what: &str) {
+    tracing::error!(
+        path = %guard.path().display(),
+        "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
+    );
 }
 
 impl std::fmt::Debug for Env {

@@ -158,6 +158,11 @@ impl Scope {
         self.handle().shared.presence.is_dead(instance)
     }
 
+    /// Those of the openings that are gone for good.
+    pub(crate) fn dead_among(&self, instances: &[u64]) -> Vec<u64> {
+        instances.iter().copied().filter(|&instance| self.is_dead(instance)).collect()
+    }
+
     /// Makes an instance that has died.
     #[cfg(test)]
     pub(crate) fn bury(&self, instance: u64) {
@@ -169,7 +174,7 @@ impl Scope {
         self.handle().shared.presence.process(instance)
     }
 
-    /// As `is_dead`, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    /// Whether one that should have answered is gone, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead_now(instance)
     }

@@ -379,7 +379,7 @@ impl<R: Rule> Acquiring<R> {
             Reply::Busy => Some(self.busy()),
             Reply::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
         };
-        let dead: Vec<u64> = strangers.into_iter().filter(|&instance| self.scope.is_dead(instance)).collect();
+        let dead = self.scope.dead_among(&strangers);
         if !dead.is_empty() {
             self.ask(dead);
             return None;
@@ -431,6 +431,13 @@ impl<R: Rule> Acquiring<R> {
         None
     }
 
+    /// A finished future that is kept keeps nobody waiting.
+    fn finish(&mut self, outcome: Result<Guard, AcquireError>) -> Poll<Result<Guard, AcquireError>> {
+        self.waiting = None;
+        self.held.clear();
+        Poll::Ready(outcome)
+    }
+
     fn busy(&self) -> AcquireError {
         AcquireError::Busy { retry_after: self.estimate }
     }
@@ -453,18 +460,13 @@ impl<R: Rule> Future for Acquiring<R> {
             if let Some(asking) = &mut this.asking {
                 let attempt = ready!(Pin::new(asking).poll(cx));
                 if let Some(outcome) = this.take_in(attempt) {
-                    // A finished future that is kept keeps nobody waiting.
-                    this.waiting = None;
-                    this.held.clear();
-                    return Poll::Ready(outcome);
+                    return this.finish(outcome);
                 }
                 continue;
             }
             // Asked before the call: a wait that is over must not end in one more attempt.
             if this.out_of_patience(cx) {
-                this.waiting = None;
-                this.held.clear();
-                return Poll::Ready(Err(this.busy()));
+                return this.finish(Err(this.busy()));
             }
             match &this.waiting {
                 Some((call, _)) if !call.called(cx.waker()) => return Poll::Pending,

@@ -32,7 +32,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
         },
         move |looked| {
             let Ok((Looked { called, strangers, next, mark }, now)) = looked else { return };
-            let dead: Vec<u64> = strangers.iter().copied().filter(|&instance| after.is_dead(instance)).collect();
+            let dead = after.dead_among(&strangers);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {
                     let mut seen = watcher.seen();
@@ -114,7 +114,7 @@ impl Watch for Watcher {
         let mut dead = Vec::new();
         if is_as_seen {
             seen.at = now;
-            dead.extend(seen.strangers.iter().filter(|&&instance| self.scope.is_dead(instance)));
+            dead = self.scope.dead_among(&seen.strangers);
         }
         // Where everything is lost, they are told so.
         let asks_again = seen.asked.elapsed() >= ASK_AGAIN || commit.is_none();

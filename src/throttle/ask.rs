@@ -269,13 +269,13 @@ impl Verdict {
 
     #[cold]
     fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, mut strangers, mut dead } = again;
-        strangers.retain(|&instance| scope.is_dead(instance));
-        if strangers.is_empty() {
+        let Again { scope, key, ask, strangers, mut dead } = again;
+        let found_dead = scope.dead_among(&strangers);
+        if found_dead.is_empty() {
             return None;
         }
         self.decided = Err(Refusal { by: By::Queue, after: None });
-        dead.append(&mut strangers);
+        dead.extend(found_dead);
         Some(ask_over(&scope, key, ask, dead))
     }
 }

@@ -16,11 +16,17 @@ use std::{
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{ChildStderr, Command, Stdio},
+    time::Duration,
 };
 use tower_floodgate::{
     Cache,
     lock::{Holder, Owner},
 };
+
+/// Opens a cache with a long patience, so that a busy machine is not taken for a failed cache.
+pub(crate) fn open(path: &Path) -> Cache {
+    Cache::builder(path).state_size(1 << 20).patience(Duration::from_secs(30)).open().unwrap()
+}
 
 /// What a child is to do, and in which cache.
 pub(crate) struct Part {

@@ -1,7 +1,7 @@
 //! A row while it is changed: who leaves, who enters, and to whom it is offered.
 
 use super::{
-    Answer, Called, Moment, OFFER, STILL_HELD, Transition, Turn, WAITER, Wish,
+    Answer, Called, Manners, Moment, OFFER, STILL_HELD, Transition, Turn, WAITER, Wish,
     form::{LockRow, PLACES_MAX, Place, Standing, Ticket},
 };
 use crate::{
@@ -230,16 +230,10 @@ impl<'a> Work<'a> {
     /// Joins the line, or says why not. Who stands there already stays, with a row that counts from now on.
     pub(super) fn wait<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>) -> Answer {
         let now = self.moment.now;
-        let manners = wish.manners;
-        if turn.is_none() && !manners.waits {
-            return Answer::Busy;
-        }
-        if turn.is_none() && self.row.waiting >= manners.queue_at_most {
-            return Answer::QueueFull;
-        }
-        let too_late = self.row.mean > 0 && self.row.wait(now).is_some_and(|wait| wait > manners.deadline);
-        if turn.is_none() && too_late {
-            return Answer::Busy;
+        if turn.is_none()
+            && let Some(refusal) = self.refusal(wish.manners)
+        {
+            return refusal;
         }
         let turn = turn.unwrap_or_else(|| Turn { number: self.line.number(), since: now });
         let others = self.row.waiting.saturating_sub(u32::from(self.is_in_line(turn.number)));
@@ -248,6 +242,18 @@ impl<'a> Work<'a> {
         self.steps.push(Step::Join(ticket.into_waiter(turn.number, now.saturating_add(WAITER), wish.instance)));
         self.changed = true;
         Answer::Waiting(turn)
+    }
+
+    /// Why one who comes now does not join the line, if so.
+    fn refusal(&self, manners: Manners) -> Option<Answer> {
+        if !manners.waits {
+            return Some(Answer::Busy);
+        }
+        if self.row.waiting >= manners.queue_at_most {
+            return Some(Answer::QueueFull);
+        }
+        let wait = self.row.wait(self.moment.now).filter(|_| self.row.mean > 0);
+        wait.is_some_and(|wait| wait > manners.deadline).then_some(Answer::Busy)
     }
 
     fn is_in_line(&self, number: u64) -> bool {
