@@ -72,7 +72,8 @@ impl Entries {
         usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - record::ENTRY_OVERHEAD
     }
 
-    /// Reads an entry that is alive and the time at which it is, or the purge sequence to carry if one is computed.
+    /// Reads an entry whose life is not over, fresh or not, and the time at which it is not; or the purge sequence to carry
+    /// if one is computed.
     ///
     /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
     pub(crate) fn get(
@@ -97,7 +98,7 @@ impl Entries {
             Ok((found, sequence))
         })?;
         let found = found.map(|entry| (entry, now()));
-        Ok(found.filter(|(entry, now)| is_alive(entry, *now)).ok_or(sequence))
+        Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
     }
 
     pub(crate) fn sequence(&self) -> Result<u64, Error> {
@@ -111,7 +112,7 @@ impl Entries {
 
     /// Edits what stands under a key, in one transaction with others; resolves after the commit.
     ///
-    /// `edit` gets the living entry and says what becomes of it; it may run more than once.
+    /// `edit` gets the entry that is fresh and says what becomes of it; it may run more than once.
     pub(crate) fn edit<R: Send + 'static>(
         self: &Arc<Self>,
         by: By,
@@ -129,7 +130,7 @@ impl Entries {
 
     /// Whether an entry would be alive if it were stored.
     pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
-        self.lane.env.read(|reader| Ok(is_alive(entry, now) && !is_too_old(reader, &key.hash, entry)?))
+        self.lane.env.read(|reader| Ok(!entry.life.is_over(now) && !is_too_old(reader, &key.hash, entry)?))
     }
 
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
@@ -174,11 +175,6 @@ impl Entries {
 /// Rows whose removal surely sets so many bytes free, within limits.
 fn rows_worth(bytes: u64) -> usize {
     usize::try_from(bytes / SMALLEST).unwrap_or(usize::MAX).saturating_add(BITE).min(GULP)
-}
-
-fn is_alive(entry: &Entry, now: u64) -> bool {
-    // An entry from the future was stored by a clock that is no more.
-    entry.stored <= now && now < entry.expires
 }
 
 fn index_key(expires: u64, key: &[u8; 16]) -> [u8; 24] {
@@ -276,31 +272,32 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let key = &self.key.hash;
         let moment = Moment { now: self.now, sequence: txn.number(SEQUENCE)? };
         let bytes = txn.get(ENTRIES, key)?.map(Bytes::copy_from_slice);
-        let live = match bytes.as_ref().map(|bytes| record::decode_entry(bytes, &self.key, &self.name)) {
-            Some(Stored::Entry(entry)) if is_alive(&entry, self.now) && !txn.is_purged(key, &entry)? => Some(entry),
+        let alive = match bytes.as_ref().map(|bytes| record::decode_entry(bytes, &self.key, &self.name)) {
+            Some(Stored::Entry(entry)) if !entry.life.is_over(self.now) && !txn.is_purged(key, &entry)? => Some(entry),
             Some(Stored::Damaged) => {
                 self.entries.counts.damaged.fetch_add(1, Relaxed);
                 None
             }
             _ => None,
         };
-        let (outcome, edit) = (self.edit)(live.as_ref(), moment);
+        let fresh = alive.as_ref().filter(|entry| entry.life.is_fresh(self.now));
+        let (outcome, edit) = (self.edit)(fresh, moment);
         self.outcome = Some(outcome);
         match edit {
             Edit::Store(entry) if !is_too_old(txn, key, &entry)? => {
                 remove(txn, key, None)?;
-                if is_alive(&entry, self.now) {
+                if !entry.life.is_over(self.now) {
                     let bytes = record::encode_entry(&self.key, &self.name, &entry);
                     // Before it is put: it might be the one that ends first.
                     let incoming = footprint(bytes.len());
                     let (more, _) = self.entries.trim(txn, self.now, incoming, rows_worth(incoming))?;
                     self.entries.more.fetch_or(more, Relaxed);
-                    self.entries.put(txn, key, entry.expires, &bytes)?;
+                    self.entries.put(txn, key, entry.life.ends(), &bytes)?;
                     return Ok(true);
                 }
             }
             // Kept, or refused: then what is there is as good as before.
-            Edit::Keep | Edit::Store(_) if live.is_some() || bytes.is_none() => return Ok(false),
+            Edit::Keep | Edit::Store(_) if alive.is_some() || bytes.is_none() => return Ok(false),
             Edit::Keep | Edit::Store(_) | Edit::Remove => {
                 remove(txn, key, None)?;
             }

@@ -184,13 +184,47 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
-/// A stored answer. Times are ns of machine time.
+/// When a stored answer may be used, in ns of machine time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) stored: u64,
+    /// Until then it answers.
+    pub(crate) fresh: u64,
+    /// Until then it may be served while a new answer is computed.
+    pub(crate) revalidate: u64,
+    /// Until then it may be served where a new answer cannot be had, or not in time.
+    pub(crate) if_error: u64,
+}
+
+impl Life {
+    /// One that ends for good when it is no longer fresh.
+    pub(crate) fn without_grace(stored: u64, fresh: u64) -> Life {
+        Life { stored, fresh, revalidate: fresh, if_error: fresh }
+    }
+
+    /// When it is of no use any more.
+    pub(crate) fn ends(&self) -> u64 {
+        self.fresh.max(self.revalidate).max(self.if_error)
+    }
+
+    /// What was stored in the future was stored by a clock that is no more.
+    pub(crate) fn is_over(&self, now: u64) -> bool {
+        now < self.stored || self.ends() <= now
+    }
+
+    pub(crate) fn is_fresh(&self, now: u64) -> bool {
+        self.stored <= now && now < self.fresh
+    }
+}
+
+/// A stored answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) stored: u64,
-    pub(crate) expires: u64,
-    /// What it cost to compute, in ns.
+    pub(crate) life: Life,
+    /// What it costs to compute, in ns: an estimate from this computation and those before.
     pub(crate) cost: u64,
+    /// How far computations were from that on average, in ns.
+    pub(crate) spread: u64,
     /// The purge sequence read when its computation started.
     pub(crate) sequence: u64,
     pub(crate) scope: ScopeId,
@@ -198,8 +232,8 @@ pub(crate) struct Entry {
     pub(crate) payload: Bytes,
 }
 
-const ENTRY_VERSION: u8 = 1;
-const ENTRY_HEAD: usize = 64;
+const ENTRY_VERSION: u8 = 2;
+const ENTRY_HEAD: usize = 96;
 const ENTRY_CHECK: usize = 8;
 
 /// Bytes that [`encode_entry`] adds to a payload at most.
@@ -212,12 +246,16 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + name_echo.len() + entry.payload.len() + ENTRY_CHECK);
     out.push(ENTRY_VERSION);
     out.push(tags.len() as u8);
-    for time in [entry.expires, entry.stored, entry.cost, entry.sequence, key.echo] {
-        out.extend_from_slice(&time.to_le_bytes());
+    let Life { stored, fresh, revalidate, if_error } = entry.life;
+    for number in [entry.life.ends(), stored, entry.cost, entry.sequence, key.echo] {
+        out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(&(name_echo.len() as u16).to_le_bytes());
     out.extend_from_slice(&entry.scope);
+    for number in [fresh, revalidate, if_error, entry.spread] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
     for tag in tags {
         out.extend_from_slice(&tag.to_le_bytes());
     }
@@ -280,9 +318,14 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
     let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
     let name_echo = body.get(tags_end..name_end)?;
     let entry = Entry {
-        expires: u64_at(body, 2)?,
-        stored: u64_at(body, 10)?,
+        life: Life {
+            stored: u64_at(body, 10)?,
+            fresh: u64_at(body, 64)?,
+            revalidate: u64_at(body, 72)?,
+            if_error: u64_at(body, 80)?,
+        },
         cost: u64_at(body, 18)?,
+        spread: u64_at(body, 88)?,
         sequence: u64_at(body, 26)?,
         scope: body[48..64].try_into().ok()?,
         tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),

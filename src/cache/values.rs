@@ -1,6 +1,10 @@
 //! The cache as people use it directly: serde values under names, as in diskcache.
 
-use super::{Cache, Edit, Entry, Kind, Pending, Scope, entries::Moment, record::ScopeId};
+use super::{
+    Cache, Edit, Entry, Kind, Pending, Scope,
+    entries::Moment,
+    record::{Life, ScopeId},
+};
 use crate::{error::Error, time::nanos};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -33,9 +37,9 @@ pub(super) fn replaced(old: Option<&Entry>, payload: Bytes, scope: ScopeId, mome
     match old {
         Some(old) => Entry { payload, sequence: moment.sequence, ..old.clone() },
         None => Entry {
-            stored: moment.now,
-            expires: after(moment.now, FOR_EVER),
+            life: Life::without_grace(moment.now, after(moment.now, FOR_EVER)),
             cost: 0,
+            spread: 0,
             sequence: moment.sequence,
             scope,
             tags: Vec::new(),
@@ -125,9 +129,9 @@ impl Insert {
                 return (Ok(false), Edit::Keep);
             }
             let entry = Entry {
-                stored: moment.now,
-                expires: after(moment.now, life),
+                life: Life::without_grace(moment.now, after(moment.now, life)),
                 cost: 0,
+                spread: 0,
                 sequence: moment.sequence,
                 scope: id,
                 tags: tags.clone(),
@@ -156,8 +160,8 @@ impl Scope {
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let name = name.as_bytes();
         match self.entry(&self.key(Kind::Value, name), name)? {
-            Ok((entry, _)) => decode(&entry.payload).map(Some),
-            Err(_) => Ok(None),
+            Ok((entry, now)) if entry.life.is_fresh(now) => decode(&entry.payload).map(Some),
+            Ok(_) | Err(_) => Ok(None),
         }
     }
 
@@ -207,8 +211,8 @@ impl Scope {
         let name = name.as_bytes();
         Write(self.edit(self.key(Kind::Value, name), name, move |old, moment| match old {
             Some(old) => {
-                let expires = after(moment.now, life.unwrap_or(FOR_EVER));
-                (Ok(true), Edit::Store(Entry { expires, sequence: moment.sequence, ..old.clone() }))
+                let life = Life::without_grace(old.life.stored, after(moment.now, life.unwrap_or(FOR_EVER)));
+                (Ok(true), Edit::Store(Entry { life, sequence: moment.sequence, ..old.clone() }))
             }
             None => (Ok(false), Edit::Keep),
         }))

@@ -7,7 +7,7 @@ use super::{
     xfetch,
 };
 use crate::{
-    cache::{Entry, Event, Flight, Key, Kind, Landing, Lead, Pending, Place, Slot, TAGS_MAX, after},
+    cache::{Entry, Event, Flight, Key, Kind, Landing, Lead, Life, Pending, Place, Slot, TAGS_MAX, after},
     error::Error,
 };
 use std::{
@@ -180,7 +180,7 @@ impl<C> Core<C> {
         let claim = match flights.board(key.hash, self.scope.sequence(key)?, now) {
             Place::Lead(lead) => {
                 let again = self.scope.entry(key, name)?;
-                let unchanged = again.is_ok_and(|(again, _)| again.stored == entry.stored);
+                let unchanged = again.is_ok_and(|(again, _)| again.life == entry.life);
                 unchanged.then(|| Claim { lead, place: located() })
             }
             Place::Follow(_) | Place::Landed(_) => None,
@@ -205,7 +205,7 @@ impl<C> Core<C> {
     where
         C: Codec<Req, Res>,
     {
-        let since = Duration::from_nanos(now.saturating_sub(entry.stored));
+        let since = Duration::from_nanos(now.saturating_sub(entry.life.stored));
         self.codec.replay(&entry.payload, asked, since, status(remaining(entry, now)))
     }
 
@@ -220,9 +220,9 @@ impl<C> Core<C> {
         let now = self.now();
         let named = kept.tags.iter().map(|tag| self.scope.tag(tag));
         Entry {
-            stored: now,
-            expires: after(now, kept.life),
+            life: Life::without_grace(now, after(now, kept.life)),
             cost: now.saturating_sub(began),
+            spread: 0,
             sequence,
             scope: self.scope.id(),
             tags: self.tags.iter().copied().chain(of.map(Key::own_tag)).chain(named).collect(),
@@ -408,7 +408,7 @@ impl<C> Core<C> {
 }
 
 fn remaining(entry: &Entry, now: u64) -> Duration {
-    Duration::from_nanos(entry.expires.saturating_sub(now))
+    Duration::from_nanos(entry.life.fresh.saturating_sub(now))
 }
 
 impl Located {

@@ -3,6 +3,7 @@ use crate::cache::lane::By;
 use crate::cache::{
     Cache, Kind, Scope,
     purges::{PURGES, PURGES_MAX},
+    record::Life,
     testing::{Hand, Holder, builder, tamper},
 };
 use proptest::prelude::*;
@@ -27,7 +28,8 @@ fn answer(scope: &Scope, sequence: u64, tags: &[&str]) -> Entry {
     let now = scope.handle().now();
     let tags = tags.iter().map(|tag| scope.tag(tag)).collect();
     let payload = Bytes::from_static(b"\x01");
-    Entry { stored: now, expires: now + 60_000_000_000, cost: 1, sequence, scope: scope.id(), tags, payload }
+    let life = Life::without_grace(now, now + 60_000_000_000);
+    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload }
 }
 
 fn commit(scope: &Scope, name: &str, entry: Entry) {
@@ -125,7 +127,7 @@ fn an_answer_that_took_too_long_or_has_ended_is_not_stored() {
     let scope = cache.scope("a");
     let entry = answer(&scope, 0, &[]);
     commit(&scope, "x", Entry { cost: LONGEST_FLIGHT, ..entry.clone() });
-    commit(&scope, "x", Entry { expires: entry.stored, ..entry.clone() });
+    commit(&scope, "x", Entry { life: Life::without_grace(entry.life.stored, entry.life.stored), ..entry.clone() });
     assert!(!has(&scope, "x"));
     commit(&scope, "x", entry.clone());
     commit(&scope, "x", Entry { cost: LONGEST_FLIGHT, ..entry });
@@ -279,7 +281,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
     }
     assert!(has(&scope, "stays"));
     let late = answer(&scope, old, &[]);
-    assert!(!shard(&cache).is_current(&key(&scope, "x"), &late, late.stored).unwrap());
+    assert!(!shard(&cache).is_current(&key(&scope, "x"), &late, late.life.stored).unwrap());
     commit(&scope, "x", late);
     assert!(!has(&scope, "x"), "its own purge may be among those forgotten");
     commit(&scope, "x", answer(&scope, sequence(&scope, "x"), &[]));

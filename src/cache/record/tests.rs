@@ -50,7 +50,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_heads_with_a_true_checksum_never_panic(mut body in prop::collection::vec(any::<u8>(), 64..400)) {
+    fn mutated_heads_with_a_true_checksum_never_panic(mut body in prop::collection::vec(any::<u8>(), 96..400)) {
         body[0] = ENTRY_VERSION;
         let check = xxh3_64(&body);
         body.extend_from_slice(&check.to_le_bytes());
@@ -63,13 +63,14 @@ proptest! {
         name in prop::collection::vec(any::<u8>(), 0..400),
         payload in prop::collection::vec(any::<u8>(), 0..400),
         tags in prop::collection::vec(any::<u64>(), 0..TAGS_MAX),
-        [stored, expires, cost, sequence] in any::<[u64; 4]>(),
+        [stored, fresh, revalidate, if_error, cost, spread, sequence] in any::<[u64; 7]>(),
         scope in any::<ScopeId>(),
     ) {
         let key = secret().key(Kind::Value, &[0; 16], &name);
-        let entry = Entry { stored, expires, cost, sequence, scope, tags, payload: payload.into() };
+        let life = Life { stored, fresh, revalidate, if_error };
+        let entry = Entry { life, cost, spread, sequence, scope, tags, payload: payload.into() };
         let bytes = Bytes::from(encode_entry(&key, &name, &entry));
-        prop_assert_eq!(claimed_expiry(&bytes), expires);
+        prop_assert_eq!(claimed_expiry(&bytes), life.ends());
         prop_assert_eq!(decode_entry(&bytes, &key, &name), Stored::Entry(entry));
         let other = [&name[..], b"!"].concat();
         prop_assert_eq!(decode_entry(&bytes, &key, &other), Stored::Other);
