@@ -1,6 +1,11 @@
 //! The body of every HTTP response that leaves a layer of this crate.
 
+mod tape;
+
+pub(crate) use tape::{Cut, Reader, Reading, Whole};
+
 use crate::{
+    cache::Task,
     lock::{Guard, Lost},
     rejection::Rejection,
 };
@@ -12,6 +17,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Mutex,
     task::{Context, Poll, ready},
 };
 use tower::BoxError;
@@ -33,6 +39,11 @@ enum Kind<B> {
         held: Option<Held>,
     },
     Resumed(Resumed<B>),
+    Taped {
+        reader: Reader<B>,
+        /// Records the body, where nothing else runs it. A mutex only so that it can be shared.
+        recording: Option<Mutex<Task>>,
+    },
     Stored {
         data: Option<Bytes>,
         trailers: Option<HeaderMap>,
@@ -76,6 +87,18 @@ impl<B> Body<B> {
         Body { kind: Kind::Resumed(resumed) }
     }
 
+    pub(crate) fn taped(reader: Reader<B>) -> Self {
+        Body { kind: Kind::Taped { reader, recording: None } }
+    }
+
+    /// Runs what records the body whenever it is read.
+    pub(crate) fn driving(mut self, task: Task) -> Self {
+        if let Kind::Taped { recording, .. } = &mut self.kind {
+            *recording = Some(Mutex::new(task));
+        }
+        self
+    }
+
     pub(crate) fn stored(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         Body { kind: Kind::Stored { data: Some(data).filter(|data| !data.is_empty()), trailers } }
     }
@@ -93,6 +116,7 @@ impl<B> fmt::Debug for Body<B> {
             Kind::Inner { held: Some(_), .. } => "Body(inner, guarded)",
             Kind::Inner { .. } => "Body(inner)",
             Kind::Resumed(_) => "Body(resumed)",
+            Kind::Taped { .. } => "Body(taped)",
             Kind::Stored { .. } => "Body(stored)",
         })
     }
@@ -127,6 +151,14 @@ where
                     None => ready!(rest.as_mut().poll_frame(cx)).map(|frame| frame.map_err(Into::into)),
                 },
             },
+            KindProj::Taped { reader, recording } => {
+                if let Some(Ok(task)) = recording.as_mut().map(Mutex::get_mut)
+                    && task.as_mut().poll(cx).is_ready()
+                {
+                    *recording = None;
+                }
+                ready!(reader.poll_frame(cx))
+            }
             KindProj::Stored { data, trailers } => {
                 data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers)).map(Ok)
             }
@@ -137,6 +169,7 @@ where
         match &self.kind {
             Kind::Inner { body, .. } => body.is_end_stream(),
             Kind::Resumed(Resumed { read, error, rest }) => read.is_empty() && error.is_none() && rest.is_end_stream(),
+            Kind::Taped { reader, .. } => reader.is_end_stream(),
             Kind::Stored { data, trailers } => data.is_none() && trailers.is_none(),
         }
     }
@@ -154,6 +187,7 @@ where
                 }
                 hint
             }
+            Kind::Taped { reader, .. } => reader.size_hint(),
             Kind::Stored { data, trailers } => {
                 let length = data.as_ref().map_or(0, |data| data.len() as u64);
                 let mut hint = SizeHint::new();

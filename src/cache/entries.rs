@@ -25,6 +25,7 @@ const INDEX: Table = Table(1);
 pub(crate) const META: Table = Table(3);
 
 const BYTES: &[u8] = b"bytes";
+const MARKS: &[u8] = b"marks";
 
 /// Rows that one write clears away, besides those whose room it needs.
 const BITE: usize = 16;
@@ -105,9 +106,12 @@ impl Entries {
         self.lane.env.read(|reader| reader.number(SEQUENCE))
     }
 
-    /// Entries and bytes now.
+    /// Answers, and bytes of all entries, now.
     pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
-        self.lane.env.read(|reader| Ok((reader.len(ENTRIES)?, reader.number(BYTES)?)))
+        self.lane.env.read(|reader| {
+            let marks = reader.number(MARKS)?;
+            Ok((reader.len(ENTRIES)?.saturating_sub(marks), reader.number(BYTES)?))
+        })
     }
 
     /// Edits what stands under a key, in one transaction with others; resolves after the commit.
@@ -143,7 +147,10 @@ impl Entries {
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
         txn.put(INDEX, &index_key(expires, key), &[])?;
         txn.put(ENTRIES, key, bytes)?;
-        add_bytes(txn, footprint(bytes.len()) as i64)
+        if record::claims_to_be_mark(bytes) {
+            add(txn, MARKS, 1)?;
+        }
+        add(txn, BYTES, footprint(bytes.len()) as i64)
     }
 
     /// Clears away some of what has ended, and of the rest what ends first while `incoming` bytes more would exceed the
@@ -204,9 +211,9 @@ fn footprint(len: usize) -> u64 {
     if len <= 2000 { len + 128 } else { (len + 16).div_ceil(PAGE) * PAGE + 64 }
 }
 
-fn add_bytes(txn: &mut Txn<'_>, change: i64) -> Result<(), Error> {
-    let bytes = txn.number(BYTES)?.saturating_add_signed(change);
-    txn.put(META, BYTES, &bytes.to_le_bytes())
+fn add(txn: &mut Txn<'_>, number: &[u8], change: i64) -> Result<(), Error> {
+    let sum = txn.number(number)?.saturating_add_signed(change);
+    txn.put(META, number, &sum.to_le_bytes())
 }
 
 /// Removes an entry and its index row; the bytes set free. With `indexed`, the index row named goes in any case, the
@@ -217,6 +224,7 @@ pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) ->
     }
     let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(0) };
     let (expires, freed) = (record::claimed_expiry(bytes), footprint(bytes.len()));
+    let is_mark = record::claims_to_be_mark(bytes);
     if indexed.is_some_and(|indexed| indexed != expires) && record::checksum_holds(bytes) {
         return Ok(0);
     }
@@ -224,7 +232,10 @@ pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) ->
         txn.delete(INDEX, &index_key(expires, key))?;
     }
     txn.delete(ENTRIES, key)?;
-    add_bytes(txn, -(freed as i64))?;
+    if is_mark {
+        add(txn, MARKS, -1)?;
+    }
+    add(txn, BYTES, -(freed as i64))?;
     Ok(freed)
 }
 

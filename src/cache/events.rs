@@ -14,6 +14,8 @@ pub(crate) enum Event {
     Miss,
     Followed,
     Refreshed,
+    Stale,
+    Bridged,
     Stored,
     NotStored,
     Admitted,
@@ -83,8 +85,12 @@ pub struct Stats {
     pub misses: u64,
     /// Requests that waited for another's computation and were answered by it.
     pub followed: u64,
-    /// Early refreshes begun.
+    /// Refreshes begun: of answers that were about to end, or had ended.
     pub refreshed: u64,
+    /// Of the hits, those whose answer had ended and was being refreshed, or could not be.
+    pub stale: u64,
+    /// Requests that were answered by an answer that had ended, since their computation failed or took too long.
+    pub bridged: u64,
     /// Answers stored.
     pub stored: u64,
     /// Answers that were not to be stored.
@@ -179,6 +185,8 @@ impl Stats {
             misses: count(Event::Miss),
             followed: count(Event::Followed),
             refreshed: count(Event::Refreshed),
+            stale: count(Event::Stale),
+            bridged: count(Event::Bridged),
             stored: count(Event::Stored),
             not_stored: count(Event::NotStored),
             admitted: count(Event::Admitted),

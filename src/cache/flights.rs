@@ -1,46 +1,52 @@
 //! Computations under way in this process: one a key, followed by everyone who wants the same.
 
-use super::record::Entry;
 use std::{
+    any::Any,
     collections::HashMap,
+    fmt,
     future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
     task::{Context, Poll, Waker},
 };
 
-/// How long a flight gathers followers, in ns: behind one that never lands a name would be lost.
-const FOLLOWED: u64 = 60_000_000_000;
-/// Names remembered as not to be stored, at most.
-const PASSES: usize = 8192;
+/// What the computations of a kind tell those who follow them.
+pub(crate) type Told = Arc<dyn Any + Send + Sync>;
 
 /// How a computation ended.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Landing {
     /// It is being stored.
-    Kept(Entry),
-    /// It may not be stored: whoever waited goes on alone.
-    NotKept,
-    /// The leader failed, panicked or was dropped: another may lead.
-    Failed,
+    Kept(Told),
+    /// It may not be stored: whoever waited goes on alone, unless the service has `failed` and there is something better.
+    NotKept { failed: bool },
+    /// The leader failed, panicked or was dropped: another may lead, or share what is told of it.
+    Failed(Option<Told>),
+}
+
+impl fmt::Debug for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Landing::Kept(_) => "Kept",
+            Landing::NotKept { .. } => "NotKept",
+            Landing::Failed(_) => "Failed",
+        })
+    }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flights: Mutex<HashMap<[u8; 16], Arc<Flight>>>,
-    /// Keys whose answers may not be stored, and until when that is remembered.
-    passes: Mutex<HashMap<[u8; 16], u64>>,
-    passing: AtomicUsize,
 }
 
 /// One computation.
 #[derive(Debug)]
 pub(crate) struct Flight {
     /// The purge sequence when it began.
-    sequence: u64,
+    sequence: AtomicU64,
     /// When it began, in ns.
     began: u64,
     state: Mutex<State>,
@@ -66,60 +72,27 @@ impl Flights {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the flight of a key, or leads it. One that began before the purge `sequence`, or a minute ago, is not
-    /// followed.
-    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64) -> Place {
+    /// Follows the flight of a key, or leads it. One that began before the purge `sequence` is not followed, nor one that
+    /// began `followed` ns ago: behind one that never lands a name would be lost.
+    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64, followed: u64) -> Place {
         let mut flights = self.lock();
-        let follows =
-            |flight: &&Arc<Flight>| flight.sequence >= sequence && now < flight.began.saturating_add(FOLLOWED);
+        let follows = |flight: &&Arc<Flight>| {
+            flight.sequence.load(SeqCst) >= sequence && now < flight.began.saturating_add(followed)
+        };
         if let Some(flight) = flights.get(&key).filter(follows) {
             return match &*flight.lock() {
                 State::Flying { .. } => Place::Follow(flight.clone()),
                 State::Landed(landing) => Place::Landed(landing.clone()),
             };
         }
+        let overdue = flights.get(&key).is_some_and(|flight| now >= flight.began.saturating_add(followed));
         let flight = Arc::new(Flight {
-            sequence,
+            sequence: AtomicU64::new(sequence),
             began: now,
             state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }),
         });
         flights.insert(key, flight.clone());
-        Place::Lead(Lead { flights: self.clone(), key, flight })
-    }
-
-    /// Remembers until when the answers of a key are not to be stored.
-    pub(crate) fn pass_until(&self, key: [u8; 16], until: u64, now: u64) {
-        let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
-        if passes.len() >= PASSES {
-            passes.retain(|_, until| *until > now);
-        }
-        if passes.len() >= PASSES {
-            passes.clear();
-        }
-        passes.insert(key, until);
-        self.passing.store(passes.len(), Relaxed);
-    }
-
-    /// Forgets what [`pass_until`](Flights::pass_until) remembers of a key.
-    pub(crate) fn pass_no_more(&self, key: &[u8; 16]) {
-        if self.passing.load(Relaxed) > 0 {
-            let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
-            passes.remove(key);
-            self.passing.store(passes.len(), Relaxed);
-        }
-    }
-
-    pub(crate) fn passes(&self, key: &[u8; 16], now: u64) -> bool {
-        if self.passing.load(Relaxed) == 0 {
-            return false;
-        }
-        let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
-        let passing = passes.get(key).is_some_and(|until| now < *until);
-        if !passing {
-            passes.remove(key);
-            self.passing.store(passes.len(), Relaxed);
-        }
-        passing
+        Place::Lead(Lead { flights: self.clone(), key, flight, overdue })
     }
 }
 
@@ -129,12 +102,23 @@ pub(crate) struct Lead {
     flights: Arc<Flights>,
     key: [u8; 16],
     flight: Arc<Flight>,
+    overdue: bool,
 }
 
 impl Lead {
+    /// Whether there is another that has been under way for too long.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
     /// The purge sequence to store the answer with.
     pub(crate) fn sequence(&self) -> u64 {
-        self.flight.sequence
+        self.flight.sequence.load(SeqCst)
+    }
+
+    /// The computation begins only now.
+    pub(crate) fn begin(&self, sequence: u64) {
+        self.flight.sequence.fetch_max(sequence, SeqCst);
     }
 
     /// Tells the followers. The flight stays visible until this is dropped, which is when the answer is on disk.
@@ -155,7 +139,7 @@ impl Drop for Lead {
         drop(flights);
         let flying = matches!(&*self.flight.lock(), State::Flying { .. });
         if flying {
-            self.land(Landing::Failed);
+            self.land(Landing::Failed(None));
         }
     }
 }
@@ -215,16 +199,17 @@ mod tests {
     use std::task::Waker;
 
     const KEY: [u8; 16] = [7; 16];
+    const FOLLOWED: u64 = 60;
 
     fn lead(flights: &Arc<Flights>, sequence: u64, now: u64) -> Lead {
-        match flights.board(KEY, sequence, now) {
+        match flights.board(KEY, sequence, now, FOLLOWED) {
             Place::Lead(lead) => lead,
             other => panic!("{other:?} is under way"),
         }
     }
 
     fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Following {
-        match flights.board(KEY, sequence, now) {
+        match flights.board(KEY, sequence, now, FOLLOWED) {
             Place::Follow(flight) => flight.landing(),
             other => panic!("{other:?} is no flight under way"),
         }
@@ -258,14 +243,17 @@ mod tests {
         let mut follower = follow(&flights, 0, 0);
         assert!(poll(&mut follower).is_pending());
         drop(dropped);
-        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::Failed)));
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::Failed(None))));
 
         let landed = lead(&flights, 0, 0);
         let mut follower = follow(&flights, 0, 0);
-        landed.land(Landing::NotKept);
-        assert!(matches!(flights.board(KEY, 0, 0), Place::Landed(Landing::NotKept)), "visible until it is on disk");
+        landed.land(Landing::NotKept { failed: false });
+        assert!(
+            matches!(flights.board(KEY, 0, 0, FOLLOWED), Place::Landed(Landing::NotKept { .. })),
+            "visible until it is on disk"
+        );
         drop(landed);
-        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::NotKept)));
+        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::NotKept { .. })));
     }
 
     #[test]
@@ -278,26 +266,5 @@ mod tests {
         }
         let State::Flying { wakers, free } = &*lead.flight.lock() else { panic!("it flies") };
         assert_eq!((wakers.len(), free.len()), (2, 2));
-    }
-
-    #[test]
-    fn what_passes_is_forgotten_in_time_and_bounded() {
-        let flights = Flights::default();
-        let key = |n: u64| {
-            let mut key = [0; 16];
-            key[..8].copy_from_slice(&n.to_le_bytes());
-            key
-        };
-        flights.pass_until(key(0), 10, 0);
-        assert!(flights.passes(&key(0), 9) && !flights.passes(&key(1), 9));
-        assert!(!flights.passes(&key(0), 10) && !flights.passes(&key(0), 9), "forgotten when it is over");
-        flights.pass_until(key(0), 10, 0);
-        flights.pass_no_more(&key(0));
-        assert!(!flights.passes(&key(0), 9));
-        for n in 0..3 * PASSES as u64 {
-            flights.pass_until(key(n), n + 10, n);
-            assert!(flights.passes(&key(n), n));
-            assert!(flights.passing.load(Relaxed) <= PASSES);
-        }
     }
 }

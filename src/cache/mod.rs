@@ -73,9 +73,9 @@ pub use scope::Scope;
 pub use values::{Insert, Write};
 
 pub(crate) use calls::{Call, Watch};
-pub(crate) use entries::Edit;
+pub(crate) use entries::{Edit, LONGEST_FLIGHT};
 pub(crate) use events::Event;
-pub(crate) use flights::{Flight, Landing, Lead, Place};
+pub(crate) use flights::{Flight, Landing, Lead, Place, Told};
 pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use listener::Reached;

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Memo = 6,
     Variant = 7,
     Owner = 8,
+    Claim = 9,
+    Mark = 10,
 }
 
 /// The 16-byte key of a row, with a second, independent digest that is compared with the one in the row.
@@ -230,9 +232,12 @@ pub(crate) struct Entry {
     pub(crate) scope: ScopeId,
     pub(crate) tags: Vec<u64>,
     pub(crate) payload: Bytes,
+    /// It is no answer, but something remembered of a name.
+    pub(crate) is_mark: bool,
 }
 
 const ENTRY_VERSION: u8 = 2;
+const MARK_VERSION: u8 = 3;
 const ENTRY_HEAD: usize = 96;
 const ENTRY_CHECK: usize = 8;
 
@@ -244,7 +249,7 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
     let name_echo = &name[..name.len().min(ECHO_MAX)];
     let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + name_echo.len() + entry.payload.len() + ENTRY_CHECK);
-    out.push(ENTRY_VERSION);
+    out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
     out.push(tags.len() as u8);
     let Life { stored, fresh, revalidate, if_error } = entry.life;
     for number in [entry.life.ends(), stored, entry.cost, entry.sequence, key.echo] {
@@ -269,6 +274,11 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
 /// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even of damaged entries.
 pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
     u64_at(bytes, 2).unwrap_or(0)
+}
+
+/// Whether an entry's bytes claim to be a mark, unchecked: for the count of those.
+pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&MARK_VERSION)
 }
 
 /// What stands under a key of `entries/`.
@@ -311,7 +321,7 @@ struct Head<'a> {
 
 fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
     let body = &bytes[..bytes.len().checked_sub(ENTRY_CHECK)?];
-    if body.len() < ENTRY_HEAD || body[0] != ENTRY_VERSION {
+    if body.len() < ENTRY_HEAD || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
         return None;
     }
     let tags_end = ENTRY_HEAD + body[1] as usize * 8;
@@ -330,6 +340,7 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
         scope: body[48..64].try_into().ok()?,
         tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
         payload: Bytes::new(),
+        is_mark: body[0] == MARK_VERSION,
     };
     let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
     Some(Head { entry, echo: u64_at(body, 34)?, name_len, name_echo, payload: name_end..body.len() })

@@ -44,6 +44,7 @@ pub(super) fn replaced(old: Option<&Entry>, payload: Bytes, scope: ScopeId, mome
             scope,
             tags: Vec::new(),
             payload,
+            is_mark: false,
         },
     }
 }
@@ -136,6 +137,7 @@ impl Insert {
                 scope: id,
                 tags: tags.clone(),
                 payload: payload.clone(),
+                is_mark: false,
             };
             (Ok(true), Edit::Store(entry))
         }))

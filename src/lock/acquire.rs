@@ -9,7 +9,7 @@ use super::{
     rule::{Lock, Owner, Rule},
 };
 use crate::{
-    cache::{Call, Key, Kind, LOCKS, Pending, Scope, block_on_until},
+    cache::{Call, Event, Key, Kind, LOCKS, Pending, Scope, block_on_until},
     error::Error,
     time::nanos,
 };
@@ -26,6 +26,8 @@ use std::{
 
 /// How long a lock is held at most once its process hangs, unless said otherwise.
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
+/// The same of a claim.
+const CLAIM: Duration = Duration::from_secs(10);
 
 /// A lock about to be acquired: choose rule, lease and patience, then [`acquire`](Acquire::acquire) it.
 ///
@@ -74,6 +76,19 @@ impl Terms {
             queue_at_most: u32::MAX,
             deadline: Duration::MAX,
         }
+    }
+}
+
+impl Acquire {
+    /// The right to compute what is kept under `of`, as of a purge sequence, on the whole machine. It has no label, is in no
+    /// list of locks and not counted among them.
+    pub(crate) fn claim(scope: &Scope, of: &Key, sequence: u64, patience: Duration) -> Acquire {
+        let mut name = [0; 24];
+        name[..16].copy_from_slice(&of.hash);
+        name[16..].copy_from_slice(&sequence.to_le_bytes());
+        let key = scope.key(Kind::Claim, &name);
+        let terms = Terms { lease: CLAIM, patience, ..Terms::new() };
+        Acquire { scope: scope.clone(), first: (key, Arc::default()), others: Vec::new(), rule: Lock, terms }
     }
 }
 
@@ -330,7 +345,7 @@ impl<R: Rule> Acquiring<R> {
         let (wish, scope, key) = (self.wish.clone(), self.scope.clone(), self.key);
         let held_here = scope.handle().shared.held_here(&key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
-        let label = self.label.clone();
+        let (label, is_labelled) = (self.label.clone(), !self.label.is_empty());
         let (owner, lease, lost) = (wish.owner.clone(), wish.lease, self.lost.clone());
         self.asking = Some(self.scope.update_line(
             LOCKS,
@@ -346,6 +361,9 @@ impl<R: Rule> Acquiring<R> {
                 let reply = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
+                        if is_labelled {
+                            scope.note(Event::Locked);
+                        }
                         let guard = Guard::new(scope, key, owner, lease, fence, now, lost);
                         if orphaned {
                             // Others may look for it in a directory that was made anew: it is dropped.

@@ -97,7 +97,6 @@ impl Guard {
         let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
         let due = Instant::now() + every.saturating_sub(late);
         held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
-        held.scope.note(Event::Locked);
         Guard { held, phase: ACQUIRED }
     }
 

@@ -101,6 +101,9 @@ impl Shown {
     fn of(listed: Listed<'_>, now: u64) -> Option<Shown> {
         let row = listed.row?;
         let lock = LockRow::read(Found::Row(row))?;
+        if form::label(row.payload).is_empty() {
+            return None;
+        }
         let (scope, name) = form::names(row.payload);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));

@@ -1,37 +1,102 @@
 //! How responses are turned into bytes and back.
 
 use super::status::CacheStatus;
-use crate::cache::{decode_value, encode_value};
+use crate::cache::{Task, decode_value, encode_value};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    fmt,
     future::Future,
+    pin::Pin,
     time::{Duration, SystemTime},
 };
 
 pub(super) use super::fresh::Access;
 
-/// How a [`StampedeCacheLayer`](super::StampedeCacheLayer) keeps responses: [`Buffered`](super::Buffered) for HTTP,
+/// How a [`StampedeCacheLayer`](super::StampedeCacheLayer) keeps responses: [`Recorded`](super::Recorded) for HTTP,
 /// [`Serde`] for everything else. Sealed.
 pub trait Codec<Req, Res>: sealed::Codec<Req, Res> {}
 impl<Req, Res, C: sealed::Codec<Req, Res>> Codec<Req, Res> for C {}
 
-/// What a computed response turned out to be.
+/// A computed response, and whether it is kept.
 #[derive(Debug)]
-pub struct Recorded<Out> {
+pub struct Recording<Out> {
     /// [`tell`](sealed::Codec::tell) it what became of it.
     pub(super) response: Out,
-    pub(super) kept: Result<Kept, &'static str>,
+    pub(super) verdict: Verdict,
+}
+
+/// Whether a response is kept.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Known(Result<Kept, NotKept>),
+    /// Its body is still on its way.
+    Open(Open),
+}
+
+/// A response whose body is being recorded.
+pub(super) struct Open {
+    /// What is said of it meanwhile.
+    pub(super) status: CacheStatus,
+    pub(super) ended: Pin<Box<dyn Future<Output = Ended> + Send>>,
+}
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Open").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// How a recording has ended.
+pub(super) struct Ended {
+    pub(super) kept: Result<Kept, NotKept>,
+    /// To be dropped when it is stored: whoever reads the response sees its end then.
+    pub(super) end: Option<Box<dyn Send>>,
 }
 
 /// What is to be stored.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) payload: Bytes,
-    pub(super) life: Duration,
+    pub(super) lives: Lives,
     pub(super) tags: Vec<String>,
     /// What distinguishes this variant from others of the name.
     pub(super) variant: Option<Vec<u8>>,
+}
+
+/// How long an answer is fresh, and for how long after that it may bridge what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lives {
+    pub(super) fresh: Duration,
+    pub(super) revalidate: Duration,
+    pub(super) if_error: Duration,
+}
+
+/// Why a response is not stored.
+#[derive(Debug)]
+pub(super) struct NotKept {
+    /// An RFC 8941 token.
+    pub(super) reason: &'static str,
+    pub(super) kind: Kind,
+    /// The response, for those who waited for it.
+    pub(super) shared: Option<Bytes>,
+}
+
+/// What a refusal to store says of other answers of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The service has failed; it may not fail again.
+    Failure,
+    /// They will not be stored either.
+    Uncacheable,
+    /// Nothing.
+    ThisOne,
+}
+
+impl NotKept {
+    pub(super) fn new(reason: &'static str, kind: Kind) -> Self {
+        NotKept { reason, kind, shared: None }
+    }
 }
 
 /// What a stored answer is to a request.
@@ -55,29 +120,18 @@ pub struct Asked<'a, H> {
 }
 
 /// What a request asked for that has been given to the service.
-#[derive(Debug)]
-pub(super) struct Gone<H> {
-    access: Access,
-    bodiless: bool,
-    head: H,
-}
-
-impl<H: Clone> Asked<'_, H> {
-    pub(super) fn kept(&self) -> Gone<H> {
-        Gone { access: self.access, bodiless: self.bodiless, head: self.head.clone() }
-    }
-}
-
-impl<H> Gone<H> {
-    pub(super) fn asked(&self) -> Asked<'_, H> {
-        Asked { access: self.access, bodiless: self.bodiless, head: &self.head }
-    }
+#[derive(Clone, Debug)]
+pub struct Gone<K> {
+    pub(super) access: Access,
+    pub(super) bodiless: bool,
+    pub(super) kept: K,
 }
 
 /// What is known when a response is recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    pub(super) default_life: Duration,
+    /// What applies where the response says nothing.
+    pub(super) lives: Lives,
     pub(super) wall: SystemTime,
     /// Bytes that fit into the cache.
     pub(super) largest: usize,
@@ -85,6 +139,8 @@ pub struct Terms {
     pub(super) tags: usize,
     /// There is a place for a variant.
     pub(super) variants: bool,
+    /// Failures are recorded for those who wait for them.
+    pub(super) share_failures: bool,
 }
 
 pub(super) mod sealed {
@@ -93,18 +149,30 @@ pub(super) mod sealed {
     pub trait Codec<Req, Res> {
         /// What comes out of the layer.
         type Response;
+        /// What of a request decides whether a stored answer is its answer.
+        type Head;
         /// What of a request is needed once the request itself has been given to the service.
-        type Head: Clone + Send + Sync + 'static;
+        type Kept: Clone + Send + Sync + 'static;
+        /// A stored answer that need not be decoded again.
+        type Decoded: Send + Sync + 'static;
 
         fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
 
+        fn keep(&self, request: &Req) -> Gone<Self::Kept>;
+
+        fn of_gone<'a>(&self, gone: &'a Gone<Self::Kept>) -> Asked<'a, Self::Head>;
+
         /// Makes a request fit for everyone who will be served its answer.
         fn for_everyone(&self, request: &mut Req);
+
+        /// `None`: nothing that this version has stored.
+        fn decode(&self, payload: &Bytes) -> Option<Self::Decoded>;
 
         /// A stored answer, as an answer to this request, `since` after it was stored.
         fn replay(
             &self,
             payload: &Bytes,
+            decoded: &Self::Decoded,
             asked: &Asked<'_, Self::Head>,
             since: Duration,
             status: CacheStatus,
@@ -113,15 +181,21 @@ pub(super) mod sealed {
         fn record(
             &self,
             response: Res,
-            asked: &Asked<'_, Self::Head>,
+            gone: Gone<Self::Kept>,
             terms: Terms,
-        ) -> impl Future<Output = Recorded<Self::Response>> + Send;
+        ) -> impl Future<Output = Recording<Self::Response>> + Send;
 
         /// Says in a response what the cache did.
         fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
 
         /// A response that is not to be kept.
         fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
+
+        /// A response whose body runs what records it.
+        fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
+
+        /// What is said where the service is not waited for any longer.
+        fn timed_out(&self) -> Option<Self::Response>;
     }
 }
 
@@ -136,30 +210,42 @@ where
 {
     type Response = Res;
     type Head = ();
+    type Kept = ();
+    type Decoded = ();
 
     fn asked<'a>(&self, _: &'a Req) -> Asked<'a, ()> {
         Asked { access: Access::Shared, bodiless: false, head: &() }
     }
 
+    fn keep(&self, _: &Req) -> Gone<()> {
+        Gone { access: Access::Shared, bodiless: false, kept: () }
+    }
+
+    fn of_gone<'a>(&self, gone: &'a Gone<()>) -> Asked<'a, ()> {
+        Asked { access: gone.access, bodiless: gone.bodiless, head: &gone.kept }
+    }
+
     fn for_everyone(&self, _: &mut Req) {}
 
-    fn replay(&self, payload: &Bytes, _: &Asked<'_, ()>, _: Duration, _: CacheStatus) -> Replay<Res> {
+    fn decode(&self, _: &Bytes) -> Option<()> {
+        Some(())
+    }
+
+    fn replay(&self, payload: &Bytes, (): &(), _: &Asked<'_, ()>, _: Duration, _: CacheStatus) -> Replay<Res> {
         decode_value(payload).map_or(Replay::Unusable, Replay::Answer)
     }
 
-    fn record(&self, response: Res, _: &Asked<'_, ()>, terms: Terms) -> impl Future<Output = Recorded<Res>> + Send {
+    fn record(&self, response: Res, _: Gone<()>, terms: Terms) -> impl Future<Output = Recording<Res>> + Send {
         let kept = match encode_value(&response) {
-            _ if terms.default_life.is_zero() => Err("life"),
-            Ok(payload) if payload.len() > terms.largest => Err("too-large"),
-            Ok(payload) => {
-                Ok(Kept { payload: payload.into(), life: terms.default_life, tags: Vec::new(), variant: None })
-            }
+            _ if terms.lives.fresh.is_zero() => Err(NotKept::new("life", Kind::Uncacheable)),
+            Ok(payload) if payload.len() > terms.largest => Err(NotKept::new("too-large", Kind::Uncacheable)),
+            Ok(payload) => Ok(Kept { payload: payload.into(), lives: terms.lives, tags: Vec::new(), variant: None }),
             Err(error) => {
                 tracing::warn!(%error, "a response is not kept");
-                Err("not-serialisable")
+                Err(NotKept::new("not-serialisable", Kind::Uncacheable))
             }
         };
-        std::future::ready(Recorded { response, kept })
+        std::future::ready(Recording { response, verdict: Verdict::Known(kept) })
     }
 
     fn tell(&self, response: Res, _: CacheStatus) -> Res {
@@ -168,5 +254,13 @@ where
 
     fn pass(&self, response: Res, _: CacheStatus) -> Res {
         response
+    }
+
+    fn drive(&self, response: Res, _: Task) -> Res {
+        response
+    }
+
+    fn timed_out(&self) -> Option<Res> {
+        None
     }
 }

@@ -1,18 +1,19 @@
-//! HTTP responses, kept whole: status, headers, body, trailers.
+//! HTTP responses: status, headers, body, trailers, recorded while they are passed on.
 
 use super::{
-    codec::{Access, Asked, Kept, Recorded, Replay, Terms, sealed},
+    codec::{Access, Asked, Ended, Gone, Kept, Kind, Lives, NotKept, Open, Recording, Replay, Terms, Verdict, sealed},
     fresh::{self, Storable},
     status::CacheStatus,
     wire,
 };
 use crate::{
-    body::{Body, Resumed},
+    body::{Body, Cut, Reading, Whole},
+    cache::Task,
     name,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use hyper::body::{Body as HttpBody, Bytes};
-use std::{collections::VecDeque, future::poll_fn, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tower::BoxError;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -21,28 +22,142 @@ const CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 /// Bytes of a body that is kept, unless said otherwise.
 const BODY_LIMIT: usize = 1 << 20;
 
+type LifeOf = dyn Fn(&request::Parts, &response::Parts) -> Option<Duration> + Send + Sync;
+type TagsOf = dyn Fn(&request::Parts, &response::Parts) -> Vec<String> + Send + Sync;
+
 /// Keeps HTTP responses whose body ends within a limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Buffered {
+#[derive(Clone)]
+pub struct Recorded {
     pub(super) limit: usize,
     /// The name accounts for the request's body.
     pub(super) bodies_named: bool,
+    /// How long 404 and the like are kept that do not say.
+    pub(super) negative: Duration,
+    pub(super) life_of: Option<Arc<LifeOf>>,
+    pub(super) tags_of: Option<Arc<TagsOf>>,
 }
 
-impl Default for Buffered {
+impl Default for Recorded {
     fn default() -> Self {
-        Buffered { limit: BODY_LIMIT, bodies_named: false }
+        Recorded { limit: BODY_LIMIT, bodies_named: false, negative: Duration::ZERO, life_of: None, tags_of: None }
     }
 }
 
-impl<A, B> sealed::Codec<Request<A>, Response<B>> for Buffered
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorded").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+/// The head of a response that is to be kept once its body is known.
+struct Head {
+    status: StatusCode,
+    public: bool,
+    age: u32,
+    lives: Lives,
+    vary: Vec<HeaderName>,
+    tags: Vec<String>,
+    largest: usize,
+    /// It has failed, and is only for those who wait for it.
+    failed: bool,
+}
+
+impl Head {
+    /// What is to be stored of the whole response.
+    fn keep(self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
+        if !fresh::grpc_ok(headers, whole.trailers.as_ref()) {
+            return Err(NotKept::new("grpc-status", Kind::Failure));
+        }
+        if whole.trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
+            return Err(NotKept::new("set-cookie", Kind::Uncacheable));
+        }
+        let mut payload = Vec::with_capacity(whole.data.len() + 512);
+        wire::encode(
+            &mut payload,
+            &wire::Parts {
+                status: self.status,
+                headers,
+                body: &whole.data,
+                trailers: whole.trailers.as_ref(),
+                public: self.public,
+                bodiless: gone.bodiless,
+                age: self.age,
+                vary: &self.vary,
+                request: &gone.kept.headers,
+            },
+        );
+        if payload.len() > self.largest {
+            return Err(NotKept::new("too-large", Kind::Uncacheable));
+        }
+        if self.failed {
+            return Err(NotKept { shared: Some(payload.into()), ..NotKept::new("failure", Kind::Failure) });
+        }
+        Ok(Kept {
+            payload: payload.into(),
+            lives: self.lives,
+            tags: self.tags,
+            variant: (!self.vary.is_empty()).then(|| variant(self.vary.iter(), &gone.kept.headers)),
+        })
+    }
+}
+
+impl Recorded {
+    /// Whether a response may be kept, by its head.
+    fn judge(&self, parts: &response::Parts, gone: &Gone<request::Parts>, terms: &Terms) -> Result<Head, NotKept> {
+        let uncacheable = |reason| NotKept::new(reason, Kind::Uncacheable);
+        let default_life = terms.lives.fresh;
+        let mut allowed = fresh::storable(parts.status, &parts.headers, gone.access, default_life, terms.wall);
+        let mut failed = false;
+        if let Storable::No("failure") = allowed
+            && terms.share_failures
+        {
+            // What would be kept if it were none may be seen by all.
+            let life = Duration::from_secs(1);
+            allowed = fresh::storable(StatusCode::OK, &parts.headers, gone.access, life, terms.wall);
+            failed = true;
+        }
+        let allowed = match allowed {
+            Storable::Yes(allowed) => allowed,
+            Storable::No("failure") => return Err(NotKept::new("failure", Kind::Failure)),
+            Storable::No(_) if failed => return Err(NotKept::new("failure", Kind::Failure)),
+            Storable::No(reason @ ("personal" | "bypass")) => return Err(NotKept::new(reason, Kind::ThisOne)),
+            Storable::No(reason) => return Err(uncacheable(reason)),
+        };
+        let mut tags = tags(&parts.headers);
+        if let Some(tags_of) = &self.tags_of {
+            tags.extend(tags_of(&gone.kept, parts));
+            tags.sort_unstable();
+            tags.dedup();
+        }
+        if tags.len() > terms.tags {
+            // An eviction by one that is left out would miss it.
+            return Err(uncacheable("too-many-tags"));
+        }
+        let vary = fresh::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
+        let vary = vary.ok_or(NotKept::new("vary", Kind::ThisOne))?;
+        Ok(Head {
+            status: parts.status,
+            public: allowed.public,
+            age: allowed.age,
+            lives: Lives { fresh: allowed.life, ..terms.lives },
+            vary,
+            tags,
+            largest: terms.largest,
+            failed,
+        })
+    }
+}
+
+impl<A, B> sealed::Codec<Request<A>, Response<B>> for Recorded
 where
     A: HttpBody,
-    B: HttpBody<Data = Bytes> + Send,
+    B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<Body<B>>;
     type Head = HeaderMap;
+    type Kept = request::Parts;
+    type Decoded = wire::Stored;
 
     fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
         let bodiless = *request.method() == Method::HEAD;
@@ -60,18 +175,35 @@ where
         Asked { access, bodiless, head: request.headers() }
     }
 
+    fn keep(&self, request: &Request<A>) -> Gone<request::Parts> {
+        let Asked { access, bodiless, .. } = sealed::Codec::<Request<A>, Response<B>>::asked(self, request);
+        let (mut kept, ()) = Request::new(()).into_parts();
+        kept.method = request.method().clone();
+        kept.uri = request.uri().clone();
+        kept.headers = request.headers().clone();
+        Gone { access, bodiless, kept }
+    }
+
+    fn of_gone<'a>(&self, gone: &'a Gone<request::Parts>) -> Asked<'a, HeaderMap> {
+        Asked { access: gone.access, bodiless: gone.bodiless, head: &gone.kept.headers }
+    }
+
     fn for_everyone(&self, request: &mut Request<A>) {
         fresh::make_unconditional(request.headers_mut());
     }
 
+    fn decode(&self, payload: &Bytes) -> Option<wire::Stored> {
+        wire::decode(payload)
+    }
+
     fn replay(
         &self,
-        payload: &Bytes,
+        _: &Bytes,
+        stored: &wire::Stored,
         asked: &Asked<'_, HeaderMap>,
         since: Duration,
         status: CacheStatus,
     ) -> Replay<Self::Response> {
-        let Some(stored) = wire::decode(payload) else { return Replay::Unusable };
         if !wire::selects(&stored.vary, asked.head) {
             return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
         }
@@ -79,10 +211,11 @@ where
             return Replay::Unusable;
         }
         let age = since.as_secs().saturating_add(stored.age.into());
-        let body = if asked.bodiless { Body::default() } else { Body::stored(stored.body, stored.trailers) };
+        let body =
+            if asked.bodiless { Body::default() } else { Body::stored(stored.body.clone(), stored.trailers.clone()) };
         let mut response = Response::new(body);
         *response.status_mut() = stored.status;
-        *response.headers_mut() = stored.headers;
+        *response.headers_mut() = stored.headers.clone();
         response.headers_mut().insert(header::AGE, age.into());
         Replay::Answer(tell(response, status))
     }
@@ -90,63 +223,61 @@ where
     async fn record(
         &self,
         response: Response<B>,
-        asked: &Asked<'_, HeaderMap>,
+        gone: Gone<request::Parts>,
         terms: Terms,
-    ) -> Recorded<Self::Response> {
+    ) -> Recording<Self::Response> {
         let (parts, body) = response.into_parts();
-        let pass = |parts, body, reason| Recorded { response: Response::from_parts(parts, body), kept: Err(reason) };
+        let judged = self.judge(&parts, &gone, &terms);
+        let pass = |parts, body, not_kept| {
+            let response = Response::from_parts(parts, body);
+            Recording { response, verdict: Verdict::Known(Err(not_kept)) }
+        };
         let limit = self.limit.min(terms.largest);
-        let tags = tags(&parts.headers);
-        let allowed = match fresh::storable(parts.status, &parts.headers, asked.access, terms.default_life, terms.wall)
-        {
-            Storable::No(reason) => Err(reason),
-            Storable::Yes(_) if body.size_hint().lower() > limit as u64 => Err("too-large"),
-            // An eviction by one that is left out would miss it.
-            Storable::Yes(_) if tags.len() > terms.tags => Err("too-many-tags"),
-            Storable::Yes(allowed) => {
-                let vary = fresh::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
-                vary.map(|vary| (allowed, vary)).ok_or("vary")
+        let head = match judged {
+            Ok(_) if body.size_hint().lower() > limit as u64 => {
+                return pass(parts, Body::inner(body), NotKept::new("too-large", Kind::Uncacheable));
             }
+            Ok(head) => head,
+            Err(not_kept) => return pass(parts, Body::inner(body), not_kept),
         };
-        let (allowed, vary) = match allowed {
-            Ok(allowed) => allowed,
-            Err(reason) => return pass(parts, Body::inner(body), reason),
-        };
-        let (data, trailers) = match collect(body, limit).await {
-            Ok(whole) => whole,
-            Err((resumed, reason)) => return pass(parts, Body::resumed(resumed), reason),
-        };
-        if !fresh::grpc_ok(&parts.headers, trailers.as_ref()) {
-            return pass(parts, Body::stored(data, trailers), "grpc-status");
+        let ttl = head.lives.fresh;
+        let mut reading = Reading::new(body, limit, announced_length(&parts, &gone));
+        match reading.read_ready().await {
+            Some(Ok(())) => {
+                let whole = reading.whole();
+                let kept = head.keep(&parts.headers, &whole, &gone);
+                let response = Response::from_parts(parts, Body::stored(whole.data, whole.trailers));
+                Recording { response, verdict: Verdict::Known(kept) }
+            }
+            Some(Err(cut)) => {
+                let not_kept = match &cut {
+                    Cut::TooLong => NotKept::new("too-large", Kind::Uncacheable),
+                    Cut::Broken(_) => NotKept::new("body-failed", Kind::Failure),
+                };
+                pass(parts, Body::resumed(reading.resume(cut)), not_kept)
+            }
+            None => {
+                let headers = parts.headers.clone();
+                let status = match reading.is_known_to_fit() {
+                    true => CacheStatus::Stored { ttl },
+                    false => CacheStatus::Recording { ttl },
+                };
+                let (recorder, reader) = reading.tape();
+                let ended = async move {
+                    match recorder.record().await {
+                        Ok((whole, end)) => {
+                            Ended { kept: head.keep(&headers, &whole, &gone), end: Some(Box::new(end)) }
+                        }
+                        Err(cut) => {
+                            let kind = if cut == "too-large" { Kind::Uncacheable } else { Kind::Failure };
+                            Ended { kept: Err(NotKept::new(cut, kind)), end: None }
+                        }
+                    }
+                };
+                let verdict = Verdict::Open(Open { status, ended: Box::pin(ended) });
+                Recording { response: Response::from_parts(parts, Body::taped(reader)), verdict }
+            }
         }
-        if trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
-            return pass(parts, Body::stored(data, trailers), "set-cookie");
-        }
-        let mut payload = Vec::with_capacity(data.len() + 512);
-        wire::encode(
-            &mut payload,
-            &wire::Parts {
-                status: parts.status,
-                headers: &parts.headers,
-                body: &data,
-                trailers: trailers.as_ref(),
-                public: allowed.public,
-                bodiless: asked.bodiless,
-                age: allowed.age,
-                vary: &vary,
-                request: asked.head,
-            },
-        );
-        if payload.len() > terms.largest {
-            return pass(parts, Body::stored(data, trailers), "too-large");
-        }
-        let kept = Kept {
-            payload: payload.into(),
-            life: allowed.life,
-            tags,
-            variant: (!vary.is_empty()).then(|| variant(vary.iter(), asked.head)),
-        };
-        Recorded { response: Response::from_parts(parts, Body::stored(data, trailers)), kept: Ok(kept) }
     }
 
     fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response {
@@ -156,6 +287,23 @@ where
     fn pass(&self, response: Response<B>, status: CacheStatus) -> Self::Response {
         tell(response.map(|body| Body::inner(body)), status)
     }
+
+    fn drive(&self, response: Self::Response, recording: Task) -> Self::Response {
+        response.map(|body| body.driving(recording))
+    }
+
+    fn timed_out(&self) -> Option<Self::Response> {
+        let mut response = Response::new(Body::default());
+        *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+        Some(response)
+    }
+}
+
+/// How long the body says it is. One that is shorter has broken off.
+fn announced_length(parts: &response::Parts, gone: &Gone<request::Parts>) -> Option<u64> {
+    let bodiless = gone.bodiless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = parts.headers.get(header::CONTENT_LENGTH).filter(|_| !bodiless)?;
+    length.to_str().ok()?.parse().ok()
 }
 
 fn tell<B>(mut response: Response<B>, status: CacheStatus) -> Response<B> {
@@ -163,47 +311,6 @@ fn tell<B>(mut response: Response<B>, status: CacheStatus) -> Response<B> {
     response.headers_mut().append(CACHE_STATUS, status.to_header());
     response.extensions_mut().insert(status);
     response
-}
-
-/// The whole of a body within the limit; otherwise the body as it was, with what has been read of it.
-async fn collect<B>(body: B, limit: usize) -> Result<(Bytes, Option<HeaderMap>), (Resumed<B>, &'static str)>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    let mut rest = Box::pin(body);
-    let mut read = VecDeque::new();
-    let mut length = 0_usize;
-    let mut trailers = None;
-    let (error, reason) = loop {
-        match poll_fn(|cx| rest.as_mut().poll_frame(cx)).await {
-            None => break (None, None),
-            Some(Err(error)) => break (Some(error.into()), Some("body-failed")),
-            Some(Ok(frame)) => {
-                length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
-                trailers = frame.trailers_ref().cloned().or(trailers);
-                read.push_back(frame);
-                // Frames of next to nothing must not pile up either: each takes a hundred bytes.
-                if length > limit || read.len() > (limit / 16).max(1024) {
-                    break (None, Some("too-large"));
-                }
-            }
-        }
-    };
-    if let Some(reason) = reason {
-        return Err((Resumed { read, error, rest }, reason));
-    }
-    let mut data = read.iter().filter_map(|frame| frame.data_ref());
-    let whole = match (data.next(), data.next()) {
-        (None, _) => Bytes::new(),
-        (Some(only), None) => only.clone(),
-        _ => {
-            let mut whole = Vec::with_capacity(length);
-            read.iter().filter_map(|frame| frame.data_ref()).for_each(|data| whole.extend_from_slice(data));
-            whole.into()
-        }
-    };
-    Ok((whole, trailers))
 }
 
 /// What distinguishes the variants of a name: the values of the fields that `Vary` lists, length by length.

@@ -1,38 +1,33 @@
 //! The stampede cache's layer: what is kept, under which name, for how long.
 
-use super::{codec::Serde, http_codec::Buffered, service::StampedeCache};
+use super::{
+    codec::{Lives, Serde},
+    core::{Core, Shares},
+    http_codec::Recorded,
+    service::StampedeCache,
+};
 use crate::{
-    cache::{Key, Kind, Scope},
+    cache::{Kind, Scope},
     error::Error,
     name::{self, Args, Name, Target},
 };
+use http::{request, response};
 use std::{sync::Arc, time::Duration};
 use tower::Layer;
 
 /// Keeps responses, and lets one request compute what many want; see the [module](super).
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
-pub struct StampedeCacheLayer<N = Target, C = Buffered> {
+pub struct StampedeCacheLayer<N = Target, C = Recorded> {
     pub(super) core: Core<C>,
     pub(super) name: N,
-}
-
-/// What the computations need of a layer.
-#[derive(Clone, Debug)]
-pub(super) struct Core<C> {
-    pub(super) scope: Scope,
-    pub(super) kind: Kind,
-    pub(super) life: Duration,
-    pub(super) beta: f64,
-    pub(super) tags: Arc<[u64]>,
-    pub(super) codec: C,
 }
 
 impl StampedeCacheLayer {
     /// Keeps HTTP responses. `expire` is the life of a response that names none itself; zero: only those that do are
     /// kept.
     pub fn new(scope: Scope, expire: Duration) -> Self {
-        StampedeCacheLayer { core: Core::new(scope, Kind::Response, expire, Buffered::default()), name: Target::new() }
+        StampedeCacheLayer { core: Core::new(scope, Kind::Response, expire, Recorded::default()), name: Target::new() }
     }
 }
 
@@ -50,16 +45,6 @@ impl StampedeCacheLayer<Args, Serde> {
     }
 }
 
-impl<C> Core<C> {
-    fn new(scope: Scope, kind: Kind, life: Duration, codec: C) -> Self {
-        Core { scope, kind, life, beta: 1.0, tags: Arc::new([]), codec }
-    }
-
-    pub(super) fn key(&self, name: &[u8]) -> Key {
-        self.scope.key(self.kind, name)
-    }
-}
-
 impl<N, C> StampedeCacheLayer<N, C> {
     /// Under which name a response is kept: [`Target`] for HTTP, [`Args`] for the rest, unless said otherwise. Whatever
     /// a response depends on must be in it.
@@ -74,8 +59,73 @@ impl<N, C> StampedeCacheLayer<N, C> {
     /// If it is negative or not finite.
     #[track_caller]
     pub fn beta(mut self, beta: f64) -> Self {
-        assert!(beta.is_finite() && beta >= 0.0, "beta is a finite number from 0, not {beta}");
-        self.core.beta = beta;
+        self.core.set_beta(beta);
+        self
+    }
+
+    /// How long past its end an answer may be served while a new one is computed in the background: not at all unless said
+    /// otherwise. Then nobody waits for an answer that is asked for again in time, however rarely that is.
+    ///
+    /// Over HTTP it applies to responses that do not say themselves (`stale-while-revalidate`, RFC 5861), and never to
+    /// those that say `must-revalidate`, `proxy-revalidate` or `s-maxage`.
+    pub fn stale_while_revalidate(mut self, grace: Duration) -> Self {
+        self.core.lives.revalidate = grace;
+        self
+    }
+
+    /// How long past its end an answer may be served where the service fails, or is slower than
+    /// [`soft_timeout`](StampedeCacheLayer::soft_timeout): not at all unless said otherwise. A service has failed by an
+    /// error, a panic, a status from 500 on, 408, 425 or 429, a gRPC status that says so, or a body that breaks off.
+    ///
+    /// After a failure the service is asked again by one request of the whole machine: after a second, then after two,
+    /// four and so on up to thirty.
+    ///
+    /// Over HTTP it applies to responses that do not say themselves (`stale-if-error`, RFC 5861), and never to those that say
+    /// `must-revalidate`, `proxy-revalidate` or `s-maxage`.
+    pub fn stale_if_error(mut self, grace: Duration) -> Self {
+        self.core.lives.if_error = grace;
+        self
+    }
+
+    /// Serves an answer that has ended, within [`stale_if_error`](StampedeCacheLayer::stale_if_error), once the service has
+    /// taken this long; the computation goes on in the background. Without an executor it is waited for. No limit unless
+    /// said otherwise.
+    pub fn soft_timeout(mut self, patience: Duration) -> Self {
+        self.core.soft_timeout = Some(patience);
+        self
+    }
+
+    /// How long a request waits for another's computation, in this process or another one, before it calls the service
+    /// itself: a minute unless said otherwise. A computation that is older gathers no more followers in its process.
+    pub fn follow_at_most(mut self, patience: Duration) -> Self {
+        self.core.follow_at_most = patience;
+        self
+    }
+
+    /// How long it is remembered that the answers of a name may not be stored, so that its requests do not wait for one
+    /// another: 5 s unless said otherwise. Zero: not at all.
+    pub fn uncacheable_for(mut self, span: Duration) -> Self {
+        self.core.uncacheable_for = span;
+        self
+    }
+
+    /// Errors of the service are told to all who wait for the same answer in this process, instead of having one after the
+    /// other try again.
+    pub fn share_errors<E: Clone + Send + Sync + 'static>(mut self) -> Self {
+        self.core.shares = Some(Shares::errors::<E>());
+        self
+    }
+
+    /// Shortens each life by a random share of up to this, so that what was stored together does not end together: 0 unless
+    /// said otherwise.
+    ///
+    /// # Panics
+    ///
+    /// If it is not from 0 to 1.
+    #[track_caller]
+    pub fn jitter(mut self, share: f64) -> Self {
+        assert!((0.0..=1.0).contains(&share), "jitter is a share from 0 to 1, not {share}");
+        self.core.jitter = share;
         self
     }
 
@@ -86,8 +136,7 @@ impl<N, C> StampedeCacheLayer<N, C> {
     /// Beyond 16 tags: responses bring theirs, and 64 fit.
     #[track_caller]
     pub fn tag(mut self, tag: &str) -> Self {
-        assert!(self.core.tags.len() < 16, "a layer has 16 tags at most, so that {tag:?} is one too many");
-        self.core.tags = self.core.tags.iter().copied().chain([self.core.scope.tag(tag)]).collect();
+        self.core.add_tag(tag);
         self
     }
 
@@ -150,7 +199,7 @@ impl<C> StampedeCacheLayer<Args, C> {
     }
 }
 
-impl<N> StampedeCacheLayer<N, Buffered> {
+impl<N> StampedeCacheLayer<N, Recorded> {
     /// Bytes that a body may have to be kept: 1 MiB unless said otherwise. Larger ones stream through.
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.core.codec.limit = bytes;
@@ -164,6 +213,48 @@ impl<N> StampedeCacheLayer<N, Buffered> {
         self.core.codec.bodies_named = true;
         self
     }
+
+    /// How long 404 and 410, or over gRPC `NOT_FOUND`, are kept where they name no life themselves: not at all unless said
+    /// otherwise.
+    pub fn negative(mut self, life: Duration) -> Self {
+        self.core.codec.negative = life;
+        self
+    }
+
+    /// The life of a response, by the heads of its request and itself; zero: it is not kept. `None`: as without this. What
+    /// may not be kept for other reasons is not kept all the same.
+    pub fn life_of<F>(mut self, life_of: F) -> Self
+    where
+        F: Fn(&request::Parts, &response::Parts) -> Option<Duration> + Send + Sync + 'static,
+    {
+        self.core.codec.life_of = Some(Arc::new(life_of));
+        self
+    }
+
+    /// Tags of a response, by the heads of its request and itself, besides those of the layer and of its `Cache-Tag`.
+    pub fn tags<F, T>(mut self, tags_of: F) -> Self
+    where
+        F: Fn(&request::Parts, &response::Parts) -> T + Send + Sync + 'static,
+        T: IntoIterator<Item: Into<String>>,
+    {
+        let tags_of = move |request: &_, response: &_| tags_of(request, response).into_iter().map(Into::into).collect();
+        self.core.codec.tags_of = Some(Arc::new(tags_of));
+        self
+    }
+
+    /// Responses that tell of a failure are given to all who wait for the same answer in this process, instead of having one
+    /// after the other try again; those that are private are not.
+    pub fn share_failures(mut self) -> Self {
+        self.core.share_failures = true;
+        self
+    }
+
+    /// Gives up on a service that has not begun to respond after this long. An answer that has ended is served within
+    /// [`stale_if_error`](StampedeCacheLayer::stale_if_error); otherwise the answer is 504. No limit unless said otherwise.
+    pub fn hard_timeout(mut self, patience: Duration) -> Self {
+        self.core.hard_timeout = Some(patience);
+        self
+    }
 }
 
 impl<S, N: Clone, C: Clone> Layer<S> for StampedeCacheLayer<N, C> {
@@ -171,5 +262,11 @@ impl<S, N: Clone, C: Clone> Layer<S> for StampedeCacheLayer<N, C> {
 
     fn layer(&self, inner: S) -> Self::Service {
         StampedeCache { inner, layer: self.clone() }
+    }
+}
+
+impl Lives {
+    pub(super) fn without_grace(fresh: Duration) -> Lives {
+        Lives { fresh, revalidate: Duration::ZERO, if_error: Duration::ZERO }
     }
 }

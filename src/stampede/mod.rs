@@ -79,10 +79,14 @@
 //! The service is called as if there were no cache, and the failure is noted in [`Stats`](crate::Stats).
 
 mod codec;
-mod fill;
+mod core;
+mod flight;
 mod fresh;
 mod http_codec;
 mod layer;
+mod marks;
+mod plan;
+mod serve;
 mod service;
 mod status;
 #[cfg(test)]
@@ -91,7 +95,7 @@ mod wire;
 mod xfetch;
 
 pub use codec::{Codec, Serde};
-pub use http_codec::Buffered;
+pub use http_codec::Recorded;
 pub use layer::StampedeCacheLayer;
 pub use service::{ResponseFuture, StampedeCache};
 pub use status::CacheStatus;

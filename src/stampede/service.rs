@@ -2,19 +2,21 @@
 
 use super::{
     codec::{Access, Codec, sealed},
-    fill::Plan,
-    http_codec::Buffered,
+    http_codec::Recorded,
     layer::StampedeCacheLayer,
+    plan::{Clearance, Plan},
+    serve::Call,
     status::CacheStatus,
 };
 use crate::{
     accessors::to_call_later,
+    cache::Task,
     name::{Name, NameBuf, Named, Target},
 };
 use pin_project::pin_project;
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -22,7 +24,7 @@ use tower_service::Service;
 
 /// The service of a [`StampedeCacheLayer`].
 #[derive(Clone, Debug)]
-pub struct StampedeCache<S, N = Target, C = Buffered> {
+pub struct StampedeCache<S, N = Target, C = Recorded> {
     pub(super) inner: S,
     pub(super) layer: StampedeCacheLayer<N, C>,
 }
@@ -63,38 +65,118 @@ where
         }
         let name = name.as_bytes();
         let boxed: Boxed<_, _> = match core.plan(name, &asked) {
-            Plan::Hit(answer, None) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
-            Plan::Hit(answer, Some(claim)) => {
-                let asked = asked.kept();
-                core.codec.for_everyone(&mut request);
-                let refreshing = core.fly(claim, asked, self.inner.call(request));
-                if refreshing.is_on_its_own() {
-                    return ResponseFuture { state: State::Hit { answer: Some(answer) } };
-                }
+            Plan::Hit(answer) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
+            Plan::Refresh(answer, mut takeoff) => {
+                let refreshing: Task = match core.clear(&mut takeoff, name, &asked) {
+                    Some(Clearance::Go) if takeoff.is_claimed() => {
+                        let gone = core.codec.keep(&request);
+                        core.codec.for_everyone(&mut request);
+                        let flying = core.fly(takeoff, gone, self.inner.call(request));
+                        if flying.is_on_its_own() {
+                            return ResponseFuture { state: State::Hit { answer: Some(answer) } };
+                        }
+                        Box::pin(flying.forgotten())
+                    }
+                    // Another refreshes it, or has.
+                    Some(_) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
+                    None => {
+                        let gone = core.codec.keep(&request);
+                        let refreshing = core.clone().refresh_later(takeoff, name.into(), gone, self.later(request));
+                        match self.layer.core.scope.handle().spawn(Box::pin(refreshing)) {
+                            Ok(()) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
+                            Err(refreshing) => refreshing,
+                        }
+                    }
+                };
                 // However that ends, this answer is good.
                 Box::pin(async move {
-                    refreshing.forgotten().await;
+                    refreshing.await;
                     Ok(answer)
                 })
             }
-            Plan::Lead(claim) => {
-                let asked = asked.kept();
-                core.codec.for_everyone(&mut request);
-                Box::pin(core.fly(claim, asked, self.inner.call(request)))
-            }
-            Plan::Follow(flight) => {
-                // The clone asks for its own readiness if it has to call.
-                let following = core.clone().follow(name.into(), flight, to_call_later(&mut self.inner), request);
-                Box::pin(following)
-            }
-            Plan::Alone => {
-                let (core, name, asked) = (core.clone(), Box::<[u8]>::from(name), asked.kept());
-                let beginning = core.begin(&name);
+            Plan::Lead(mut takeoff, bridge) => match core.clear(&mut takeoff, name, &asked) {
+                Some(Clearance::Go) => {
+                    let gone = core.codec.keep(&request);
+                    core.codec.for_everyone(&mut request);
+                    let flying = core.fly(takeoff, gone.clone(), self.inner.call(request));
+                    let core = core.clone();
+                    Box::pin(async move { core.watch(flying, &bridge, &gone).await })
+                }
+                Some(Clearance::Instead(Plan::Hit(answer))) => {
+                    return ResponseFuture { state: State::Hit { answer: Some(answer) } };
+                }
+                Some(Clearance::Instead(plan)) => self.serve(name.into(), plan, request),
+                None => self.serve(name.into(), Plan::Lead(takeoff, bridge), request),
+            },
+            Plan::Alone { bridge, marked } => {
+                let gone = core.codec.keep(&request);
+                let beginning = core.begin(name);
                 let computing = self.inner.call(request);
-                Box::pin(async move { core.alone(&name, asked, beginning, computing).await })
+                Box::pin(core.clone().alone(name.into(), gone, (bridge, marked), beginning, computing))
             }
+            plan @ Plan::Follow(..) => self.serve(name.into(), plan, request),
         };
         ResponseFuture { state: State::Waiting { boxed } }
+    }
+}
+
+impl<S, N, C> StampedeCache<S, N, C> {
+    /// What has to wait before it knows whether it calls.
+    fn serve<Req>(
+        &mut self,
+        name: Box<[u8]>,
+        plan: Plan<Out<C, Req, S::Response>, C::Decoded>,
+        request: Req,
+    ) -> Boxed<Out<C, Req, S::Response>, S::Error>
+    where
+        S: Service<Req> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Response: Send,
+        S::Error: Send + 'static,
+        C: Codec<Req, S::Response> + Clone + Send + Sync + 'static,
+        Out<C, Req, S::Response>: Send + 'static,
+        Req: Send + 'static,
+    {
+        let gone = self.layer.core.codec.keep(&request);
+        let later = self.later(request);
+        Box::pin(self.layer.core.clone().serve(name, gone, plan, later))
+    }
+
+    /// The clone asks for its own readiness if it has to call.
+    fn later<Req>(&mut self, request: Req) -> Later<S, C, Req>
+    where
+        S: Clone,
+        C: Clone,
+    {
+        Later { inner: to_call_later(&mut self.inner), codec: self.layer.core.codec.clone(), request }
+    }
+}
+
+/// A request that may have to be given to the service.
+struct Later<S, C, Req> {
+    inner: S,
+    codec: C,
+    request: Req,
+}
+
+impl<S, C, Req> Call<S::Response, S::Error> for Later<S, C, Req>
+where
+    S: Service<Req> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Response: Send,
+    S::Error: Send + 'static,
+    C: Codec<Req, S::Response> + Send + 'static,
+    Req: Send + 'static,
+{
+    type Computing = S::Future;
+
+    async fn call(self, for_everyone: bool) -> Result<S::Future, S::Error> {
+        let Later { mut inner, codec, mut request } = self;
+        if for_everyone {
+            codec.for_everyone(&mut request);
+        }
+        poll_fn(|cx| inner.poll_ready(cx)).await?;
+        Ok(inner.call(request))
     }
 }
 

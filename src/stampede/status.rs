@@ -13,9 +13,27 @@ pub enum CacheStatus {
         /// How long the answer is still fresh.
         ttl: Duration,
     },
-    /// Computed for this request, and kept.
+    /// Answered from the cache, by an answer that has ended: a new one is being computed, or cannot be just now.
+    #[non_exhaustive]
+    Stale {
+        /// How long ago the answer has ended.
+        over: Duration,
+    },
+    /// Answered from the cache, by an answer that has ended: the service was asked and has failed, or takes too long.
+    #[non_exhaustive]
+    Bridged {
+        /// How long ago the answer has ended.
+        over: Duration,
+    },
+    /// Computed for this request, and kept; or on its way, and kept unless it breaks off.
     #[non_exhaustive]
     Stored {
+        /// How long the answer is fresh.
+        ttl: Duration,
+    },
+    /// Computed for this request and on its way; to be kept, if it turns out to be short enough.
+    #[non_exhaustive]
+    Recording {
         /// How long the answer is fresh.
         ttl: Duration,
     },
@@ -42,13 +60,21 @@ impl CacheStatus {
         text.push_str("floodgate; ");
         let _ = match self {
             CacheStatus::Hit { ttl } => write!(text, "hit; ttl={}", ttl.as_secs()),
+            CacheStatus::Stale { over } => write!(text, "hit; ttl=-{}", rounded_up(over)),
+            CacheStatus::Bridged { over } => write!(text, "fwd=stale; ttl=-{}; detail=bridged", rounded_up(over)),
             CacheStatus::Stored { ttl } => write!(text, "fwd=miss; stored; ttl={}", ttl.as_secs()),
+            CacheStatus::Recording { ttl } => write!(text, "fwd=miss; ttl={}; detail=recording", ttl.as_secs()),
             CacheStatus::Collapsed { ttl } => write!(text, "fwd=miss; collapsed; ttl={}", ttl.as_secs()),
             CacheStatus::NotStored { reason } => write!(text, "fwd=miss; detail={reason}"),
             CacheStatus::Bypassed => write!(text, "fwd=bypass"),
         };
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("floodgate"))
     }
+}
+
+/// In seconds: what has ended has a life below zero.
+fn rounded_up(over: Duration) -> u64 {
+    over.as_secs() + u64::from(over.subsec_nanos() > 0)
 }
 
 #[cfg(test)]
@@ -60,6 +86,8 @@ mod tests {
         let ttl = Duration::from_millis(59_999);
         for (status, said) in [
             (CacheStatus::Hit { ttl }, "floodgate; hit; ttl=59"),
+            (CacheStatus::Stale { over: ttl }, "floodgate; hit; ttl=-60"),
+            (CacheStatus::Bridged { over: ttl }, "floodgate; fwd=stale; ttl=-60; detail=bridged"),
             (CacheStatus::Stored { ttl }, "floodgate; fwd=miss; stored; ttl=59"),
             (CacheStatus::Collapsed { ttl: Duration::ZERO }, "floodgate; fwd=miss; collapsed; ttl=0"),
             (CacheStatus::NotStored { reason: "no-store" }, "floodgate; fwd=miss; detail=no-store"),

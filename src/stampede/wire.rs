@@ -28,7 +28,7 @@ pub(crate) type Selecting = Vec<(HeaderName, Option<Bytes>)>;
 
 /// A stored response.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub struct Stored {
     /// Its status.
     pub(crate) status: StatusCode,
     /// Its headers without those of one connection, `Age` and `Cache-Status`.

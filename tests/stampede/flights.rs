@@ -257,6 +257,9 @@ fn without_an_executor_a_refresh_is_the_requests_own_work_and_its_failure_nobody
     for call in 2..=3 {
         assert_eq!(block_on(ask(&eager, get("/"))).text(), "1", "the stored answer is still good");
         assert_eq!(origin.calls(), call);
+        assert_eq!(block_on(ask(&eager, get("/"))).text(), "1");
+        assert_eq!(origin.calls(), call, "it is left alone for a while");
+        now.fetch_add(2000, SeqCst);
     }
     block_on(ask(&eager, get("/")));
     assert_eq!(block_on(ask(&app(&cache, &origin), get("/"))).text(), "4");

@@ -94,6 +94,8 @@ async fn a_refresh_that_fails_leaves_what_is_stored() {
         origin.release(1);
         until(|| origin.running() == 0).await;
         settle().await;
+        // After a failure it is left alone for a second, then two, then four.
+        tokio::time::advance(4 * SECOND).await;
     }
     for _ in 0..10 {
         assert_eq!(ask(&app, get("/")).await.text(), "1");

@@ -29,7 +29,7 @@ fn answer(scope: &Scope, sequence: u64, tags: &[&str]) -> Entry {
     let tags = tags.iter().map(|tag| scope.tag(tag)).collect();
     let payload = Bytes::from_static(b"\x01");
     let life = Life::without_grace(now, now + 60_000_000_000);
-    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload }
+    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false }
 }
 
 fn commit(scope: &Scope, name: &str, entry: Entry) {

@@ -65,10 +65,11 @@ proptest! {
         tags in prop::collection::vec(any::<u64>(), 0..TAGS_MAX),
         [stored, fresh, revalidate, if_error, cost, spread, sequence] in any::<[u64; 7]>(),
         scope in any::<ScopeId>(),
+        is_mark: bool,
     ) {
         let key = secret().key(Kind::Value, &[0; 16], &name);
         let life = Life { stored, fresh, revalidate, if_error };
-        let entry = Entry { life, cost, spread, sequence, scope, tags, payload: payload.into() };
+        let entry = Entry { life, cost, spread, sequence, scope, tags, payload: payload.into(), is_mark };
         let bytes = Bytes::from(encode_entry(&key, &name, &entry));
         prop_assert_eq!(claimed_expiry(&bytes), life.ends());
         prop_assert_eq!(decode_entry(&bytes, &key, &name), Stored::Entry(entry));

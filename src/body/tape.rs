@@ -1,0 +1,399 @@
+//! A body that is passed on while it is recorded.
+//!
+//! The recorder pulls at the service's pace, up to a limit, so that a slow reader stalls nobody. Readers follow behind. What
+//! is longer than the limit is recorded no further: the reader that came first gets the rest from the service itself.
+
+use http::HeaderMap;
+use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use std::{
+    error::Error,
+    fmt,
+    future::poll_fn,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+use tower::BoxError;
+
+/// What a body turned out to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Whole {
+    pub(crate) data: Bytes,
+    pub(crate) trailers: Option<HeaderMap>,
+}
+
+/// Why a body was not recorded to its end.
+#[derive(Debug)]
+pub(crate) enum Cut {
+    /// It has more than the limit.
+    TooLong,
+    /// It failed, or ended before its announced length.
+    Broken(BoxError),
+}
+
+/// A body while it is read.
+pub(crate) struct Reading<B> {
+    body: Pin<Box<B>>,
+    data: Vec<Bytes>,
+    /// Frames so far, the empty ones included: those of next to nothing must not pile up either, each takes a hundred bytes.
+    frames: usize,
+    length: u64,
+    trailers: Option<HeaderMap>,
+    limit: usize,
+    announced: Option<u64>,
+}
+
+enum Step {
+    More,
+    End,
+    Cut(Cut),
+}
+
+impl<B> Reading<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    /// `announced`: how long it is said to be, unless it knows that itself.
+    pub(crate) fn new(body: B, limit: usize, announced: Option<u64>) -> Self {
+        let announced = body.size_hint().exact().or(announced);
+        let body = Box::pin(body);
+        Reading { body, data: Vec::new(), frames: 0, length: 0, trailers: None, limit, announced }
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let frame = match ready!(self.body.as_mut().poll_frame(cx)) {
+            None => return Poll::Ready(self.end()),
+            Some(Err(error)) => return Poll::Ready(Step::Cut(Cut::Broken(error.into()))),
+            Some(Ok(frame)) => frame,
+        };
+        self.frames += 1;
+        match frame.into_data() {
+            Ok(data) => {
+                self.length = self.length.saturating_add(data.len() as u64);
+                if !data.is_empty() {
+                    self.data.push(data);
+                }
+            }
+            Err(frame) => self.trailers = frame.into_trailers().ok().or(self.trailers.take()),
+        }
+        Poll::Ready(if self.length > self.limit as u64 || self.frames > (self.limit / 16).max(1024) {
+            Step::Cut(Cut::TooLong)
+        } else if self.body.is_end_stream() {
+            self.end()
+        } else {
+            Step::More
+        })
+    }
+
+    fn end(&self) -> Step {
+        match self.announced {
+            Some(announced) if announced != self.length => Step::Cut(Cut::Broken(
+                BrokenOff(format!("a body of {announced} bytes has ended after {}", self.length)).into(),
+            )),
+            _ => Step::End,
+        }
+    }
+
+    /// Reads what is there already. `None`: there may be more to come.
+    pub(crate) async fn read_ready(&mut self) -> Option<Result<(), Cut>> {
+        poll_fn(|cx| {
+            Poll::Ready(loop {
+                match self.poll_step(cx) {
+                    Poll::Pending => break None,
+                    Poll::Ready(Step::More) => {}
+                    Poll::Ready(Step::End) => break Some(Ok(())),
+                    Poll::Ready(Step::Cut(cut)) => break Some(Err(cut)),
+                }
+            })
+        })
+        .await
+    }
+
+    /// Whether nothing but a failure can keep it from being recorded.
+    pub(crate) fn is_known_to_fit(&self) -> bool {
+        self.announced.is_some_and(|announced| announced <= self.limit as u64)
+    }
+
+    pub(crate) fn whole(self) -> Whole {
+        Whole { data: joined(&self.data, self.length), trailers: self.trailers }
+    }
+
+    /// The body as it was, what has been read included.
+    pub(crate) fn resume(self, cut: Cut) -> super::Resumed<B> {
+        let data = self.data.into_iter().map(Frame::data);
+        let read = data.chain(self.trailers.map(Frame::trailers)).collect();
+        let error = match cut {
+            Cut::TooLong => None,
+            Cut::Broken(error) => Some(error),
+        };
+        super::Resumed { read, error, rest: self.body }
+    }
+
+    /// Goes on while somebody reads along.
+    pub(crate) fn tape(self) -> (Recorder<B>, Reader<B>) {
+        let hint = self.body.size_hint();
+        let (lower, upper) = (hint.lower().saturating_add(self.length), hint.upper());
+        let upper = upper.and_then(|upper| upper.checked_add(self.length));
+        let tape = Arc::new(Tape {
+            state: Mutex::new(State { data: self.data.clone(), progress: Progress::Recording, wakers: Vec::new() }),
+        });
+        let reader = Reader::new(tape.clone(), (lower, upper));
+        (Recorder { reading: Some(self), tape }, reader)
+    }
+}
+
+fn joined(data: &[Bytes], length: u64) -> Bytes {
+    match data {
+        [] => Bytes::new(),
+        [only] => only.clone(),
+        _ => {
+            let mut whole = Vec::with_capacity(length as usize);
+            data.iter().for_each(|data| whole.extend_from_slice(data));
+            whole.into()
+        }
+    }
+}
+
+struct Tape<B> {
+    state: Mutex<State<B>>,
+}
+
+struct State<B> {
+    data: Vec<Bytes>,
+    progress: Progress<B>,
+    /// By reader.
+    wakers: Vec<Option<Waker>>,
+}
+
+enum Progress<B> {
+    Recording,
+    Whole(Option<HeaderMap>),
+    /// The error itself is for the first who reads it.
+    Broken(Option<BoxError>, String),
+    /// The rest is for the first reader.
+    TooLong(Option<Pin<Box<B>>>),
+}
+
+impl<B> Tape<B> {
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State<B>)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let wakers: Vec<_> = state.wakers.iter_mut().filter_map(Option::take).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn break_off(&self, error: BoxError) {
+        self.change(|state| {
+            let text = error.to_string();
+            state.progress = Progress::Broken(Some(error), text);
+        });
+    }
+}
+
+/// Records a body to its end, or to the limit. Dropped before, the readers see it break off.
+pub(crate) struct Recorder<B> {
+    reading: Option<Reading<B>>,
+    tape: Arc<Tape<B>>,
+}
+
+impl<B> Recorder<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    /// The whole body, whose end the readers see when [`End`] is dropped; or why there is none.
+    pub(crate) async fn record(mut self) -> Result<(Whole, End<B>), &'static str> {
+        let Some(reading) = &mut self.reading else { return Err("body-failed") };
+        loop {
+            let before = reading.data.len();
+            let step = poll_fn(|cx| reading.poll_step(cx)).await;
+            let new = reading.data.get(before..).unwrap_or_default().to_vec();
+            match step {
+                Step::More => self.tape.change(|state| state.data.extend(new)),
+                Step::End => {
+                    let Some(reading) = self.reading.take() else { return Err("body-failed") };
+                    let end = End { tape: self.tape.clone(), data: new, trailers: reading.trailers.clone() };
+                    return Ok((reading.whole(), end));
+                }
+                Step::Cut(Cut::TooLong) => {
+                    let Some(reading) = self.reading.take() else { return Err("body-failed") };
+                    self.tape.change(|state| {
+                        state.data.extend(new);
+                        state.progress = Progress::TooLong(Some(reading.body));
+                    });
+                    return Err("too-large");
+                }
+                Step::Cut(Cut::Broken(error)) => {
+                    self.reading = None;
+                    self.tape.change(|state| state.data.extend(new));
+                    self.tape.break_off(error);
+                    return Err("body-failed");
+                }
+            }
+        }
+    }
+}
+
+impl<B> Drop for Recorder<B> {
+    fn drop(&mut self) {
+        if self.reading.is_some() {
+            self.tape.break_off(BrokenOff("who read the body was stopped".into()).into());
+        }
+    }
+}
+
+/// The end of a body, which readers see when this is dropped.
+pub(crate) struct End<B> {
+    tape: Arc<Tape<B>>,
+    data: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl<B> Drop for End<B> {
+    fn drop(&mut self) {
+        let (data, trailers) = (mem::take(&mut self.data), self.trailers.take());
+        self.tape.change(|state| {
+            state.data.extend(data);
+            state.progress = Progress::Whole(trailers);
+        });
+    }
+}
+
+/// Reads along.
+pub(crate) struct Reader<B> {
+    source: Source<B>,
+    /// Bytes to come, at least and at most.
+    left: (u64, Option<u64>),
+}
+
+enum Source<B> {
+    Tape { tape: Arc<Tape<B>>, number: usize, at: usize },
+    Rest(Pin<Box<B>>),
+    Over,
+}
+
+impl<B> Reader<B> {
+    fn new(tape: Arc<Tape<B>>, left: (u64, Option<u64>)) -> Self {
+        let number = {
+            let mut state = tape.lock();
+            state.wakers.push(None);
+            state.wakers.len() - 1
+        };
+        Reader { source: Source::Tape { tape, number, at: 0 }, left }
+    }
+
+    /// Another reader, from the beginning, of a body that is known to fit.
+    pub(crate) fn another(&self) -> Option<Reader<B>> {
+        match &self.source {
+            Source::Tape { tape, at: 0, .. } => Some(Reader::new(tape.clone(), self.left)),
+            _ => None,
+        }
+    }
+}
+
+impl<B> Reader<B>
+where
+    B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.poll_any_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let read = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.left.0 = self.left.0.saturating_sub(read);
+                self.left.1 = self.left.1.map(|upper| upper.saturating_sub(read));
+            }
+            Some(Err(_)) | None => (self.source, self.left) = (Source::Over, (0, Some(0))),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_any_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let (tape, number, at) = match &mut self.source {
+            Source::Tape { tape, number, at } => (tape, *number, at),
+            Source::Rest(rest) => {
+                return rest.as_mut().poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)));
+            }
+            Source::Over => return Poll::Ready(None),
+        };
+        let rest = {
+            let mut state = tape.lock();
+            let State { data, progress, wakers } = &mut *state;
+            if let Some(data) = data.get_mut(*at) {
+                *at += 1;
+                // What is not kept is let go as it is read.
+                let data = if let Progress::TooLong(_) = progress { mem::take(data) } else { data.clone() };
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            match progress {
+                Progress::Recording => {
+                    wakers[number] = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Progress::Whole(trailers) => {
+                    let trailers = trailers.clone().filter(|_| *at == data.len());
+                    *at = usize::MAX;
+                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                }
+                Progress::Broken(error, text) => {
+                    let error = error.take().unwrap_or_else(|| BrokenOff(text.clone()).into());
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Progress::TooLong(rest) => rest.take(),
+            }
+        };
+        match rest {
+            Some(mut rest) => {
+                let frame = rest.as_mut().poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)));
+                self.source = Source::Rest(rest);
+                frame
+            }
+            None => Poll::Ready(Some(Err(BrokenOff("the body is longer than was announced".into()).into()))),
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Tape { tape, at, .. } => {
+                let state = tape.lock();
+                let is_read = *at >= state.data.len();
+                is_read
+                    && matches!(&state.progress, Progress::Whole(trailers) if trailers.is_none() || *at == usize::MAX)
+            }
+            Source::Rest(rest) => rest.is_end_stream(),
+            Source::Over => true,
+        }
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let mut hint = SizeHint::new();
+        hint.set_lower(self.left.0);
+        if let Some(upper) = self.left.1.filter(|upper| *upper >= self.left.0) {
+            hint.set_upper(upper);
+        }
+        hint
+    }
+}
+
+/// A body that has ended before its time.
+#[derive(Debug)]
+struct BrokenOff(String);
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for BrokenOff {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! What the computations of a layer go by.
+
+use super::{
+    codec::{Asked, Lives, Replay, sealed::Codec},
+    status::CacheStatus,
+};
+use crate::{
+    cache::{Entry, Event, Key, Kind, Life, Scope, TAGS_MAX, Told, after},
+    error::Error,
+    time::nanos,
+};
+use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+/// How long a request waits for another's computation, unless said otherwise.
+const FOLLOW_AT_MOST: Duration = Duration::from_secs(60);
+/// How long it is remembered that the answers of a name may not be stored, unless said otherwise.
+const UNCACHEABLE_FOR: Duration = Duration::from_secs(5);
+
+/// What the computations need of a layer.
+#[derive(Clone, Debug)]
+pub(super) struct Core<C> {
+    pub(super) scope: Scope,
+    pub(super) kind: Kind,
+    pub(super) codec: C,
+    /// What applies where a response says nothing.
+    pub(super) lives: Lives,
+    pub(super) jitter: f64,
+    pub(super) beta: f64,
+    pub(super) tags: Arc<[u64]>,
+    pub(super) soft_timeout: Option<Duration>,
+    pub(super) hard_timeout: Option<Duration>,
+    pub(super) follow_at_most: Duration,
+    pub(super) uncacheable_for: Duration,
+    pub(super) share_failures: bool,
+    pub(super) shares: Option<Shares>,
+}
+
+/// A stored answer, decoded.
+#[derive(Debug)]
+pub(super) struct Stored<D> {
+    pub(super) entry: Entry,
+    pub(super) decoded: D,
+}
+
+/// How the errors of a service are told to others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares {
+    pub(super) tell: fn(&dyn Any) -> Option<Told>,
+    pub(super) retell: fn(&Told) -> Option<Box<dyn Any>>,
+}
+
+struct SharedError<E>(E);
+
+impl Shares {
+    pub(super) fn errors<E: Clone + Send + Sync + 'static>() -> Shares {
+        Shares {
+            tell: |error| Some(Arc::new(SharedError(error.downcast_ref::<E>()?.clone()))),
+            retell: |told| Some(Box::new(told.downcast_ref::<SharedError<E>>()?.0.clone())),
+        }
+    }
+}
+
+impl<C> Core<C> {
+    pub(super) fn new(scope: Scope, kind: Kind, life: Duration, codec: C) -> Self {
+        Core {
+            scope,
+            kind,
+            codec,
+            lives: Lives::without_grace(life),
+            jitter: 0.0,
+            beta: 1.0,
+            tags: Arc::new([]),
+            soft_timeout: None,
+            hard_timeout: None,
+            follow_at_most: FOLLOW_AT_MOST,
+            uncacheable_for: UNCACHEABLE_FOR,
+            share_failures: false,
+            shares: None,
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn set_beta(&mut self, beta: f64) {
+        assert!(beta.is_finite() && beta >= 0.0, "beta is a finite number from 0, not {beta}");
+        self.beta = beta;
+    }
+
+    #[track_caller]
+    pub(super) fn add_tag(&mut self, tag: &str) {
+        assert!(self.tags.len() < 16, "a layer has 16 tags at most, so that {tag:?} is one too many");
+        self.tags = self.tags.iter().copied().chain([self.scope.tag(tag)]).collect();
+    }
+
+    pub(super) fn key(&self, name: &[u8]) -> Key {
+        self.scope.key(self.kind, name)
+    }
+
+    /// Tags that a response may add.
+    pub(super) fn tags_left(&self) -> usize {
+        // One more is that of a variant.
+        TAGS_MAX - 1 - self.tags.len()
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.scope.handle().now()
+    }
+
+    pub(super) fn sleep(&self, span: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.scope.handle().sleep(span))
+    }
+
+    /// The times of an answer that is stored now.
+    pub(super) fn life(&self, lives: Lives, now: u64) -> Life {
+        let share = if self.jitter > 0.0 { self.jitter * rand::random::<f64>() } else { 0.0 };
+        let fresh = after(now, lives.fresh.mul_f64(1.0 - share));
+        let until = |grace| fresh.saturating_add(nanos(grace));
+        Life { stored: now, fresh, revalidate: until(lives.revalidate), if_error: until(lives.if_error) }
+    }
+
+    /// What stands under a key and the time at which it does, or the purge sequence to carry if it is computed.
+    pub(super) fn read<Req, Res>(&self, key: &Key, name: &[u8]) -> Result<Read<C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        match self.scope.entry(key, name)? {
+            Ok((entry, now)) => match self.codec.decode(&entry.payload) {
+                Some(decoded) => Ok(Ok((Arc::new(Stored { entry, decoded }), now))),
+                None => Ok(Err(self.scope.sequence(key)?)),
+            },
+            Err(sequence) => Ok(Err(sequence)),
+        }
+    }
+
+    pub(super) fn replay<Req, Res>(
+        &self,
+        stored: &Stored<C::Decoded>,
+        asked: &Asked<'_, C::Head>,
+        now: u64,
+        status: impl FnOnce(Duration) -> CacheStatus,
+    ) -> Replay<C::Response>
+    where
+        C: Codec<Req, Res>,
+    {
+        let Stored { entry, decoded } = stored;
+        let since = Duration::from_nanos(now.saturating_sub(entry.life.stored));
+        self.codec.replay(&entry.payload, decoded, asked, since, status(fresh_for(&entry.life, now)))
+    }
+
+    /// A stored answer that has ended, for one who cannot have a new one.
+    pub(super) fn bridged<Req, Res>(
+        &self,
+        bridge: &Bridge<C::Decoded>,
+        asked: &Asked<'_, C::Head>,
+    ) -> Option<C::Response>
+    where
+        C: Codec<Req, Res>,
+    {
+        let (stored, now) = (bridge.as_ref()?, self.now());
+        let life = &stored.entry.life;
+        if life.if_error <= now {
+            return None;
+        }
+        match self.replay(stored, asked, now, |_| CacheStatus::Bridged { over: over_for(life, now) }) {
+            Replay::Answer(answer) => {
+                self.scope.note(Event::Bridged);
+                Some(answer)
+            }
+            Replay::Other(_) | Replay::Unusable => None,
+        }
+    }
+}
+
+/// What [`Core::read`] finds.
+pub(super) type Read<D> = Result<(Arc<Stored<D>>, u64), u64>;
+
+/// An answer that has ended, to be served where a new one cannot be had.
+pub(super) type Bridge<D> = Option<Arc<Stored<D>>>;
+
+/// How long an answer will be fresh.
+pub(super) fn fresh_for(life: &Life, now: u64) -> Duration {
+    Duration::from_nanos(life.fresh.saturating_sub(now))
+}
+
+/// For how long an answer has not been fresh.
+pub(super) fn over_for(life: &Life, now: u64) -> Duration {
+    Duration::from_nanos(now.saturating_sub(life.fresh))
+}

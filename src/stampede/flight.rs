@@ -1,0 +1,438 @@
+//! A computation from its begin to its landing: recorded, stored, told to all who wait.
+
+use super::{
+    codec::{Ended, Gone, Kept, Kind, NotKept, Recording, Terms, Verdict, sealed::Codec},
+    core::{Bridge, Core, Stored},
+    marks::Mark,
+    plan::{Located, Takeoff},
+    status::CacheStatus,
+};
+use crate::{
+    cache::{Entry, Event, Key, LONGEST_FLIGHT, Landing, Pending, Slot, Task, Told},
+    error::Error,
+};
+use std::{
+    any::Any,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+/// Why nothing is stored where something could be.
+const CACHE_FAILED: &str = "cache-failed";
+
+/// When a computation began, by the clock and by the purges.
+pub(super) struct Beginning {
+    key: Key,
+    at: u64,
+    sequence: Result<u64, Error>,
+}
+
+/// What comes of a computation for the request that leads it.
+pub(super) enum Outcome<Out, Err> {
+    Answer(Out),
+    /// It is a failure, and only to be shown if there is nothing else.
+    Failure(Result<Out, Err>),
+    Panic(Box<dyn Any + Send>),
+}
+
+impl<Out, Err> Outcome<Out, Err> {
+    pub(super) fn shown(self) -> Result<Out, Err> {
+        match self {
+            Outcome::Answer(answer) => Ok(answer),
+            Outcome::Failure(failure) => failure,
+            Outcome::Panic(panic) => resume_unwind(panic),
+        }
+    }
+}
+
+impl<C> Core<C> {
+    fn terms(&self, variants: bool) -> Terms {
+        let wall = self.scope.handle().wall();
+        let (lives, largest, tags) = (self.lives, self.scope.largest(), self.tags_left());
+        // Who goes alone has nobody to share with.
+        Terms { lives, wall, largest, tags, variants, share_failures: self.share_failures && variants }
+    }
+
+    /// To be called before the service is: a service may compute before its future is polled, and a purge come between.
+    pub(super) fn begin(&self, name: &[u8]) -> Beginning {
+        let key = self.key(name);
+        Beginning { key, at: self.now(), sequence: self.scope.sequence(&key) }
+    }
+
+    /// Waits for a service as long as that is allowed.
+    async fn in_time<T>(&self, computing: impl Future<Output = T>) -> Option<T> {
+        let Some(patience) = self.hard_timeout else { return Some(computing.await) };
+        let (mut computing, mut over) = (pin!(computing), self.sleep(patience));
+        poll_fn(|cx| match computing.as_mut().poll(cx) {
+            Poll::Ready(computed) => Poll::Ready(Some(computed)),
+            Poll::Pending => over.as_mut().poll(cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// Serves one request by its own computation; what may be kept is.
+    pub(super) async fn alone<Req, Res, Err>(
+        self,
+        name: Box<[u8]>,
+        gone: Gone<C::Kept>,
+        (bridge, marked): (Bridge<C::Decoded>, bool),
+        beginning: Beginning,
+        computing: impl Future<Output = Result<Res, Err>>,
+    ) -> Result<C::Response, Err>
+    where
+        C: Codec<Req, Res> + Clone + Send + Sync + 'static,
+        C::Response: Send + 'static,
+    {
+        let bridged = || self.bridged(&bridge, &self.codec.of_gone(&gone));
+        let response = match self.in_time(computing).await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => return bridged().ok_or(error),
+            None => return Ok(bridged().or_else(|| self.timed_out()).expect("only codecs that can say so give up")),
+        };
+        let Beginning { key, at, sequence: Ok(sequence) } = beginning else {
+            return Ok(self.codec.pass(response, CacheStatus::NotStored { reason: CACHE_FAILED }));
+        };
+        // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
+        let Recording { response, verdict } = self.codec.record(response, gone.clone(), self.terms(false)).await;
+        let open = match verdict {
+            Verdict::Known(Err(NotKept { kind: Kind::Failure, reason, .. })) => {
+                self.scope.note(Event::NotStored);
+                let told = || self.codec.tell(response, CacheStatus::NotStored { reason });
+                return Ok(bridged().unwrap_or_else(told));
+            }
+            Verdict::Known(kept) => {
+                let status = self.store_own(key, &name, kept, (sequence, at), marked).await;
+                return Ok(self.codec.tell(response, status));
+            }
+            Verdict::Open(open) => open,
+        };
+        let response = self.codec.tell(response, open.status);
+        let (core, handle) = (self.clone(), self.scope.handle());
+        let recording = handle.spawn(Box::pin(async move {
+            let Ended { kept, end } = open.ended.await;
+            core.store_own(key, &name, kept, (sequence, at), marked).await;
+            drop(end);
+        }));
+        Ok(match recording {
+            Ok(()) => response,
+            Err(recording) => self.codec.drive(response, recording),
+        })
+    }
+
+    /// Stores what one request has computed for itself.
+    async fn store_own(
+        &self,
+        key: Key,
+        name: &[u8],
+        kept: Result<Kept, NotKept>,
+        (sequence, began): (u64, u64),
+        marked: bool,
+    ) -> CacheStatus {
+        match kept {
+            Ok(kept) => {
+                let ttl = kept.lives.fresh;
+                let status = self.store(key, name, self.entry(kept, sequence, began, None), ttl).await;
+                if marked {
+                    self.clear_mark(&key).await;
+                }
+                status
+            }
+            Err(NotKept { reason, .. }) => {
+                self.scope.note(Event::NotStored);
+                CacheStatus::NotStored { reason }
+            }
+        }
+    }
+
+    fn timed_out<Req, Res>(&self) -> Option<C::Response>
+    where
+        C: Codec<Req, Res>,
+    {
+        let response = self.codec.timed_out()?;
+        Some(self.codec.tell(response, CacheStatus::NotStored { reason: "timeout" }))
+    }
+
+    fn entry(&self, kept: Kept, sequence: u64, began: u64, of: Option<&Key>) -> Entry {
+        let now = self.now();
+        let named = kept.tags.iter().map(|tag| self.scope.tag(tag));
+        Entry {
+            life: self.life(kept.lives, now),
+            cost: now.saturating_sub(began),
+            spread: 0,
+            sequence,
+            scope: self.scope.id(),
+            tags: self.tags.iter().copied().chain(of.map(Key::own_tag)).chain(named).collect(),
+            payload: kept.payload,
+            is_mark: false,
+        }
+    }
+
+    /// Resolves after the commit: what a response says is stored must be there for all processes, and survive this one.
+    async fn store(&self, key: Key, name: &[u8], entry: Entry, ttl: Duration) -> CacheStatus {
+        let committed = self.scope.commit(key, name, entry).await;
+        self.scope.note(if committed.is_ok() { Event::Stored } else { Event::CacheFailed });
+        match committed {
+            Ok(()) => CacheStatus::Stored { ttl },
+            Err(_) => CacheStatus::NotStored { reason: CACHE_FAILED },
+        }
+    }
+
+    /// Runs a computation to its end, whoever waits for it: as a task of its own, or within the future returned.
+    pub(super) fn fly<Req, Res, Err, F>(
+        &self,
+        takeoff: Takeoff,
+        gone: Gone<C::Kept>,
+        computing: F,
+    ) -> Flying<C::Response, Err>
+    where
+        C: Codec<Req, Res> + Clone + Send + Sync + 'static,
+        C::Response: Send + 'static,
+        F: Future<Output = Result<Res, Err>> + Send + 'static,
+        Res: Send,
+        Err: Send + 'static,
+    {
+        self.scope.note(if takeoff.is_refresh(self.now()) { Event::Refreshed } else { Event::Miss });
+        let seat = Seat(Slot::new());
+        let pending = Pending::Queued(seat.0.clone());
+        let (core, handle, began) = (self.clone(), self.scope.handle().clone(), self.now());
+        let flight = async move { core.compute(takeoff, began, gone, computing, seat).await };
+        match handle.spawn(Box::pin(flight)) {
+            Ok(()) => Flying { task: None, pending },
+            Err(task) => Flying { task: Some(task), pending },
+        }
+    }
+
+    async fn compute<Req, Res, Err>(
+        self,
+        takeoff: Takeoff,
+        began: u64,
+        gone: Gone<C::Kept>,
+        computing: impl Future<Output = Result<Res, Err>> + Send,
+        seat: Seat<C::Response, Err>,
+    ) where
+        C: Codec<Req, Res>,
+        Err: 'static,
+    {
+        let recording = async {
+            Some(match self.in_time(computing).await? {
+                Ok(response) => Ok(self.codec.record(response, gone, self.terms(true)).await),
+                Err(error) => Err(error),
+            })
+        };
+        let (failure, told) = match caught(recording).await {
+            Ok(Some(Ok(Recording { response, verdict }))) => {
+                return self.land(takeoff, began, response, verdict, seat).await;
+            }
+            Ok(Some(Err(error))) => {
+                let told = self.shares.as_ref().and_then(|shares| (shares.tell)(&error));
+                (Outcome::Failure(Err(error)), told)
+            }
+            Ok(None) => {
+                let response = self.timed_out().expect("only codecs that can say so give up");
+                (Outcome::Failure(Ok(response)), None)
+            }
+            Err(panic) => (Outcome::Panic(panic), None),
+        };
+        seat.0.fill(failure);
+        self.fail(takeoff, Landing::Failed(told)).await;
+    }
+
+    /// Tells all who wait of a failure. From then on the service is left alone for a while, if there is something to serve
+    /// instead.
+    async fn fail(&self, takeoff: Takeoff, landing: Landing) {
+        let Takeoff { claim, lead, place, replaces, mark } = takeoff;
+        if replaces.is_some() {
+            // Who waits may have something to serve, and those who have not begin after the pause that they now see.
+            let mark = Mark::after_failure(mark, self.now());
+            self.set_mark(&place.key, place.plain_key(), mark, lead.sequence()).await;
+        }
+        // Whoever leads next must find it free.
+        drop(claim);
+        lead.land(landing);
+    }
+
+    async fn land<Req, Res, Err>(
+        &self,
+        takeoff: Takeoff,
+        began: u64,
+        response: C::Response,
+        verdict: Verdict,
+        seat: Seat<C::Response, Err>,
+    ) where
+        C: Codec<Req, Res>,
+    {
+        let (kept, end, waiting) = match verdict {
+            Verdict::Known(kept) => (kept, None, Some((response, seat))),
+            Verdict::Open(open) => {
+                let told = self.codec.tell(response, open.status);
+                seat.0.fill(Outcome::Answer(told));
+                let Ended { kept, end } = match caught(open.ended).await {
+                    Ok(ended) => ended,
+                    Err(_) => Ended { kept: Err(NotKept::new("body-failed", Kind::Failure)), end: None },
+                };
+                (kept, end, None)
+            }
+        };
+        let late = self.now().saturating_sub(began) >= LONGEST_FLIGHT;
+        match kept {
+            Ok(_) if late => {
+                takeoff.lead.land(Landing::Failed(None));
+                self.tell_leader(waiting, CacheStatus::NotStored { reason: "late" }, Outcome::Answer);
+            }
+            Ok(kept) => {
+                let (ttl, sequence) = (kept.lives.fresh, takeoff.lead.sequence());
+                let Takeoff { lead, place, mark, claim, .. } = takeoff;
+                let marked = mark.map(|_| place.key);
+                let (key, name, of) = place.for_variant(kept.variant.as_deref());
+                let entry = self.entry(kept, sequence, began, of.as_ref());
+                lead.land(self.landing(&entry));
+                let status = self.store(key, &name, entry, ttl).await;
+                if let Some(key) = marked {
+                    self.clear_mark(&key).await;
+                }
+                self.tell_leader(waiting, status, Outcome::Answer);
+                // Only now may others begin.
+                drop(claim);
+            }
+            Err(NotKept { reason, kind, shared }) => {
+                self.scope.note(Event::NotStored);
+                let status = CacheStatus::NotStored { reason };
+                match kind {
+                    Kind::Failure => {
+                        let landing = match self.told(shared, &takeoff) {
+                            Some(told) => Landing::Failed(Some(told)),
+                            None => Landing::NotKept { failed: true },
+                        };
+                        self.tell_leader(waiting, status, |response| Outcome::Failure(Ok(response)));
+                        self.fail(takeoff, landing).await;
+                    }
+                    Kind::ThisOne => {
+                        takeoff.lead.land(Landing::NotKept { failed: false });
+                        self.tell_leader(waiting, status, Outcome::Answer);
+                    }
+                    Kind::Uncacheable => {
+                        takeoff.lead.land(Landing::NotKept { failed: false });
+                        self.tell_leader(waiting, status, Outcome::Answer);
+                        if !self.uncacheable_for.is_zero() {
+                            let Located { key, .. } = &takeoff.place;
+                            let sequence = takeoff.lead.sequence();
+                            self.set_mark(key, takeoff.place.plain_key(), Mark::Uncacheable, sequence).await;
+                        }
+                    }
+                }
+            }
+        }
+        drop(end);
+    }
+
+    fn tell_leader<Req, Res, Err>(
+        &self,
+        waiting: Option<(C::Response, Seat<C::Response, Err>)>,
+        status: CacheStatus,
+        outcome: impl FnOnce(C::Response) -> Outcome<C::Response, Err>,
+    ) where
+        C: Codec<Req, Res>,
+    {
+        if let Some((response, seat)) = waiting {
+            seat.0.fill(outcome(self.codec.tell(response, status)));
+        }
+    }
+
+    fn landing<Req, Res>(&self, entry: &Entry) -> Landing
+    where
+        C: Codec<Req, Res>,
+    {
+        match self.codec.decode(&entry.payload) {
+            Some(decoded) => Landing::Kept(Arc::new(Stored { entry: entry.clone(), decoded })),
+            None => Landing::NotKept { failed: false },
+        }
+    }
+
+    /// A failure for those who wait.
+    fn told<Req, Res>(&self, shared: Option<hyper::body::Bytes>, takeoff: &Takeoff) -> Option<Told>
+    where
+        C: Codec<Req, Res>,
+    {
+        let payload = shared?;
+        let decoded = self.codec.decode(&payload)?;
+        let (now, sequence) = (self.now(), takeoff.lead.sequence());
+        let life = crate::cache::Life::without_grace(now, now);
+        let entry = Entry {
+            life,
+            cost: 0,
+            spread: 0,
+            sequence,
+            scope: self.scope.id(),
+            tags: Vec::new(),
+            payload,
+            is_mark: false,
+        };
+        Some(Arc::new(Stored { entry, decoded }))
+    }
+}
+
+impl Takeoff {
+    /// Whether there is an answer to serve meanwhile.
+    fn is_refresh(&self, now: u64) -> bool {
+        self.replaces.is_some_and(|replaced| now < replaced.life.fresh.max(replaced.life.revalidate))
+    }
+}
+
+/// A leader's seat; left empty, it says so.
+pub(super) struct Seat<Out, Err>(Arc<Slot<Outcome<Out, Err>>>);
+
+impl<Out, Err> Drop for Seat<Out, Err> {
+    fn drop(&mut self) {
+        self.0.fill(Outcome::Panic(Box::new("the executor dropped a computation that a request was waiting for")));
+    }
+}
+
+/// The leader's wait for its own computation.
+pub(super) struct Flying<Out, Err> {
+    /// The computation, where nothing else runs it.
+    task: Option<Task>,
+    pending: Pending<Outcome<Out, Err>>,
+}
+
+impl<Out, Err> Flying<Out, Err> {
+    /// Whether the computation goes on without this.
+    pub(super) fn is_on_its_own(&self) -> bool {
+        self.task.is_none()
+    }
+
+    /// Does what nothing else does, and forgets the answer.
+    pub(super) async fn forgotten(self) {
+        drop(self.pending);
+        if let Some(task) = self.task {
+            task.await;
+        }
+    }
+}
+
+impl<Out, Err> Future for Flying<Out, Err> {
+    /// The outcome, and what is still to be run.
+    type Output = (Outcome<Out, Err>, Option<Task>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(task) = &mut self.task
+            && task.as_mut().poll(cx).is_ready()
+        {
+            self.task = None;
+        }
+        Pin::new(&mut self.pending).poll(cx).map(|outcome| (outcome, self.task.take()))
+    }
+}
+
+/// Runs a future and catches its panic.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}

@@ -1,0 +1,391 @@
+//! What becomes of a request: hit, refresh, lead, follow, or alone.
+
+use super::{
+    codec::{Access, Asked, Replay, sealed::Codec},
+    core::{Bridge, Core, Stored, fresh_for, over_for},
+    marks::Mark,
+    status::CacheStatus,
+    xfetch,
+};
+use crate::{
+    cache::{Event, Flight, Key, Kind, Landing, Lead, Life, Place, Told},
+    error::Error,
+    lock::{Acquire, AcquireError, Acquiring, Guard},
+    time::nanos,
+};
+use std::{sync::Arc, time::Duration};
+
+/// What is to be done about a request.
+pub(super) enum Plan<Out, D> {
+    Hit(Out),
+    /// It is answered, and the answer is to be refreshed in the background.
+    Refresh(Out, Takeoff),
+    /// It computes the answer for all who want it.
+    Lead(Takeoff, Bridge<D>),
+    /// Another is computing the answer.
+    Follow(Arc<Flight>, Bridge<D>),
+    /// It is served by the service, for itself. `marked`: so are all requests of its name.
+    Alone {
+        bridge: Bridge<D>,
+        marked: bool,
+    },
+}
+
+impl<Out, D> Plan<Out, D> {
+    pub(super) fn alone() -> Self {
+        Plan::Alone { bridge: None, marked: false }
+    }
+}
+
+/// A computation that is about to begin: nobody else in this process begins it, and with the claim nobody on the machine.
+pub(super) struct Takeoff {
+    // Dropped before the lead: who leads next must find it free.
+    pub(super) claim: Claim,
+    pub(super) lead: Lead,
+    pub(super) place: Located,
+    /// What is to be replaced.
+    pub(super) replaces: Option<Replaced>,
+    pub(super) mark: Option<Mark>,
+}
+
+impl Takeoff {
+    /// Whether nobody else on the machine has begun it.
+    pub(super) fn is_claimed(&self) -> bool {
+        matches!(self.claim, Claim::Held(_))
+    }
+}
+
+/// What a computation knows of the answer that it replaces.
+#[derive(Clone, Copy)]
+pub(super) struct Replaced {
+    pub(super) life: Life,
+    pub(super) cost: u64,
+    pub(super) spread: u64,
+}
+
+impl Replaced {
+    fn of<D>(stored: &Stored<D>) -> Option<Replaced> {
+        let entry = &stored.entry;
+        Some(Replaced { life: entry.life, cost: entry.cost, spread: entry.spread })
+    }
+}
+
+pub(super) enum Claim {
+    Asked(Acquiring),
+    Held(Guard),
+    /// The cache has failed, or whoever holds it takes too long.
+    Without,
+}
+
+/// Where an answer is kept.
+#[derive(Clone)]
+pub(super) struct Located {
+    pub(super) key: Key,
+    pub(super) name: Box<[u8]>,
+    /// The key of the name without a variant, where this is one.
+    of: Option<(Key, Box<[u8]>)>,
+    variant: Vec<u8>,
+}
+
+impl Located {
+    fn plain(key: Key, name: &[u8]) -> Self {
+        Located { key, name: name.into(), of: None, variant: Vec::new() }
+    }
+
+    /// The key of the name without its variant.
+    pub(super) fn plain_key(&self) -> &Key {
+        self.of.as_ref().map_or(&self.key, |(key, _)| key)
+    }
+
+    /// Where an answer of this variant goes: to the place it was computed for, or under the plain name if the response
+    /// turned out to vary by other fields than the one kept there.
+    pub(super) fn for_variant(self, variant: Option<&[u8]>) -> (Key, Box<[u8]>, Option<Key>) {
+        match self.of {
+            Some((of, _)) if variant == Some(&self.variant) => (self.key, self.name, Some(of)),
+            Some((of, name)) => (of, name, None),
+            None => (self.key, self.name, None),
+        }
+    }
+}
+
+/// What is known of a request when its plan is made.
+struct Asking<'a, H> {
+    key: &'a Key,
+    name: &'a [u8],
+    asked: &'a Asked<'a, H>,
+    located: &'a dyn Fn() -> Located,
+}
+
+/// The plan for one key; or the variant that the request wants instead.
+type Planned<Out, D> = Result<Plan<Out, D>, Vec<u8>>;
+
+impl<C> Core<C> {
+    /// Decides what to do about a request. An error of the cache is a reason to go alone.
+    pub(super) fn plan<Req, Res>(&self, name: &[u8], asked: &Asked<'_, C::Head>) -> Plan<C::Response, C::Decoded>
+    where
+        C: Codec<Req, Res>,
+    {
+        self.try_plan(name, asked).unwrap_or_else(|_| {
+            self.scope.note(Event::CacheFailed);
+            Plan::alone()
+        })
+    }
+
+    fn try_plan<Req, Res>(
+        &self,
+        name: &[u8],
+        asked: &Asked<'_, C::Head>,
+    ) -> Result<Plan<C::Response, C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        let key = &self.key(name);
+        let located = &|| Located::plain(*key, name);
+        let suffix = match self.plan_at(&Asking { key, name, asked, located })? {
+            Ok(plan) => return Ok(plan),
+            Err(suffix) => suffix,
+        };
+        // What is kept under the plain name answers another variant; ours has a name of its own, and of its own kind:
+        // no request's name may spell it.
+        let full = &[name, &suffix].concat()[..];
+        let variant = &self.scope.key(Kind::Variant, full);
+        let located =
+            &|| Located { key: *variant, name: full.into(), of: Some((*key, name.into())), variant: suffix.clone() };
+        Ok(self.plan_at(&Asking { key: variant, name: full, asked, located })?.unwrap_or(Plan::alone()))
+    }
+
+    fn plan_at<Req, Res>(&self, asking: &Asking<'_, C::Head>) -> Result<Planned<C::Response, C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        let &Asking { key, name, asked, .. } = asking;
+        let (sequence, old) = match self.read(key, name)? {
+            Err(sequence) => (sequence, None),
+            Ok((stored, now)) => {
+                let life = stored.entry.life;
+                let status = |ttl| match life.is_fresh(now) {
+                    true => CacheStatus::Hit { ttl },
+                    false => CacheStatus::Stale { over: over_for(&life, now) },
+                };
+                match self.replay(&stored, asked, now, status) {
+                    Replay::Answer(answer) if life.is_fresh(now) => {
+                        return Ok(Ok(self.hit(asking, &stored, answer, now)?));
+                    }
+                    Replay::Other(suffix) => return Ok(Err(suffix)),
+                    Replay::Answer(answer) => (self.scope.sequence(key)?, Some((stored, answer, now))),
+                    Replay::Unusable => (self.scope.sequence(key)?, None),
+                }
+            }
+        };
+        let mark = self.mark(key)?;
+        let mut bridge = None;
+        let mut replaces = None;
+        if let Some((stored, answer, now)) = old {
+            replaces = Replaced::of(&stored);
+            let life = stored.entry.life;
+            let backing_off = Mark::is_backing_off(mark, now) && now < life.if_error;
+            // What a request gets that says who is asking may be for it alone, so that it cannot refresh for others.
+            if asked.access != Access::Personal
+                && mark != Some(Mark::Uncacheable)
+                && (now < life.revalidate || backing_off)
+            {
+                return Ok(Ok(self.serve_stale(asking, sequence, (answer, replaces, mark), backing_off)));
+            }
+            bridge = Some(stored);
+        }
+        let marked = mark == Some(Mark::Uncacheable);
+        if asked.access == Access::Personal || marked {
+            return Ok(Ok(Plan::Alone { bridge, marked }));
+        }
+        Ok(Ok(match self.board(key, sequence) {
+            Place::Follow(flight) => Plan::Follow(flight, bridge),
+            Place::Lead(lead) => Plan::Lead(self.takeoff(asking, lead, (replaces, mark), self.follow_at_most), bridge),
+            Place::Landed(Landing::Kept(told)) => return self.landed(key, &told, asked, bridge),
+            Place::Landed(_) => Plan::Alone { bridge, marked },
+        }))
+    }
+
+    fn board(&self, key: &Key, sequence: u64) -> Place {
+        let flights = &self.scope.handle().shared.flights;
+        flights.board(key.hash, sequence, self.now(), nanos(self.follow_at_most))
+    }
+
+    fn takeoff<H>(
+        &self,
+        asking: &Asking<'_, H>,
+        lead: Lead,
+        (replaces, mark): (Option<Replaced>, Option<Mark>),
+        patience: Duration,
+    ) -> Takeoff {
+        // Nobody waits for what began before a purge, or too long ago in this process.
+        let patience = if lead.is_overdue() { Duration::ZERO } else { patience };
+        let claim = Acquire::claim(&self.scope, asking.key, lead.sequence(), patience).acquire();
+        Takeoff { lead, place: (asking.located)(), replaces, mark, claim: Claim::Asked(claim) }
+    }
+
+    /// An answer that has landed and is not on disk yet, so that a purge has to be looked for.
+    fn landed<Req, Res>(
+        &self,
+        key: &Key,
+        told: &Told,
+        asked: &Asked<'_, C::Head>,
+        bridge: Bridge<C::Decoded>,
+    ) -> Result<Planned<C::Response, C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        let alone = Plan::Alone { bridge, marked: false };
+        let Some(stored) = told.downcast_ref::<Stored<C::Decoded>>() else { return Ok(Ok(alone)) };
+        if !self.scope.is_current(key, &stored.entry)? {
+            return Ok(Ok(alone));
+        }
+        Ok(match self.replay(stored, asked, self.now(), |ttl| CacheStatus::Hit { ttl }) {
+            Replay::Answer(answer) => {
+                self.scope.note(Event::Hit);
+                Ok(Plan::Hit(answer))
+            }
+            Replay::Other(suffix) => Err(suffix),
+            Replay::Unusable => Ok(alone),
+        })
+    }
+
+    /// A hit, which XFetch may choose to refresh the answer.
+    fn hit<Req, Res>(
+        &self,
+        asking: &Asking<'_, C::Head>,
+        stored: &Stored<C::Decoded>,
+        answer: C::Response,
+        now: u64,
+    ) -> Result<Plan<C::Response, C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        self.scope.note(Event::Hit);
+        let (remaining, cost) = (fresh_for(&stored.entry.life, now), Duration::from_nanos(stored.entry.cost));
+        if asking.asked.access == Access::Personal || !xfetch::refresh_early(remaining, cost, self.beta, rand::random())
+        {
+            return Ok(Plan::Hit(answer));
+        }
+        let mark = self.mark(asking.key)?;
+        if mark == Some(Mark::Uncacheable) || Mark::is_backing_off(mark, now) {
+            return Ok(Plan::Hit(answer));
+        }
+        let sequence = self.scope.sequence(asking.key)?;
+        Ok(self.refresh(asking, sequence, answer, (Replaced::of(stored), mark)))
+    }
+
+    fn serve_stale<Out, D>(
+        &self,
+        asking: &Asking<'_, impl Sized>,
+        sequence: u64,
+        (answer, replaces, mark): (Out, Option<Replaced>, Option<Mark>),
+        backing_off: bool,
+    ) -> Plan<Out, D> {
+        self.scope.note(Event::Hit);
+        self.scope.note(Event::Stale);
+        match backing_off {
+            true => Plan::Hit(answer),
+            false => self.refresh(asking, sequence, answer, (replaces, mark)),
+        }
+    }
+
+    /// Whoever cannot begin the refresh at once leaves it to who can.
+    fn refresh<Out, D>(
+        &self,
+        asking: &Asking<'_, impl Sized>,
+        sequence: u64,
+        answer: Out,
+        known: (Option<Replaced>, Option<Mark>),
+    ) -> Plan<Out, D> {
+        match self.board(asking.key, sequence) {
+            Place::Lead(lead) => Plan::Refresh(answer, self.takeoff(asking, lead, known, Duration::ZERO)),
+            Place::Follow(_) | Place::Landed(_) => Plan::Hit(answer),
+        }
+    }
+
+    /// Whether a computation may begin; `None`: the claim must be waited for.
+    ///
+    /// Whoever wins a claim looks once more: the one before may have stored just now.
+    pub(super) fn clear<Req, Res>(
+        &self,
+        takeoff: &mut Takeoff,
+        name: &[u8],
+        asked: &Asked<'_, C::Head>,
+    ) -> Option<Clearance<C::Response, C::Decoded>>
+    where
+        C: Codec<Req, Res>,
+    {
+        let Claim::Asked(claim) = &mut takeoff.claim else { return Some(Clearance::Go) };
+        let claimed = claim.now()?;
+        Some(self.claimed(takeoff, claimed, name, asked))
+    }
+
+    /// As [`clear`](Core::clear), once the claim has been waited for.
+    pub(super) fn claimed<Req, Res>(
+        &self,
+        takeoff: &mut Takeoff,
+        claimed: Result<Guard, AcquireError>,
+        name: &[u8],
+        asked: &Asked<'_, C::Head>,
+    ) -> Clearance<C::Response, C::Decoded>
+    where
+        C: Codec<Req, Res>,
+    {
+        takeoff.claim = match claimed {
+            Ok(guard) => Claim::Held(guard),
+            Err(AcquireError::Cache(_)) => {
+                self.scope.note(Event::CacheFailed);
+                Claim::Without
+            }
+            Err(_) => Claim::Without,
+        };
+        self.look_again(takeoff, name, asked).unwrap_or(Clearance::Go)
+    }
+
+    fn look_again<Req, Res>(
+        &self,
+        takeoff: &mut Takeoff,
+        name: &[u8],
+        asked: &Asked<'_, C::Head>,
+    ) -> Result<Clearance<C::Response, C::Decoded>, Error>
+    where
+        C: Codec<Req, Res>,
+    {
+        let Located { key, name: full, .. } = &takeoff.place;
+        let sequence = match self.read(key, full)? {
+            Ok((stored, now)) => {
+                let life = stored.entry.life;
+                let is_new = takeoff.replaces.is_none_or(|replaced| replaced.life != life);
+                if is_new && life.is_fresh(now) {
+                    let replayed = self.replay(&stored, asked, now, |ttl| CacheStatus::Collapsed { ttl });
+                    takeoff.lead.land(Landing::Kept(stored));
+                    return Ok(Clearance::Instead(match replayed {
+                        Replay::Answer(answer) => {
+                            self.scope.note(Event::Followed);
+                            Plan::Hit(answer)
+                        }
+                        Replay::Other(_) => self.plan(name, asked),
+                        Replay::Unusable => Plan::alone(),
+                    }));
+                }
+                takeoff.replaces = Replaced::of(&stored);
+                self.scope.sequence(key)?
+            }
+            Err(sequence) => sequence,
+        };
+        takeoff.mark = self.mark(key)?;
+        if takeoff.mark == Some(Mark::Uncacheable) {
+            takeoff.lead.land(Landing::NotKept { failed: false });
+            return Ok(Clearance::Instead(Plan::Alone { bridge: None, marked: true }));
+        }
+        takeoff.lead.begin(sequence);
+        Ok(Clearance::Go)
+    }
+}
+
+/// What a claim leads to.
+pub(super) enum Clearance<Out, D> {
+    Go,
+    /// Another has computed the answer, or there is none to keep.
+    Instead(Plan<Out, D>),
+}
