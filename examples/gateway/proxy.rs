@@ -43,7 +43,11 @@ pub(crate) fn stack(flags: &Flags, cache: &Cache, upstream: Upstream, port: u16)
         // Answers of different upstreams must not meet. The demo origin is on another port each time.
         let origin = flags.upstream.as_ref().map_or("demo".to_owned(), |upstream| upstream.to_string());
         let answers = cache.scope(&format!("gateway {origin}"));
-        let cache = StampedeCacheLayer::new(answers, flags.expire).beta(flags.beta).name(target(port));
+        let cache = StampedeCacheLayer::new(answers, flags.expire)
+            .beta(flags.beta)
+            .stale_while_revalidate(flags.stale)
+            .stale_if_error(flags.stale)
+            .name(target(port));
         let tagged = service_fn(move |request: Request<Incoming>| {
             let tag = paths::tag(request.uri().path());
             let answering = proxy.clone().oneshot(request);

@@ -80,7 +80,7 @@ pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use listener::Reached;
 pub(crate) use listing::Listed;
-pub(crate) use pending::{Pending, Slot, block_on, block_on_until};
+pub(crate) use pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread};
 pub(crate) use record::{Entry, Found, Key, Kind, Life, TAGS_MAX};
 pub(crate) use shared::{Holding, Renew};
 pub(crate) use state::{CELLS, Change, LOCKS, PAYLOAD_MAX};

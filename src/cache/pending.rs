@@ -2,11 +2,12 @@
 
 use super::sync::{Mutex, MutexGuard};
 use std::{
+    cell::Cell,
     future::Future,
     pin::Pin,
     sync::{Arc, PoisonError},
     task::{Context, Poll, Wake, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Where the result of a queued operation is left for its future.
@@ -128,15 +129,37 @@ pub(crate) fn block_on_until<T>(mut future: Pin<&mut impl Future<Output = T>>, d
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut cx = Context::from_waker(&waker);
     loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+        let alarm = ALARM.replace(None);
+        let polled = future.as_mut().poll(&mut cx);
+        let next = ALARM.replace(alarm).into_iter().chain(deadline).min();
+        if let Poll::Ready(value) = polled {
             return Some(value);
         }
-        match deadline {
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return None;
+        }
+        match next {
             None => std::thread::park(),
-            Some(deadline) => {
-                let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-                std::thread::park_timeout(left);
-            }
+            Some(next) => std::thread::park_timeout(next.saturating_duration_since(now)),
         }
     }
+}
+
+thread_local! {
+    /// When the future that is being polled by `block_on` wants to be polled again.
+    static ALARM: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// A sleep in real time for who is polled by `block_on`, and so needs no timer.
+pub(crate) async fn sleep_on_thread(span: Duration) {
+    let Some(end) = Instant::now().checked_add(span) else { return std::future::pending().await };
+    std::future::poll_fn(|_| {
+        if Instant::now() >= end {
+            return Poll::Ready(());
+        }
+        ALARM.set(ALARM.get().into_iter().chain([end]).min());
+        Poll::Pending
+    })
+    .await;
 }

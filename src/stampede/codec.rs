@@ -204,6 +204,12 @@ pub(super) mod sealed {
 #[non_exhaustive]
 pub struct Serde;
 
+impl Gone<()> {
+    pub(super) fn as_asked(&self) -> Asked<'_, ()> {
+        Asked { access: self.access, bodiless: self.bodiless, head: &self.kept }
+    }
+}
+
 impl<Req, Res> sealed::Codec<Req, Res> for Serde
 where
     Res: Serialize + DeserializeOwned + Send,
@@ -222,7 +228,7 @@ where
     }
 
     fn of_gone<'a>(&self, gone: &'a Gone<()>) -> Asked<'a, ()> {
-        Asked { access: gone.access, bodiless: gone.bodiless, head: &gone.kept }
+        gone.as_asked()
     }
 
     fn for_everyone(&self, _: &mut Req) {}

@@ -5,7 +5,7 @@ use super::{
     status::CacheStatus,
 };
 use crate::{
-    cache::{Entry, Event, Key, Kind, Life, Scope, TAGS_MAX, Told, after},
+    cache::{Entry, Event, Key, Kind, Life, Scope, TAGS_MAX, Task, Told, after, block_on, sleep_on_thread},
     error::Error,
     time::nanos,
 };
@@ -33,6 +33,16 @@ pub(super) struct Core<C> {
     pub(super) uncacheable_for: Duration,
     pub(super) share_failures: bool,
     pub(super) shares: Option<Shares>,
+    pub(super) runs: Runs,
+}
+
+/// What runs computations that nobody polls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runs {
+    /// The cache's executor, where there is one.
+    OnExecutor,
+    /// Plain threads, each its own computation.
+    OnThreads,
 }
 
 /// A stored answer, decoded.
@@ -76,6 +86,7 @@ impl<C> Core<C> {
             uncacheable_for: UNCACHEABLE_FOR,
             share_failures: false,
             shares: None,
+            runs: Runs::OnExecutor,
         }
     }
 
@@ -83,6 +94,12 @@ impl<C> Core<C> {
     pub(super) fn set_beta(&mut self, beta: f64) {
         assert!(beta.is_finite() && beta >= 0.0, "beta is a finite number from 0, not {beta}");
         self.beta = beta;
+    }
+
+    #[track_caller]
+    pub(super) fn set_jitter(&mut self, share: f64) {
+        assert!((0.0..=1.0).contains(&share), "jitter is a share from 0 to 1, not {share}");
+        self.jitter = share;
     }
 
     #[track_caller]
@@ -106,7 +123,31 @@ impl<C> Core<C> {
     }
 
     pub(super) fn sleep(&self, span: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.scope.handle().sleep(span))
+        match self.runs {
+            Runs::OnExecutor => Box::pin(self.scope.handle().sleep(span)),
+            Runs::OnThreads => Box::pin(sleep_on_thread(span)),
+        }
+    }
+
+    /// Runs a computation that somebody waits for on its own, or gives it back: a plain thread runs it itself.
+    pub(super) fn on_its_own(&self, task: Task) -> Result<(), Task> {
+        match self.runs {
+            Runs::OnExecutor => self.scope.handle().spawn(task),
+            Runs::OnThreads => Err(task),
+        }
+    }
+
+    /// Runs what nobody waits for.
+    pub(super) fn in_background(&self, task: Task) -> Result<(), Task> {
+        match self.runs {
+            Runs::OnExecutor => self.scope.handle().spawn(task),
+            Runs::OnThreads => {
+                let refresh = std::thread::Builder::new().name("floodgate-refresh".into());
+                // Without a thread the next one refreshes it.
+                let _ = refresh.spawn(move || block_on(task));
+                Ok(())
+            }
+        }
     }
 
     /// The times of an answer that is stored now.

@@ -111,8 +111,8 @@ impl<C> Core<C> {
             Verdict::Open(open) => open,
         };
         let response = self.codec.tell(response, open.status);
-        let (core, handle) = (self.clone(), self.scope.handle());
-        let recording = handle.spawn(Box::pin(async move {
+        let core = self.clone();
+        let recording = self.on_its_own(Box::pin(async move {
             let Ended { kept, end } = open.ended.await;
             core.store_own(key, &name, kept, (sequence, at), marked).await;
             drop(end);
@@ -198,9 +198,9 @@ impl<C> Core<C> {
         self.scope.note(if takeoff.is_refresh(self.now()) { Event::Refreshed } else { Event::Miss });
         let seat = Seat(Slot::new());
         let pending = Pending::Queued(seat.0.clone());
-        let (core, handle, began) = (self.clone(), self.scope.handle().clone(), self.now());
+        let (core, began) = (self.clone(), self.now());
         let flight = async move { core.compute(takeoff, began, gone, computing, seat).await };
-        match handle.spawn(Box::pin(flight)) {
+        match self.on_its_own(Box::pin(flight)) {
             Ok(()) => Flying { task: None, pending },
             Err(task) => Flying { task: Some(task), pending },
         }

@@ -124,8 +124,7 @@ impl<N, C> StampedeCacheLayer<N, C> {
     /// If it is not from 0 to 1.
     #[track_caller]
     pub fn jitter(mut self, share: f64) -> Self {
-        assert!((0.0..=1.0).contains(&share), "jitter is a share from 0 to 1, not {share}");
-        self.core.jitter = share;
+        self.core.set_jitter(share);
         self
     }
 

@@ -80,6 +80,7 @@
 
 mod codec;
 mod core;
+mod fill;
 mod flight;
 mod fresh;
 mod http_codec;
@@ -95,6 +96,7 @@ mod wire;
 mod xfetch;
 
 pub use codec::{Codec, Serde};
+pub use fill::{Fill, Filling};
 pub use http_codec::Recorded;
 pub use layer::StampedeCacheLayer;
 pub use service::{ResponseFuture, StampedeCache};

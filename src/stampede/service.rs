@@ -82,7 +82,7 @@ where
                     None => {
                         let gone = core.codec.keep(&request);
                         let refreshing = core.clone().refresh_later(takeoff, name.into(), gone, self.later(request));
-                        match self.layer.core.scope.handle().spawn(Box::pin(refreshing)) {
+                        match self.layer.core.in_background(Box::pin(refreshing)) {
                             Ok(()) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                             Err(refreshing) => refreshing,
                         }

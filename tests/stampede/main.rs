@@ -9,4 +9,5 @@ mod personal;
 mod purges;
 mod refresh;
 mod uncacheable;
+mod values;
 mod variants;
