@@ -37,6 +37,14 @@ impl fmt::Debug for Landing {
     }
 }
 
+/// What those who follow a computation hear of it.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It can be read along.
+    Recording(Told),
+    Landed(Landing),
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flights: Mutex<HashMap<[u8; 16], Arc<Flight>>>,
@@ -54,7 +62,7 @@ pub(crate) struct Flight {
 
 #[derive(Debug)]
 enum State {
-    Flying { wakers: Vec<Option<Waker>>, free: Vec<usize> },
+    Flying { recording: Option<Told>, wakers: Vec<Option<Waker>>, free: Vec<usize> },
     Landed(Landing),
 }
 
@@ -89,7 +97,7 @@ impl Flights {
         let flight = Arc::new(Flight {
             sequence: AtomicU64::new(sequence),
             began: now,
-            state: Mutex::new(State::Flying { wakers: Vec::new(), free: Vec::new() }),
+            state: Mutex::new(State::Flying { recording: None, wakers: Vec::new(), free: Vec::new() }),
         });
         flights.insert(key, flight.clone());
         Place::Lead(Lead { flights: self.clone(), key, flight, overdue })
@@ -121,6 +129,16 @@ impl Lead {
         self.flight.sequence.fetch_max(sequence, SeqCst);
     }
 
+    /// Lets the followers read along.
+    pub(crate) fn record(&self, told: Told) {
+        let mut state = self.flight.lock();
+        let State::Flying { recording, wakers, .. } = &mut *state else { return };
+        *recording = Some(told);
+        let wakers: Vec<_> = wakers.iter_mut().filter_map(Option::take).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
     /// Tells the followers. The flight stays visible until this is dropped, which is when the answer is on disk.
     pub(crate) fn land(&self, landing: Landing) {
         let before = std::mem::replace(&mut *self.flight.lock(), State::Landed(landing));
@@ -149,9 +167,9 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the landing.
-    pub(crate) fn landing(self: Arc<Self>) -> Following {
-        Following { flight: self, at: None }
+    /// Waits for the landing or, to `read_along`, for the recording.
+    pub(crate) fn landing(self: Arc<Self>, read_along: bool) -> Following {
+        Following { flight: self, read_along, at: None }
     }
 }
 
@@ -159,18 +177,22 @@ impl Flight {
 #[derive(Debug)]
 pub(crate) struct Following {
     flight: Arc<Flight>,
+    read_along: bool,
     /// Where our waker is.
     at: Option<usize>,
 }
 
 impl Future for Following {
-    type Output = Landing;
+    type Output = News;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landing> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<News> {
         let this = &mut *self;
         match &mut *this.flight.lock() {
-            State::Landed(landing) => Poll::Ready(landing.clone()),
-            State::Flying { wakers, free } => {
+            State::Landed(landing) => Poll::Ready(News::Landed(landing.clone())),
+            State::Flying { recording: Some(told), .. } if this.read_along => {
+                Poll::Ready(News::Recording(told.clone()))
+            }
+            State::Flying { wakers, free, .. } => {
                 let at = *this.at.get_or_insert_with(|| {
                     free.pop().unwrap_or_else(|| {
                         wakers.push(None);
@@ -186,7 +208,7 @@ impl Future for Following {
 
 impl Drop for Following {
     fn drop(&mut self) {
-        if let (Some(at), State::Flying { wakers, free }) = (self.at, &mut *self.flight.lock()) {
+        if let (Some(at), State::Flying { wakers, free, .. }) = (self.at, &mut *self.flight.lock()) {
             wakers[at] = None;
             free.push(at);
         }
@@ -210,13 +232,17 @@ mod tests {
 
     fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Following {
         match flights.board(KEY, sequence, now, FOLLOWED) {
-            Place::Follow(flight) => flight.landing(),
+            Place::Follow(flight) => flight.landing(true),
             other => panic!("{other:?} is no flight under way"),
         }
     }
 
     fn poll(following: &mut Following) -> Poll<Landing> {
-        Pin::new(following).poll(&mut Context::from_waker(Waker::noop()))
+        let polled = Pin::new(following).poll(&mut Context::from_waker(Waker::noop()));
+        polled.map(|news| match news {
+            News::Landed(landing) => landing,
+            News::Recording(_) => panic!("nothing is recorded"),
+        })
     }
 
     #[test]
@@ -264,7 +290,7 @@ mod tests {
             let mut pair = [follow(&flights, 0, 0), follow(&flights, 0, 0)];
             pair.iter_mut().for_each(|one| assert!(poll(one).is_pending()));
         }
-        let State::Flying { wakers, free } = &*lead.flight.lock() else { panic!("it flies") };
+        let State::Flying { wakers, free, .. } = &*lead.flight.lock() else { panic!("it flies") };
         assert_eq!((wakers.len(), free.len()), (2, 2));
     }
 }

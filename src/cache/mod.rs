@@ -75,7 +75,7 @@ pub use values::{Insert, Write};
 pub(crate) use calls::{Call, Watch};
 pub(crate) use entries::{Edit, LONGEST_FLIGHT};
 pub(crate) use events::Event;
-pub(crate) use flights::{Flight, Landing, Lead, Place, Told};
+pub(crate) use flights::{Flight, Landing, Lead, News, Place, Told};
 pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use listener::Reached;

@@ -1,7 +1,7 @@
 //! How responses are turned into bytes and back.
 
 use super::status::CacheStatus;
-use crate::cache::{Task, decode_value, encode_value};
+use crate::cache::{Task, Told, decode_value, encode_value};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -38,6 +38,8 @@ pub(super) enum Verdict {
 pub(super) struct Open {
     /// What is said of it meanwhile.
     pub(super) status: CacheStatus,
+    /// For [`read_along`](sealed::Codec::read_along).
+    pub(super) along: Option<Told>,
     pub(super) ended: Pin<Box<dyn Future<Output = Ended> + Send>>,
 }
 
@@ -177,6 +179,11 @@ pub(super) mod sealed {
             since: Duration,
             status: CacheStatus,
         ) -> Replay<Self::Response>;
+
+        /// The answer of a computation that is still being recorded.
+        fn read_along(&self, _: &Told, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
+            None
+        }
 
         fn record(
             &self,

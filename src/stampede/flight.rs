@@ -270,6 +270,9 @@ impl<C> Core<C> {
             Verdict::Open(open) => {
                 let told = self.codec.tell(response, open.status);
                 seat.0.fill(Outcome::Answer(told));
+                if let Some(along) = open.along {
+                    takeoff.lead.record(along);
+                }
                 let Ended { kept, end } = match caught(open.ended).await {
                     Ok(ended) => ended,
                     Err(_) => Ended { kept: Err(NotKept::new("body-failed", Kind::Failure)), end: None },

@@ -7,13 +7,17 @@ use super::{
     wire,
 };
 use crate::{
-    body::{Body, Cut, Reading, Whole},
-    cache::Task,
+    body::{Body, Cut, Reader, Reading, Whole},
+    cache::{Task, Told},
     name,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use hyper::body::{Body as HttpBody, Bytes};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tower::BoxError;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -63,14 +67,8 @@ struct Head {
 }
 
 impl Head {
-    /// What is to be stored of the whole response.
-    fn keep(self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
-        if !fresh::grpc_ok(headers, whole.trailers.as_ref()) {
-            return Err(NotKept::new("grpc-status", Kind::Failure));
-        }
-        if whole.trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
-            return Err(NotKept::new("set-cookie", Kind::Uncacheable));
-        }
+    /// The stored form, of so much of the body.
+    fn encode(&self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Bytes {
         let mut payload = Vec::with_capacity(whole.data.len() + 512);
         wire::encode(
             &mut payload,
@@ -86,14 +84,26 @@ impl Head {
                 request: &gone.kept.headers,
             },
         );
+        payload.into()
+    }
+
+    /// What is to be stored of the whole response.
+    fn keep(self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
+        if !fresh::grpc_ok(headers, whole.trailers.as_ref()) {
+            return Err(NotKept::new("grpc-status", Kind::Failure));
+        }
+        if whole.trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
+            return Err(NotKept::new("set-cookie", Kind::Uncacheable));
+        }
+        let payload = self.encode(headers, whole, gone);
         if payload.len() > self.largest {
             return Err(NotKept::new("too-large", Kind::Uncacheable));
         }
         if self.failed {
-            return Err(NotKept { shared: Some(payload.into()), ..NotKept::new("failure", Kind::Failure) });
+            return Err(NotKept { shared: Some(payload), ..NotKept::new("failure", Kind::Failure) });
         }
         Ok(Kept {
-            payload: payload.into(),
+            payload,
             lives: self.lives,
             tags: self.tags,
             variant: (!self.vary.is_empty()).then(|| variant(self.vary.iter(), &gone.kept.headers)),
@@ -101,7 +111,37 @@ impl Head {
     }
 }
 
+/// A response to be read while it is recorded.
+struct Along<B> {
+    /// All of it but its body.
+    stored: wire::Stored,
+    ttl: Duration,
+    reader: Mutex<Reader<B>>,
+}
+
 impl Recorded {
+    /// A stored answer without its body.
+    fn replay_head(
+        &self,
+        stored: &wire::Stored,
+        asked: &Asked<'_, HeaderMap>,
+        since: Duration,
+        status: CacheStatus,
+    ) -> Replay<Response<()>> {
+        if !wire::selects(&stored.vary, asked.head) {
+            return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
+        }
+        if (asked.access == Access::Personal && !stored.public) || (stored.bodiless && !asked.bodiless) {
+            return Replay::Unusable;
+        }
+        let age = since.as_secs().saturating_add(stored.age.into());
+        let mut response = Response::new(());
+        *response.status_mut() = stored.status;
+        *response.headers_mut() = stored.headers.clone();
+        response.headers_mut().insert(header::AGE, age.into());
+        Replay::Answer(tell(response, status))
+    }
+
     /// Whether a response may be kept, by its head.
     fn judge(&self, parts: &response::Parts, gone: &Gone<request::Parts>, terms: &Terms) -> Result<Head, NotKept> {
         let uncacheable = |reason| NotKept::new(reason, Kind::Uncacheable);
@@ -204,20 +244,23 @@ where
         since: Duration,
         status: CacheStatus,
     ) -> Replay<Self::Response> {
-        if !wire::selects(&stored.vary, asked.head) {
-            return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
+        match self.replay_head(stored, asked, since, status) {
+            Replay::Answer(head) if asked.bodiless => Replay::Answer(head.map(|()| Body::default())),
+            Replay::Answer(head) => {
+                Replay::Answer(head.map(|()| Body::stored(stored.body.clone(), stored.trailers.clone())))
+            }
+            Replay::Other(suffix) => Replay::Other(suffix),
+            Replay::Unusable => Replay::Unusable,
         }
-        if (asked.access == Access::Personal && !stored.public) || (stored.bodiless && !asked.bodiless) {
-            return Replay::Unusable;
-        }
-        let age = since.as_secs().saturating_add(stored.age.into());
-        let body =
-            if asked.bodiless { Body::default() } else { Body::stored(stored.body.clone(), stored.trailers.clone()) };
-        let mut response = Response::new(body);
-        *response.status_mut() = stored.status;
-        *response.headers_mut() = stored.headers.clone();
-        response.headers_mut().insert(header::AGE, age.into());
-        Replay::Answer(tell(response, status))
+    }
+
+    fn read_along(&self, told: &Told, asked: &Asked<'_, HeaderMap>) -> Option<Self::Response> {
+        let along = told.downcast_ref::<Along<B>>()?;
+        let status = CacheStatus::Collapsed { ttl: along.ttl };
+        let replayed = self.replay_head(&along.stored, asked, Duration::ZERO, status);
+        let Replay::Answer(head) = replayed else { return None };
+        let reader = along.reader.lock().unwrap_or_else(PoisonError::into_inner).another()?;
+        Some(head.map(|()| if asked.bodiless { Body::default() } else { Body::taped(reader) }))
     }
 
     async fn record(
@@ -258,11 +301,17 @@ where
             }
             None => {
                 let headers = parts.headers.clone();
-                let status = match reading.is_known_to_fit() {
+                let fits = reading.is_known_to_fit();
+                let status = match fits {
                     true => CacheStatus::Stored { ttl },
                     false => CacheStatus::Recording { ttl },
                 };
                 let (recorder, reader) = reading.tape();
+                let along = reader.another().filter(|_| fits && !head.failed).and_then(|reader| {
+                    let nothing = Whole { data: Bytes::new(), trailers: None };
+                    let stored = wire::decode(&head.encode(&headers, &nothing, &gone))?;
+                    Some(Arc::new(Along { stored, ttl, reader: Mutex::new(reader) }) as Told)
+                });
                 let ended = async move {
                     match recorder.record().await {
                         Ok((whole, end)) => {
@@ -274,7 +323,7 @@ where
                         }
                     }
                 };
-                let verdict = Verdict::Open(Open { status, ended: Box::pin(ended) });
+                let verdict = Verdict::Open(Open { status, along, ended: Box::pin(ended) });
                 Recording { response: Response::from_parts(parts, Body::taped(reader)), verdict }
             }
         }

@@ -8,7 +8,7 @@ use super::{
     status::CacheStatus,
 };
 use crate::{
-    cache::{Event, Flight, Landing, Told},
+    cache::{Event, Flight, Landing, News, Told},
     time::nanos,
 };
 use std::{
@@ -90,13 +90,17 @@ impl<C> Core<C> {
                     Cleared::Answer(answer) => return Ok(answer),
                     Cleared::Instead(plan) => plan,
                 },
-                Plan::Follow(flight, bridge) => match self.follow(flight, &bridge, follow_until).await {
+                Plan::Follow(flight, bridge) => match self.follow(flight, &bridge, follow_until, &gone).await {
                     Waited::TooLong => Plan::Alone { bridge, marked: false },
                     Waited::Bridged => match self.bridged(&bridge, &self.codec.of_gone(&gone)) {
                         Some(answer) => return Ok(answer),
                         None => Plan::Alone { bridge: None, marked: false },
                     },
-                    Waited::For(Landing::Kept(told)) => match self.told_answer(&told, &gone) {
+                    Waited::For(Heard::Answer(answer)) => {
+                        self.scope.note(Event::Followed);
+                        return Ok(answer);
+                    }
+                    Waited::For(Heard::Landing(Landing::Kept(told))) => match self.told_answer(&told, &gone) {
                         Some(Replay::Answer(answer)) => {
                             self.scope.note(Event::Followed);
                             return Ok(answer);
@@ -104,14 +108,14 @@ impl<C> Core<C> {
                         Some(Replay::Other(_)) => self.plan(&name, &self.codec.of_gone(&gone)),
                         Some(Replay::Unusable) | None => Plan::Alone { bridge, marked: false },
                     },
-                    Waited::For(Landing::NotKept { failed }) => {
+                    Waited::For(Heard::Landing(Landing::NotKept { failed })) => {
                         let bridged = || self.bridged(&bridge, &self.codec.of_gone(&gone));
                         match failed.then(bridged).flatten() {
                             Some(answer) => return Ok(answer),
                             None => Plan::Alone { bridge, marked: false },
                         }
                     }
-                    Waited::For(Landing::Failed(told)) => {
+                    Waited::For(Heard::Landing(Landing::Failed(told))) => {
                         if let Some(answer) = self.bridged(&bridge, &self.codec.of_gone(&gone)) {
                             return Ok(answer);
                         }
@@ -131,12 +135,28 @@ impl<C> Core<C> {
         }
     }
 
-    async fn follow(&self, flight: Arc<Flight>, bridge: &Bridge<impl Sized>, until: u64) -> Waited<Landing> {
-        let mut landing = flight.landing();
+    async fn follow<Req, Res>(
+        &self,
+        flight: Arc<Flight>,
+        bridge: &Bridge<C::Decoded>,
+        until: u64,
+        gone: &Gone<C::Kept>,
+    ) -> Waited<Heard<C::Response>>
+    where
+        C: Codec<Req, Res>,
+    {
+        let mut landing = flight.clone().landing(true);
         let (mut soft, mut limit) = (self.soft_limit(bridge), None);
         poll_fn(|cx| {
-            if let Poll::Ready(landing) = Pin::new(&mut landing).poll(cx) {
-                return Poll::Ready(Waited::For(landing));
+            while let Poll::Ready(news) = Pin::new(&mut landing).poll(cx) {
+                let told = match news {
+                    News::Landed(landing) => return Poll::Ready(Waited::For(Heard::Landing(landing))),
+                    News::Recording(told) => told,
+                };
+                if let Some(answer) = self.codec.read_along(&told, &self.codec.of_gone(gone)) {
+                    return Poll::Ready(Waited::For(Heard::Answer(answer)));
+                }
+                landing = flight.clone().landing(false);
             }
             if soft.is_over(cx) {
                 return Poll::Ready(Waited::Bridged);
@@ -272,6 +292,13 @@ impl<C> Core<C> {
             self.fly(takeoff, gone, computing).forgotten().await;
         }
     }
+}
+
+/// What one who follows hears of a computation.
+enum Heard<Out> {
+    /// An answer to be read along.
+    Answer(Out),
+    Landing(Landing),
 }
 
 /// What waiting for a claim has led to.

@@ -60,8 +60,8 @@ impl CacheStatus {
         text.push_str("floodgate; ");
         let _ = match self {
             CacheStatus::Hit { ttl } => write!(text, "hit; ttl={}", ttl.as_secs()),
-            CacheStatus::Stale { over } => write!(text, "hit; ttl=-{}", rounded_up(over)),
-            CacheStatus::Bridged { over } => write!(text, "fwd=stale; ttl=-{}; detail=bridged", rounded_up(over)),
+            CacheStatus::Stale { over } => write!(text, "hit; ttl={}", ended(over)),
+            CacheStatus::Bridged { over } => write!(text, "fwd=stale; ttl={}; detail=bridged", ended(over)),
             CacheStatus::Stored { ttl } => write!(text, "fwd=miss; stored; ttl={}", ttl.as_secs()),
             CacheStatus::Recording { ttl } => write!(text, "fwd=miss; ttl={}; detail=recording", ttl.as_secs()),
             CacheStatus::Collapsed { ttl } => write!(text, "fwd=miss; collapsed; ttl={}", ttl.as_secs()),
@@ -72,9 +72,10 @@ impl CacheStatus {
     }
 }
 
-/// In seconds: what has ended has a life below zero.
-fn rounded_up(over: Duration) -> u64 {
-    over.as_secs() + u64::from(over.subsec_nanos() > 0)
+/// The life of what has ended: in whole seconds, below zero.
+fn ended(over: Duration) -> i64 {
+    let seconds = over.as_secs().saturating_add(u64::from(over.subsec_nanos() > 0));
+    i64::try_from(seconds).map_or(i64::MIN, |seconds| -seconds)
 }
 
 #[cfg(test)]

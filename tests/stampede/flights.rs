@@ -197,7 +197,7 @@ async fn a_flight_that_never_lands_holds_a_name_for_a_while_only() {
 }
 
 /// Runs a future on this thread, where no runtime is.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -214,7 +214,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-fn cache_without_runtime(now: &Arc<AtomicU64>) -> Cache {
+pub(crate) fn cache_without_runtime(now: &Arc<AtomicU64>) -> Cache {
     let now = now.clone();
     let clock = clock_fn(move || Duration::from_millis(now.load(SeqCst)), |_| std::future::pending());
     Cache::builder_temporary().state_size(1 << 20).patience(MINUTE).clock(clock).open().unwrap()

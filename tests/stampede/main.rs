@@ -8,6 +8,8 @@ mod origin;
 mod personal;
 mod purges;
 mod refresh;
+mod stale;
+mod streaming;
 mod uncacheable;
 mod values;
 mod variants;
