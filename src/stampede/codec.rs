@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(super) use super::fresh::Access;
+pub(super) use super::fresh::{Access, Kind, Lives};
 
 /// How a [`StampedeCacheLayer`](super::StampedeCacheLayer) keeps responses: [`Recorded`](super::Recorded) for HTTP,
 /// [`Serde`] for everything else. Sealed.
@@ -66,14 +66,6 @@ pub(super) struct Kept {
     pub(super) variant: Option<Vec<u8>>,
 }
 
-/// How long an answer is fresh, and for how long after that it may bridge what follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lives {
-    pub(super) fresh: Duration,
-    pub(super) revalidate: Duration,
-    pub(super) if_error: Duration,
-}
-
 /// Why a response is not stored.
 #[derive(Debug)]
 pub(super) struct NotKept {
@@ -82,17 +74,6 @@ pub(super) struct NotKept {
     pub(super) kind: Kind,
     /// The response, for those who waited for it.
     pub(super) shared: Option<Bytes>,
-}
-
-/// What a refusal to store says of other answers of the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The service has failed; it may not fail again.
-    Failure,
-    /// They will not be stored either.
-    Uncacheable,
-    /// Nothing.
-    ThisOne,
 }
 
 impl NotKept {

@@ -2,7 +2,9 @@
 
 use super::{
     codec::{Asked, Lives, Replay, sealed::Codec},
+    fresh,
     status::CacheStatus,
+    xfetch::{Beta, Cost, Standing},
 };
 use crate::{
     cache::{Entry, Event, Key, Kind, Life, Scope, TAGS_MAX, Task, Told, after, block_on, sleep_on_thread},
@@ -25,7 +27,7 @@ pub(super) struct Core<C> {
     /// What applies where a response says nothing.
     pub(super) lives: Lives,
     pub(super) jitter: f64,
-    pub(super) beta: f64,
+    pub(super) beta: Beta,
     pub(super) tags: Arc<[u64]>,
     pub(super) soft_timeout: Option<Duration>,
     pub(super) hard_timeout: Option<Duration>,
@@ -78,7 +80,7 @@ impl<C> Core<C> {
             codec,
             lives: Lives::without_grace(life),
             jitter: 0.0,
-            beta: 1.0,
+            beta: Beta::Fixed(1.0),
             tags: Arc::new([]),
             soft_timeout: None,
             hard_timeout: None,
@@ -93,7 +95,13 @@ impl<C> Core<C> {
     #[track_caller]
     pub(super) fn set_beta(&mut self, beta: f64) {
         assert!(beta.is_finite() && beta >= 0.0, "beta is a finite number from 0, not {beta}");
-        self.beta = beta;
+        self.beta = Beta::Fixed(beta);
+    }
+
+    #[track_caller]
+    pub(super) fn set_tuned(&mut self, miss: f64) {
+        assert!(miss > 0.0 && miss < 1.0, "the chance of a miss is between 0 and 1, not {miss}");
+        self.beta = Beta::Tuned { miss };
     }
 
     #[track_caller]
@@ -152,8 +160,11 @@ impl<C> Core<C> {
 
     /// The times of an answer that is stored now.
     pub(super) fn life(&self, lives: Lives, now: u64) -> Life {
-        let share = if self.jitter > 0.0 { self.jitter * rand::random::<f64>() } else { 0.0 };
-        let fresh = after(now, lives.fresh.mul_f64(1.0 - share));
+        let fresh = match self.jitter > 0.0 {
+            true => fresh::jittered(lives.fresh, self.jitter, rand::random()),
+            false => lives.fresh,
+        };
+        let fresh = after(now, fresh);
         let until = |grace| fresh.saturating_add(nanos(grace));
         Life { stored: now, fresh, revalidate: until(lives.revalidate), if_error: until(lives.if_error) }
     }
@@ -216,6 +227,12 @@ pub(super) type Read<D> = Result<(Arc<Stored<D>>, u64), u64>;
 
 /// An answer that has ended, to be served where a new one cannot be had.
 pub(super) type Bridge<D> = Option<Arc<Stored<D>>>;
+
+/// What XFetch must know of an answer.
+pub(super) fn standing(entry: &Entry, now: u64) -> Standing {
+    let life = Duration::from_nanos(entry.life.fresh.saturating_sub(entry.life.stored));
+    Standing { remaining: fresh_for(&entry.life, now), life, cost: Cost { mean: entry.cost, spread: entry.spread } }
+}
 
 /// How long an answer will be fresh.
 pub(super) fn fresh_for(life: &Life, now: u64) -> Duration {

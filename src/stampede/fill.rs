@@ -91,6 +91,17 @@ impl<F> Fill<F> {
         self
     }
 
+    /// See [`StampedeCacheLayer::tuned`](crate::StampedeCacheLayer::tuned).
+    ///
+    /// # Panics
+    ///
+    /// If the chance is not between 0 and 1.
+    #[track_caller]
+    pub fn tuned(mut self, miss: f64) -> Self {
+        self.core.set_tuned(miss);
+        self
+    }
+
     /// See [`StampedeCacheLayer::stale_while_revalidate`](crate::StampedeCacheLayer::stale_while_revalidate).
     pub fn stale_while_revalidate(mut self, grace: Duration) -> Self {
         self.core.lives.revalidate = grace;

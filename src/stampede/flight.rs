@@ -6,6 +6,7 @@ use super::{
     marks::Mark,
     plan::{Located, Takeoff},
     status::CacheStatus,
+    xfetch::Cost,
 };
 use crate::{
     cache::{Entry, Event, Key, LONGEST_FLIGHT, Landing, Pending, Slot, Task, Told},
@@ -135,7 +136,7 @@ impl<C> Core<C> {
         match kept {
             Ok(kept) => {
                 let ttl = kept.lives.fresh;
-                let status = self.store(key, name, self.entry(kept, sequence, began, None), ttl).await;
+                let status = self.store(key, name, self.entry(kept, sequence, (began, None), None), ttl).await;
                 if marked {
                     self.clear_mark(&key).await;
                 }
@@ -156,13 +157,14 @@ impl<C> Core<C> {
         Some(self.codec.tell(response, CacheStatus::NotStored { reason: "timeout" }))
     }
 
-    fn entry(&self, kept: Kept, sequence: u64, began: u64, of: Option<&Key>) -> Entry {
+    fn entry(&self, kept: Kept, sequence: u64, (began, before): (u64, Option<Cost>), of: Option<&Key>) -> Entry {
         let now = self.now();
+        let cost = Cost::after(before, now.saturating_sub(began));
         let named = kept.tags.iter().map(|tag| self.scope.tag(tag));
         Entry {
             life: self.life(kept.lives, now),
-            cost: now.saturating_sub(began),
-            spread: 0,
+            cost: cost.mean,
+            spread: cost.spread,
             sequence,
             scope: self.scope.id(),
             tags: self.tags.iter().copied().chain(of.map(Key::own_tag)).chain(named).collect(),
@@ -288,10 +290,10 @@ impl<C> Core<C> {
             }
             Ok(kept) => {
                 let (ttl, sequence) = (kept.lives.fresh, takeoff.lead.sequence());
-                let Takeoff { lead, place, mark, claim, .. } = takeoff;
+                let Takeoff { lead, place, mark, claim, replaces } = takeoff;
                 let marked = mark.map(|_| place.key);
                 let (key, name, of) = place.for_variant(kept.variant.as_deref());
-                let entry = self.entry(kept, sequence, began, of.as_ref());
+                let entry = self.entry(kept, sequence, (began, replaces.map(|replaced| replaced.cost)), of.as_ref());
                 lead.land(self.landing(&entry));
                 let status = self.store(key, &name, entry, ttl).await;
                 if let Some(key) = marked {

@@ -52,38 +52,67 @@ pub(crate) fn make_unconditional(headers: &mut HeaderMap) {
     headers.remove(IF_MODIFIED_SINCE);
 }
 
-/// Whether and for how long a response may be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Storable {
-    /// It may not; the reason is an RFC 8941 token, fit for the `detail` parameter of `Cache-Status`.
-    No(&'static str),
-    /// It may, on these terms.
-    Yes(Terms),
+/// How long an answer is fresh, and for how long after that it may bridge what follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lives {
+    pub(crate) fresh: Duration,
+    /// It may be served while a new one is computed.
+    pub(crate) revalidate: Duration,
+    /// It may be served where a new one cannot be had.
+    pub(crate) if_error: Duration,
+}
+
+impl Lives {
+    pub(crate) fn without_grace(fresh: Duration) -> Lives {
+        Lives { fresh, ..Lives::default() }
+    }
+}
+
+/// A response to be judged by its status and headers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case<'a> {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: &'a HeaderMap,
+    /// That of the request it answers.
+    pub(crate) access: Access,
+    /// The present wall clock, which stands in for a missing `Date`.
+    pub(crate) wall: SystemTime,
+    /// What applies where the response says nothing. A life of zero: only those that say something are stored.
+    pub(crate) lives: Lives,
+    /// The life of a 404 or 410 that names none; zero: it is not stored.
+    pub(crate) negative: Duration,
+    /// The life that somebody chose for this response, whatever it says itself; zero: it is not to be stored.
+    pub(crate) chosen: Option<Duration>,
 }
 
 /// The terms on which a response is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terms {
-    /// How long from now it is fresh; its `Age` is already taken off. Never zero.
-    pub(crate) life: Duration,
+    /// From now: its `Age` is already taken off. One of them is above zero.
+    pub(crate) lives: Lives,
     /// Its `Age` in seconds, 0 if it has none.
     pub(crate) age: u32,
     /// It said `public` or `s-maxage`: it may also serve requests that are [`Access::Personal`].
     pub(crate) public: bool,
 }
 
-/// Judges a response by its status and headers.
-///
-/// `access` is that of the request it answers, `default_life` the life of a response that names none (zero: only
-/// what the response allows), and `wall` the present wall clock, which stands in for a missing `Date`.
-pub(crate) fn storable(
-    status: StatusCode,
-    headers: &HeaderMap,
-    access: Access,
-    default_life: Duration,
-    wall: SystemTime,
-) -> Storable {
-    judge(status, headers, access, default_life, wall).map_or_else(Storable::No, Storable::Yes)
+/// Why a response may not be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// An RFC 8941 token, fit for the `detail` parameter of `Cache-Status`.
+    pub(crate) reason: &'static str,
+    pub(crate) kind: Kind,
+}
+
+/// What a refusal to store says of other answers of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The service has failed; it may not fail again.
+    Failure,
+    /// They will not be stored either.
+    Uncacheable,
+    /// Nothing.
+    ThisOne,
 }
 
 /// A failure that the next request may not meet.
@@ -92,44 +121,52 @@ fn is_passing(status: StatusCode) -> bool {
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS)
 }
 
-fn judge(
-    status: StatusCode,
-    headers: &HeaderMap,
-    access: Access,
-    default_life: Duration,
-    wall: SystemTime,
-) -> Result<Terms, &'static str> {
-    let refuse = |when: bool, reason| if when { Err(reason) } else { Ok(()) };
-    let kept = Kept::of(status).ok_or(if is_passing(status) { "failure" } else { "status" })?;
+/// Whether and for how long a response may be stored.
+pub(crate) fn storable(case: &Case<'_>) -> Result<Terms, Refusal> {
+    let &Case { status, headers, access, wall, .. } = case;
+    let refuse = |when: bool, kind, reason| if when { Err(Refusal { reason, kind }) } else { Ok(()) };
+    let uncacheable = |when, reason| refuse(when, Kind::Uncacheable, reason);
+    let by_status = match is_passing(status) {
+        true => Refusal { reason: "failure", kind: Kind::Failure },
+        false => Refusal { reason: "status", kind: Kind::Uncacheable },
+    };
+    let kept = Kept::of(status).ok_or(by_status)?;
     let control = Directives::of(headers);
     let public = control.public || control.s_maxage.is_some();
 
-    refuse(access == Access::Bypass, "bypass")?;
-    refuse(control.malformed, "cache-control-malformed")?;
-    refuse(control.no_store, "no-store")?;
-    refuse(control.private, "private")?;
-    refuse(control.no_cache, "no-cache")?;
-    refuse(!control.present && has_pragma_no_cache(headers), "pragma-no-cache")?;
-    refuse(access == Access::Personal && !public, "personal")?;
-    refuse(headers.contains_key(SET_COOKIE), "set-cookie")?;
-    refuse(headers.contains_key(CONTENT_RANGE), "content-range")?;
-    refuse(vary(headers).is_none(), "vary-any")?;
-    // They are read whole before the first byte goes on, and these may never end.
+    refuse(access == Access::Bypass, Kind::ThisOne, "bypass")?;
+    uncacheable(control.malformed, "cache-control-malformed")?;
+    uncacheable(control.no_store, "no-store")?;
+    uncacheable(control.private, "private")?;
+    uncacheable(control.no_cache, "no-cache")?;
+    uncacheable(!control.present && has_pragma_no_cache(headers), "pragma-no-cache")?;
+    refuse(access == Access::Personal && !public, Kind::ThisOne, "personal")?;
+    uncacheable(headers.contains_key(SET_COOKIE), "set-cookie")?;
+    uncacheable(headers.contains_key(CONTENT_RANGE), "content-range")?;
+    uncacheable(vary(headers).is_none(), "vary-any")?;
+    // Those who wait for the whole would wait for ever.
     let endless = ["text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson"];
-    refuse(endless.iter().any(|kind| has_media_type(headers, kind)), "stream")?;
+    uncacheable(endless.iter().any(|kind| has_media_type(headers, kind)), "stream")?;
+    uncacheable(case.chosen == Some(Duration::ZERO), "life")?;
 
-    let explicit = control.life().or_else(|| expires(headers, wall));
-    let life = match (explicit, kept) {
-        (Some(life), _) => life,
-        (None, Kept::ByDefault) => default_life,
-        (None, Kept::WhenExplicit) if is_passing(status) => return Err("failure"),
-        (None, Kept::WhenExplicit) => return Err("status"),
-    };
-    refuse(life.is_zero(), "no-freshness")?;
     let age = age(headers);
-    let life = life.saturating_sub(Duration::from_secs(age.into()));
-    refuse(life.is_zero(), "aged")?;
-    Ok(Terms { life, age, public })
+    let own = control.life().or_else(|| expires(headers, wall));
+    let (fresh, aged, grace) = match (case.chosen, own, kept) {
+        (Some(chosen), ..) => (chosen, 0, control.grace(&case.lives)),
+        (None, Some(own), _) => (own, age, control.grace(&case.lives)),
+        (None, None, Kept::ByDefault) => (case.lives.fresh, age, control.grace(&case.lives)),
+        (None, None, Kept::Negative) if !case.negative.is_zero() => (case.negative, age, Default::default()),
+        (None, None, Kept::WhenExplicit | Kept::Negative) => return Err(by_status),
+    };
+    // What is old already has used up a part of its grace.
+    let aged = Duration::from_secs(aged.into());
+    let overdue = aged.saturating_sub(fresh);
+    let left = |grace: Duration| grace.saturating_sub(overdue);
+    let lives = Lives { fresh: fresh.saturating_sub(aged), revalidate: left(grace.0), if_error: left(grace.1) };
+    // Without a life, only the grace that it asks for itself keeps it.
+    let of_use = !lives.fresh.is_zero() || (control.asks_for_grace() && lives != Lives::default());
+    uncacheable(!of_use, if fresh.is_zero() { "no-freshness" } else { "aged" })?;
+    Ok(Terms { lives, age, public })
 }
 
 /// What a status alone says about storing.
@@ -137,6 +174,8 @@ fn judge(
 enum Kept {
     ByDefault,
     WhenExplicit,
+    /// That something is not there.
+    Negative,
 }
 
 impl Kept {
@@ -145,7 +184,8 @@ impl Kept {
     fn of(status: StatusCode) -> Option<Self> {
         match status.as_u16() {
             200 | 203 | 204 | 301 | 308 => Some(Self::ByDefault),
-            300 | 302 | 303 | 307 | 404 | 405 | 410 | 414 | 451 | 501 => Some(Self::WhenExplicit),
+            300 | 302 | 303 | 307 | 405 | 414 | 451 | 501 => Some(Self::WhenExplicit),
+            404 | 410 => Some(Self::Negative),
             _ => None,
         }
     }
@@ -168,6 +208,11 @@ struct Directives {
     /// Seconds; the smallest of several, 0 if one of them is no number.
     max_age: Option<u32>,
     s_maxage: Option<u32>,
+    /// Also `proxy-revalidate`.
+    must_revalidate: bool,
+    /// RFC 5861.
+    stale_while_revalidate: Option<u32>,
+    stale_if_error: Option<u32>,
 }
 
 impl Directives {
@@ -219,7 +264,33 @@ impl Directives {
             smallest(&mut self.max_age, value);
         } else if is("s-maxage") {
             smallest(&mut self.s_maxage, value);
+        } else if is("must-revalidate") || is("proxy-revalidate") {
+            self.must_revalidate = true;
+        } else if is("stale-while-revalidate") {
+            smallest(&mut self.stale_while_revalidate, value);
+        } else if is("stale-if-error") {
+            smallest(&mut self.stale_if_error, value);
         }
+    }
+
+    /// How long it may be served once it is not fresh: while a new one is computed, and where none can be had.
+    ///
+    /// `s-maxage` forbids it as `proxy-revalidate` does (RFC 9111 section 5.2.2.10), unless the response itself allows it
+    /// beside that.
+    fn grace(&self, layers: &Lives) -> (Duration, Duration) {
+        if self.must_revalidate {
+            return Default::default();
+        }
+        let grace = |own: Option<u32>, layers| match own {
+            Some(own) => Duration::from_secs(own.into()),
+            None if self.s_maxage.is_some() => Duration::ZERO,
+            None => layers,
+        };
+        (grace(self.stale_while_revalidate, layers.revalidate), grace(self.stale_if_error, layers.if_error))
+    }
+
+    fn asks_for_grace(&self) -> bool {
+        self.stale_while_revalidate.or(self.stale_if_error).is_some()
     }
 
     fn life(&self) -> Option<Duration> {
@@ -324,18 +395,40 @@ pub(crate) fn vary(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     Some(names)
 }
 
-/// Whether a response is no gRPC at all, or a gRPC success: every `grpc-status` in its headers and trailers is 0, and
-/// a gRPC response has one.
+/// What the `grpc-status` of a response means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grpc {
+    /// It is no gRPC, or a success.
+    Fine,
+    NotFound,
+    /// It may be answered another time.
+    Failure,
+    Other,
+}
+
+/// Judges by every `grpc-status` in headers and trailers: one that is no success outweighs those that are, and a gRPC
+/// response has one.
 ///
-/// gRPC-Web keeps its status in the body, so that its responses count as gRPC without a status: false.
-pub(crate) fn grpc_ok(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> bool {
-    let mut statuses =
-        [Some(headers), trailers].into_iter().flatten().flat_map(|fields| fields.get_all("grpc-status")).peekable();
-    let grpc = list(headers, &CONTENT_TYPE).any(|value| {
+/// gRPC-Web keeps its status in the body, so that its responses count as gRPC without a status.
+pub(crate) fn grpc(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> Grpc {
+    let statuses = [Some(headers), trailers].into_iter().flatten().flat_map(|fields| fields.get_all("grpc-status"));
+    let worst = statuses.map(|status| match status.as_bytes() {
+        b"0" => Grpc::Fine,
+        b"5" => Grpc::NotFound,
+        // UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+        b"2" | b"4" | b"8" | b"10" | b"13" | b"14" | b"15" => Grpc::Failure,
+        _ => Grpc::Other,
+    });
+    let is_grpc = list(headers, &CONTENT_TYPE).any(|value| {
         let start = value.get(..b"application/grpc".len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
     });
-    (!grpc || statuses.peek().is_some()) && statuses.all(|status| status == "0")
+    worst.max_by_key(|grpc| *grpc as u8).unwrap_or(if is_grpc { Grpc::Other } else { Grpc::Fine })
+}
+
+/// A life shortened by up to a share of itself: what was stored together does not end together.
+pub(crate) fn jittered(life: Duration, share: f64, draw: f64) -> Duration {
+    life.mul_f64((1.0 - share * draw).clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     codec::{Access, Asked, Ended, Gone, Kept, Kind, Lives, NotKept, Open, Recording, Replay, Terms, Verdict, sealed},
-    fresh::{self, Storable},
+    fresh::{self, Case, Grpc, Refusal},
     status::CacheStatus,
     wire,
 };
@@ -59,11 +59,12 @@ struct Head {
     public: bool,
     age: u32,
     lives: Lives,
+    negative: Duration,
     vary: Vec<HeaderName>,
     tags: Vec<String>,
     largest: usize,
     /// It has failed, and is only for those who wait for it.
-    failed: bool,
+    has_failed: bool,
 }
 
 impl Head {
@@ -88,9 +89,12 @@ impl Head {
     }
 
     /// What is to be stored of the whole response.
-    fn keep(self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
-        if !fresh::grpc_ok(headers, whole.trailers.as_ref()) {
-            return Err(NotKept::new("grpc-status", Kind::Failure));
+    fn keep(mut self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
+        match fresh::grpc(headers, whole.trailers.as_ref()) {
+            Grpc::Fine => {}
+            Grpc::NotFound if !self.negative.is_zero() => self.lives = Lives::without_grace(self.negative),
+            Grpc::Failure => return Err(NotKept::new("grpc-status", Kind::Failure)),
+            Grpc::NotFound | Grpc::Other => return Err(NotKept::new("grpc-status", Kind::ThisOne)),
         }
         if whole.trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
             return Err(NotKept::new("set-cookie", Kind::Uncacheable));
@@ -99,7 +103,7 @@ impl Head {
         if payload.len() > self.largest {
             return Err(NotKept::new("too-large", Kind::Uncacheable));
         }
-        if self.failed {
+        if self.has_failed {
             return Err(NotKept { shared: Some(payload), ..NotKept::new("failure", Kind::Failure) });
         }
         Ok(Kept {
@@ -144,24 +148,23 @@ impl Recorded {
 
     /// Whether a response may be kept, by its head.
     fn judge(&self, parts: &response::Parts, gone: &Gone<request::Parts>, terms: &Terms) -> Result<Head, NotKept> {
-        let uncacheable = |reason| NotKept::new(reason, Kind::Uncacheable);
-        let default_life = terms.lives.fresh;
-        let mut allowed = fresh::storable(parts.status, &parts.headers, gone.access, default_life, terms.wall);
-        let mut failed = false;
-        if let Storable::No("failure") = allowed
-            && terms.share_failures
-        {
-            // What would be kept if it were none may be seen by all.
-            let life = Duration::from_secs(1);
-            allowed = fresh::storable(StatusCode::OK, &parts.headers, gone.access, life, terms.wall);
-            failed = true;
-        }
-        let allowed = match allowed {
-            Storable::Yes(allowed) => allowed,
-            Storable::No("failure") => return Err(NotKept::new("failure", Kind::Failure)),
-            Storable::No(_) if failed => return Err(NotKept::new("failure", Kind::Failure)),
-            Storable::No(reason @ ("personal" | "bypass")) => return Err(NotKept::new(reason, Kind::ThisOne)),
-            Storable::No(reason) => return Err(uncacheable(reason)),
+        let case = Case {
+            status: parts.status,
+            headers: &parts.headers,
+            access: gone.access,
+            wall: terms.wall,
+            lives: terms.lives,
+            negative: self.negative,
+            chosen: self.life_of.as_ref().and_then(|life_of| life_of(&gone.kept, parts)),
+        };
+        let judged = fresh::storable(&case);
+        let has_failed = matches!(judged, Err(Refusal { kind: Kind::Failure, .. }));
+        // What would be kept if it were no failure may be seen by all.
+        let as_success = Case { status: StatusCode::OK, chosen: Some(Duration::from_secs(1)), ..case };
+        let shared = (has_failed && terms.share_failures).then(|| fresh::storable(&as_success).ok()).flatten();
+        let allowed = match shared {
+            Some(shared) => shared,
+            None => judged.map_err(|Refusal { reason, kind }| NotKept::new(reason, kind))?,
         };
         let mut tags = tags(&parts.headers);
         if let Some(tags_of) = &self.tags_of {
@@ -171,7 +174,7 @@ impl Recorded {
         }
         if tags.len() > terms.tags {
             // An eviction by one that is left out would miss it.
-            return Err(uncacheable("too-many-tags"));
+            return Err(NotKept::new("too-many-tags", Kind::Uncacheable));
         }
         let vary = fresh::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
         let vary = vary.ok_or(NotKept::new("vary", Kind::ThisOne))?;
@@ -179,11 +182,12 @@ impl Recorded {
             status: parts.status,
             public: allowed.public,
             age: allowed.age,
-            lives: Lives { fresh: allowed.life, ..terms.lives },
+            lives: allowed.lives,
+            negative: self.negative,
             vary,
             tags,
             largest: terms.largest,
-            failed,
+            has_failed,
         })
     }
 }
@@ -307,7 +311,7 @@ where
                     false => CacheStatus::Recording { ttl },
                 };
                 let (recorder, reader) = reading.tape();
-                let along = reader.another().filter(|_| fits && !head.failed).and_then(|reader| {
+                let along = reader.another().filter(|_| fits && !head.has_failed).and_then(|reader| {
                     let nothing = Whole { data: Bytes::new(), trailers: None };
                     let stored = wire::decode(&head.encode(&headers, &nothing, &gone))?;
                     Some(Arc::new(Along { stored, ttl, reader: Mutex::new(reader) }) as Told)

@@ -1,7 +1,7 @@
 //! The stampede cache's layer: what is kept, under which name, for how long.
 
 use super::{
-    codec::{Lives, Serde},
+    codec::Serde,
     core::{Core, Shares},
     http_codec::Recorded,
     service::StampedeCache,
@@ -60,6 +60,19 @@ impl<N, C> StampedeCacheLayer<N, C> {
     #[track_caller]
     pub fn beta(mut self, beta: f64) -> Self {
         self.core.set_beta(beta);
+        self
+    }
+
+    /// Refreshes by the measured cost and how often an answer is read in this process, instead of by a fixed
+    /// [`beta`](StampedeCacheLayer::beta): as late as leaves this chance that an answer ends before the next one is there, 0.01
+    /// for instance. What is read too rarely for that to be of use is not refreshed early.
+    ///
+    /// # Panics
+    ///
+    /// If the chance is not between 0 and 1.
+    #[track_caller]
+    pub fn tuned(mut self, miss: f64) -> Self {
+        self.core.set_tuned(miss);
         self
     }
 
@@ -261,11 +274,5 @@ impl<S, N: Clone, C: Clone> Layer<S> for StampedeCacheLayer<N, C> {
 
     fn layer(&self, inner: S) -> Self::Service {
         StampedeCache { inner, layer: self.clone() }
-    }
-}
-
-impl Lives {
-    pub(super) fn without_grace(fresh: Duration) -> Lives {
-        Lives { fresh, revalidate: Duration::ZERO, if_error: Duration::ZERO }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::{
     codec::{Access, Asked, Replay, sealed::Codec},
-    core::{Bridge, Core, Stored, fresh_for, over_for},
+    core::{Bridge, Core, Stored, over_for, standing},
     marks::Mark,
     status::CacheStatus,
-    xfetch,
+    xfetch::{self, Cost},
 };
 use crate::{
     cache::{Event, Flight, Key, Kind, Landing, Lead, Life, Place, Told},
@@ -59,14 +59,13 @@ impl Takeoff {
 #[derive(Clone, Copy)]
 pub(super) struct Replaced {
     pub(super) life: Life,
-    pub(super) cost: u64,
-    pub(super) spread: u64,
+    pub(super) cost: Cost,
 }
 
 impl Replaced {
     fn of<D>(stored: &Stored<D>) -> Option<Replaced> {
         let entry = &stored.entry;
-        Some(Replaced { life: entry.life, cost: entry.cost, spread: entry.spread })
+        Some(Replaced { life: entry.life, cost: Cost { mean: entry.cost, spread: entry.spread } })
     }
 }
 
@@ -261,8 +260,8 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         self.scope.note(Event::Hit);
-        let (remaining, cost) = (fresh_for(&stored.entry.life, now), Duration::from_nanos(stored.entry.cost));
-        if asking.asked.access == Access::Personal || !xfetch::refresh_early(remaining, cost, self.beta, rand::random())
+        if asking.asked.access == Access::Personal
+            || !xfetch::refresh_early(standing(&stored.entry, now), self.beta, || 0.0, rand::random())
         {
             return Ok(Plan::Hit(answer));
         }

@@ -21,15 +21,22 @@ fn at(offset: i64) -> String {
     httpdate::fmt_http_date(NOW + Duration::from_secs((now + offset) as u64))
 }
 
-fn judged(status: u16, access: Access, lines: Lines<'_>) -> Storable {
+fn judged_at(status: StatusCode, headers: &HeaderMap, access: Access, life: Duration, wall: SystemTime) -> Judged {
+    let (lives, negative, chosen) = (Lives::without_grace(life), Duration::ZERO, None);
+    storable(&Case { status, headers, access, wall, lives, negative, chosen })
+}
+
+type Judged = Result<Terms, Refusal>;
+
+fn judged(status: u16, access: Access, lines: Lines<'_>) -> Judged {
     let status = StatusCode::from_u16(status).unwrap();
-    storable(status, &headers(lines), access, DEFAULT, wall())
+    judged_at(status, &headers(lines), access, DEFAULT, wall())
 }
 
 fn life(lines: Lines<'_>) -> Option<u64> {
     match judged(200, Access::Shared, lines) {
-        Storable::Yes(terms) => Some(terms.life.as_secs()),
-        Storable::No(_) => None,
+        Ok(terms) => Some(terms.lives.fresh.as_secs()),
+        Err(_) => None,
     }
 }
 
@@ -106,7 +113,7 @@ fn what_must_not_leak_is_not_stored() {
     ];
     for (status, access, lines, reason) in cases {
         let found = judged(*status, *access, lines);
-        assert_eq!(found, Storable::No(reason), "{status} {access:?} {lines:?}");
+        assert_eq!(found.unwrap_err().reason, *reason, "{status} {access:?} {lines:?}");
     }
 }
 
@@ -169,10 +176,10 @@ fn life_is_the_first_that_is_said() {
 fn no_default_life_leaves_what_the_response_allows() {
     let of = |lines: Lines<'_>| {
         let lines = headers(lines);
-        storable(StatusCode::OK, &lines, Access::Shared, Duration::ZERO, wall())
+        judged_at(StatusCode::OK, &lines, Access::Shared, Duration::ZERO, wall())
     };
-    assert_eq!(of(&[]), Storable::No("no-freshness"));
-    assert!(matches!(of(&[("cache-control", "max-age=1")]), Storable::Yes(_)));
+    assert_eq!(of(&[]).unwrap_err().reason, "no-freshness");
+    assert!(of(&[("cache-control", "max-age=1")]).is_ok());
 }
 
 #[test]
@@ -180,7 +187,7 @@ fn statuses() {
     let by_default = [200, 203, 204, 301, 308];
     let when_explicit = [300, 302, 303, 307, 404, 405, 410, 414, 451, 501];
     for status in 100..=999 {
-        let stored = |lines: Lines<'_>| matches!(judged(status, Access::Shared, lines), Storable::Yes(_));
+        let stored = |lines: Lines<'_>| judged(status, Access::Shared, lines).is_ok();
         let default = by_default.contains(&status);
         let explicit = default || when_explicit.contains(&status);
         assert_eq!(stored(&[]), default, "{status}");
@@ -196,9 +203,9 @@ fn only_what_is_for_everyone_answers_personal_requests() {
     for (value, public) in [("max-age=60", false), ("public", true), ("s-maxage=60", true)] {
         let found = judged(200, Access::Shared, &[("cache-control", value), ("age", "1")]);
         let life = Duration::from_secs(59);
-        assert_eq!(found, Storable::Yes(Terms { life, age: 1, public }), "{value}");
+        assert_eq!(found, Ok(Terms { lives: Lives::without_grace(life), age: 1, public }), "{value}");
         let stored = judged(200, Access::Personal, &[("cache-control", value)]);
-        assert_eq!(matches!(stored, Storable::Yes(_)), public, "{value}");
+        assert_eq!(stored.is_ok(), public, "{value}");
     }
 }
 
@@ -236,7 +243,7 @@ fn grpc_is_a_success_only_with_status_zero() {
     ];
     for (head, trailers, expected) in cases {
         let trailers = trailers.map(headers);
-        let found = grpc_ok(&headers(head), trailers.as_ref());
+        let found = super::grpc(&headers(head), trailers.as_ref()) == Grpc::Fine;
         assert_eq!(found, *expected, "{head:?} {trailers:?}");
     }
 }
@@ -264,12 +271,12 @@ proptest! {
         access(&lines);
         announces_body(&lines);
         vary(&lines);
-        grpc_ok(&lines, Some(&lines));
+        grpc(&lines, Some(&lines));
         for wall in [NOW, wall()] {
             lines.insert(EXPIRES, date.clone());
-            storable(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall);
+            let _ = judged_at(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall);
             lines.insert(DATE, date.clone());
-            storable(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall);
+            let _ = judged_at(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall);
         }
     }
 
@@ -284,9 +291,9 @@ proptest! {
         lines.append(CACHE_CONTROL, before);
         lines.append(CACHE_CONTROL, HeaderValue::from_static(forbids));
         lines.append(CACHE_CONTROL, after);
-        let found = storable(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall());
+        let found = judged_at(StatusCode::OK, &lines, Access::Shared, DEFAULT, wall());
         let s_maxage = Directives::of(&lines).s_maxage.is_some();
-        prop_assert!(matches!(found, Storable::No(_)) || (forbids == "max-age=0" && s_maxage));
+        prop_assert!(found.is_err() || (forbids == "max-age=0" && s_maxage));
     }
 
     /// More said never makes a response live longer or be seen by more, as long as the more is only numbers.
@@ -298,5 +305,93 @@ proptest! {
         }
         let least = (*ages.iter().min().unwrap()).min(FOREVER.into());
         prop_assert_eq!(Directives::of(&lines).life(), Some(Duration::from_secs(least)));
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// With an hour of both graces by the layer.
+fn graced(lines: Lines<'_>) -> Judged {
+    let lives = Lives { fresh: DEFAULT, revalidate: HOUR, if_error: HOUR };
+    let (negative, chosen, headers) = (Duration::ZERO, None, headers(lines));
+    let access = Access::Shared;
+    storable(&Case { status: StatusCode::OK, headers: &headers, access, wall: wall(), lives, negative, chosen })
+}
+
+#[test]
+fn graces() {
+    let cases: &[(Lines<'_>, [u64; 3])] = &[
+        (&[], [60, 3600, 3600]),
+        (&[("cache-control", "max-age=5")], [5, 3600, 3600]),
+        (&[("cache-control", "max-age=5, stale-while-revalidate=7")], [5, 7, 3600]),
+        (&[("cache-control", "max-age=5, Stale-If-Error=\"8\", stale-while-revalidate=0")], [5, 0, 8]),
+        (&[("cache-control", "max-age=5, stale-if-error=8, stale-if-error=9")], [5, 3600, 8]),
+        (&[("cache-control", "max-age=5, stale-if-error=soon")], [5, 3600, 0]),
+        (&[("cache-control", "max-age=5, must-revalidate, stale-if-error=8")], [5, 0, 0]),
+        (&[("cache-control", "max-age=5, proxy-revalidate")], [5, 0, 0]),
+        (&[("cache-control", "s-maxage=5")], [5, 0, 0]),
+        (&[("cache-control", "s-maxage=5, stale-while-revalidate=7")], [5, 7, 0]),
+        (&[("cache-control", "max-age=0, stale-while-revalidate=7")], [0, 7, 3600]),
+        (&[("cache-control", "max-age=5, stale-while-revalidate=7"), ("age", "9")], [0, 3, 3596]),
+        (&[("cache-control", "max-age=5"), ("age", "2")], [3, 3600, 3600]),
+    ];
+    for (lines, [fresh, revalidate, if_error]) in cases {
+        let [fresh, revalidate, if_error] = [fresh, revalidate, if_error].map(|seconds| Duration::from_secs(*seconds));
+        assert_eq!(graced(lines).unwrap().lives, Lives { fresh, revalidate, if_error }, "{lines:?}");
+    }
+    for (lines, reason) in [
+        (&[("cache-control", "max-age=0")][..], "no-freshness"),
+        (&[("cache-control", "max-age=5"), ("age", "9")], "aged"),
+        (&[("cache-control", "max-age=0, must-revalidate, stale-while-revalidate=7")], "no-freshness"),
+        (&[("cache-control", "max-age=5, stale-while-revalidate=7, stale-if-error=7"), ("age", "12")], "aged"),
+    ] {
+        assert_eq!(graced(lines).unwrap_err().reason, reason, "{lines:?}");
+    }
+}
+
+#[test]
+fn lives_that_are_chosen_and_those_of_what_is_not_there() {
+    let of = |status: u16, lines: Lines<'_>, negative: u64, chosen: Option<u64>| {
+        let (status, headers) = (StatusCode::from_u16(status).unwrap(), headers(lines));
+        let (negative, chosen) = (Duration::from_secs(negative), chosen.map(Duration::from_secs));
+        let (access, lives) = (Access::Shared, Lives { fresh: DEFAULT, revalidate: HOUR, if_error: HOUR });
+        storable(&Case { status, headers: &headers, access, wall: wall(), lives, negative, chosen })
+            .map(|terms| terms.lives.fresh.as_secs())
+            .map_err(|refusal| (refusal.reason, refusal.kind))
+    };
+    let max_age = &[("cache-control", "max-age=5")];
+    assert_eq!(of(404, &[], 0, None), Err(("status", Kind::Uncacheable)));
+    assert_eq!(of(404, &[], 9, None), Ok(9));
+    assert_eq!(of(410, max_age, 9, None), Ok(5), "its own word counts");
+    assert_eq!(of(403, &[], 9, Some(9)), Err(("status", Kind::Uncacheable)));
+    assert_eq!(of(500, &[], 9, Some(9)), Err(("failure", Kind::Failure)));
+    assert_eq!(of(200, max_age, 0, Some(9)), Ok(9), "it was chosen for this very response");
+    assert_eq!(of(302, &[], 0, Some(9)), Ok(9));
+    assert_eq!(of(200, &[], 0, Some(0)), Err(("life", Kind::Uncacheable)));
+    assert_eq!(of(200, &[("cache-control", "private")], 0, Some(9)), Err(("private", Kind::Uncacheable)));
+    assert_eq!(of(200, &[("set-cookie", "a=b")], 0, Some(9)), Err(("set-cookie", Kind::Uncacheable)));
+}
+
+#[test]
+fn grpc_statuses() {
+    let judge =
+        |status: &str| grpc(&headers(&[("content-type", "application/grpc+proto"), ("grpc-status", status)]), None);
+    assert_eq!(
+        (judge("0"), judge("5"), judge("14"), judge("7")),
+        (Grpc::Fine, Grpc::NotFound, Grpc::Failure, Grpc::Other)
+    );
+    let both = grpc(&headers(&[("grpc-status", "0")]), Some(&headers(&[("grpc-status", "14")])));
+    assert_eq!(both, Grpc::Failure, "the worst counts");
+    assert_eq!(grpc(&headers(&[("content-type", "application/grpc")]), None), Grpc::Other, "it has none");
+    assert_eq!(grpc(&headers(&[]), None), Grpc::Fine);
+}
+
+proptest! {
+    #[test]
+    fn jitter_only_shortens(life: u64, share in 0.0..=1.0_f64, draw in 0.0..1.0_f64) {
+        let life = Duration::from_nanos(life);
+        let jittered = jittered(life, share, draw);
+        prop_assert!(jittered <= life + Duration::from_nanos(1));
+        prop_assert!(jittered.as_secs_f64() >= life.as_secs_f64() * (1.0 - share) - 1e-6);
     }
 }
