@@ -49,7 +49,7 @@ pub(crate) enum Beta {
     },
 }
 
-/// The largest share of a life that an answer is refreshed early by on average: waiting at a barrier inflates costs.
+/// The largest share of a life that counts as cost, and the largest scale: waiting at a barrier inflates costs.
 const SCALE_MAX: f64 = 0.25;
 /// The largest share of a life that is set aside for the computation.
 const LEAD_MAX: f64 = 0.5;
@@ -72,8 +72,9 @@ pub(crate) fn refresh_early(standing: Standing, beta: Beta, rate: impl FnOnce() 
     }
     match beta {
         Beta::Fixed(beta) => {
-            let (scale, most) = (beta * seconds(cost.mean), SCALE_MAX * life.as_secs_f64());
-            is_picked(remaining.as_secs_f64(), if scale > most { most } else { scale }, draw)
+            // Not beta times that: who asks for a large beta means it.
+            let cost = seconds(cost.mean).min(SCALE_MAX * life.as_secs_f64());
+            is_picked(remaining.as_secs_f64(), beta * cost, draw)
         }
         Beta::Tuned { miss } => {
             let lead =
