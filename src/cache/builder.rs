@@ -27,6 +27,7 @@ pub enum Durability {
 pub struct Builder {
     path: Option<PathBuf>,
     size: u64,
+    memory: usize,
     state_size: u64,
     shards: u32,
     durability: Durability,
@@ -41,6 +42,7 @@ impl Builder {
         Builder {
             path,
             size: 1 << 30,
+            memory: 32 << 20,
             state_size: 64 << 20,
             shards: 1,
             durability: Durability::default(),
@@ -59,6 +61,13 @@ impl Builder {
     pub fn size(mut self, bytes: u64) -> Self {
         assert!((1 << 20..=32 << 30).contains(&bytes), "a cache's size is 1 MiB to 32 GiB, not {bytes} bytes");
         self.size = bytes;
+        self
+    }
+
+    /// Bytes of memory that this process may keep answers in which are read often, decoded: 32 MiB unless said otherwise, 0 for
+    /// none. It is never ahead of the files nor behind them: what another process purges is not read here any more.
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.memory = bytes;
         self
     }
 
@@ -148,6 +157,7 @@ impl Builder {
         let shared = Shared::open(&shared::Settings {
             path: self.path,
             size: self.size,
+            memory: self.memory,
             patience: self.patience,
             wanted: Wanted {
                 state_size: self.state_size,

@@ -1,11 +1,13 @@
 //! Stored answers: inline reads, writes batched by the housekeeping thread, a byte budget.
 
 use super::{
-    env::{Table, Txn},
+    env::{Reader, Table, Txn},
     lane::{By, Lane, Run},
     pending::Pending,
     purges::{Look, Purge, SEQUENCE, Subject, Walk, is_too_old},
-    record::{self, Entry, Key, Stored},
+    reads::Reads,
+    record::{self, Entry, Key, RowDigest, Stored},
+    tier::{Item, Tier},
 };
 use crate::error::Error;
 use hyper::body::Bytes;
@@ -49,6 +51,17 @@ pub(crate) struct Entries {
     pub(crate) latest: AtomicU64,
 }
 
+/// What a read has found.
+pub(crate) struct Hot<T> {
+    pub(crate) value: Arc<T>,
+    /// When it was found.
+    pub(crate) now: u64,
+    /// How often it is read in this process.
+    pub(crate) reads: Arc<Reads>,
+    /// No file was looked into.
+    pub(crate) from_memory: bool,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) evicted: AtomicU64,
@@ -85,21 +98,93 @@ impl Entries {
     ) -> Result<Result<(Entry, u64), u64>, Error> {
         let (found, sequence) = self.lane.env.read(|reader| {
             let sequence = reader.number(SEQUENCE)?;
-            let found = match reader.look(ENTRIES, &key.hash)? {
-                None => None,
-                Some(bytes) => match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-                    Stored::Entry(entry) if !reader.is_purged_by(sequence, &key.hash, &entry)? => Some(entry),
-                    Stored::Damaged => {
-                        self.counts.damaged.fetch_add(1, Relaxed);
-                        None
-                    }
-                    _ => None,
-                },
-            };
-            Ok((found, sequence))
+            Ok((self.find(reader, sequence, key, name)?, sequence))
         })?;
-        let found = found.map(|entry| (entry, now()));
+        let found = found.map(|(entry, _)| (entry, now()));
         Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
+    }
+
+    /// As `get`, decoded: from memory if it has not changed since it was last read. What `decode` cannot read is damaged.
+    pub(crate) fn read<T: Send + Sync + 'static>(
+        &self,
+        tier: &Tier,
+        key: &Key,
+        name: &[u8],
+        now: impl Fn() -> u64,
+        decode: impl FnOnce(&Entry) -> Option<T>,
+    ) -> Result<Result<Hot<T>, u64>, Error> {
+        let item = tier.get(key, name);
+        if let Some(item) = &item {
+            match self.look_again(item, key)? {
+                Some(from_memory) => {
+                    let (value, now) = (item.value.clone().downcast::<T>(), now());
+                    if let Ok(value) = value
+                        && !item.entry.life.is_over(now)
+                    {
+                        return Ok(Ok(Hot { value, now, reads: item.reads.clone(), from_memory }));
+                    }
+                }
+                None => tier.remove(key),
+            }
+        }
+        let (found, sequence, seen) = self.lane.env.read(|reader| {
+            let sequence = reader.number(SEQUENCE)?;
+            Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
+        })?;
+        let Some((entry, row)) = found else { return Ok(Err(sequence)) };
+        let now = now();
+        if entry.life.is_over(now) {
+            return Ok(Err(sequence));
+        }
+        let Some(value) = decode(&entry).map(Arc::new) else {
+            self.counts.damaged.fetch_add(1, Relaxed);
+            return Ok(Err(sequence));
+        };
+        let reads = item.map_or_else(|| Arc::new(Reads::new(now)), |item| item.reads.clone());
+        if let Some(row) = row {
+            tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
+        }
+        Ok(Ok(Hot { value, now, reads, from_memory: false }))
+    }
+
+    /// Whether an item is still what stands under its key; `Some(true)`: without a look into the file.
+    fn look_again(&self, item: &Item, key: &Key) -> Result<Option<bool>, Error> {
+        let env = &self.lane.env;
+        if env.forked() {
+            return Err(Error::Forked);
+        }
+        if item.is_current(env.last_transaction()) {
+            return Ok(Some(true));
+        }
+        env.read(|reader| {
+            let is_same = reader.look(ENTRIES, &key.hash)?.and_then(RowDigest::of) == Some(item.row);
+            if !is_same || reader.is_purged(&key.hash, &item.entry)? {
+                return Ok(None);
+            }
+            item.was_seen_by(reader.seen());
+            Ok(Some(false))
+        })
+    }
+
+    /// The entry under a key, whatever its life.
+    fn find(
+        &self,
+        reader: &Reader<'_>,
+        sequence: u64,
+        key: &Key,
+        name: &[u8],
+    ) -> Result<Option<(Entry, Option<RowDigest>)>, Error> {
+        let Some(bytes) = reader.look(ENTRIES, &key.hash)? else { return Ok(None) };
+        match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
+            Stored::Entry(entry) if !reader.is_purged_by(sequence, &key.hash, &entry)? => {
+                Ok(Some((entry, RowDigest::of(bytes))))
+            }
+            Stored::Damaged => {
+                self.counts.damaged.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            Stored::Entry(_) | Stored::Other => Ok(None),
+        }
     }
 
     pub(crate) fn sequence(&self) -> Result<u64, Error> {

@@ -170,14 +170,15 @@ impl Env {
         }
         exits::watch_this_thread();
         let txn = self.heed.read_txn().map_err(from_heed)?;
-        f(&Reader { ro: &txn, env: self })
+        f(&Reader { ro: &txn, env: self, seen: txn.id() as u64 })
     }
 
     /// As `read`, in a write transaction that is not committed.
     fn read_writing<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
         let _held = self.gate.lock_for(AT_THE_GATE)?.ok_or(Error::Busy)?;
         let txn = self.heed.write_txn().map_err(from_heed)?;
-        f(&Reader { ro: &txn, env: self })
+        // Its own number is that of a commit which will not be.
+        f(&Reader { ro: &txn, env: self, seen: txn.id() as u64 - 1 })
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
@@ -232,9 +233,15 @@ impl std::fmt::Debug for Env {
 pub(crate) struct Reader<'e> {
     ro: &'e RoTxn<'e>,
     env: &'e Env,
+    seen: u64,
 }
 
 impl Reader<'_> {
+    /// The transaction whose commit it sees.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
+    }
+
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
         self.env.tables[table.0].get(self.ro, key).map_err(from_heed)
     }

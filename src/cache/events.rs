@@ -11,6 +11,7 @@ use std::{
 #[repr(usize)]
 pub(crate) enum Event {
     Hit,
+    HitInMemory,
     Miss,
     Followed,
     Refreshed,
@@ -81,6 +82,8 @@ pub struct Stats {
     pub damaged: u64,
     /// Requests answered from the stampede cache.
     pub hits: u64,
+    /// Of those, the ones that needed no look into the files.
+    pub hits_in_memory: u64,
     /// Requests that led a computation.
     pub misses: u64,
     /// Requests that waited for another's computation and were answered by it.
@@ -182,6 +185,7 @@ impl Stats {
         let count = |event| events.count(event);
         Stats {
             hits: count(Event::Hit),
+            hits_in_memory: count(Event::HitInMemory),
             misses: count(Event::Miss),
             followed: count(Event::Followed),
             refreshed: count(Event::Refreshed),

@@ -53,6 +53,7 @@ mod opening;
 mod pending;
 mod presence;
 mod purges;
+mod reads;
 mod recent;
 pub(crate) mod record;
 mod scope;
@@ -62,6 +63,7 @@ mod sync;
 mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tier;
 mod update;
 mod users;
 mod values;
@@ -73,7 +75,7 @@ pub use scope::Scope;
 pub use values::{Insert, Write};
 
 pub(crate) use calls::{Call, Watch};
-pub(crate) use entries::{Edit, LONGEST_FLIGHT};
+pub(crate) use entries::{Edit, Hot, LONGEST_FLIGHT};
 pub(crate) use events::Event;
 pub(crate) use flights::{Flight, Landing, Lead, News, Place, Told};
 pub(crate) use handle::Task;

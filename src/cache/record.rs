@@ -300,6 +300,16 @@ pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
 }
 
+/// What tells one row of an entry from another: its head, with all its times, and its checksum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowDigest([u8; ENTRY_HEAD], [u8; ENTRY_CHECK], usize);
+
+impl RowDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Option<RowDigest> {
+        Some(RowDigest(*bytes.first_chunk()?, *bytes.last_chunk()?, bytes.len()))
+    }
+}
+
 /// Everything of an entry but its payload, unchecked against damage of the payload.
 pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<Entry> {
     decode_head(bytes).map(|head| head.entry)

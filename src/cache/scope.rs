@@ -1,7 +1,7 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
 use super::{
-    Edit, Event,
+    Edit, Event, Hot,
     calls::Calls,
     entries, env,
     handle::Handle,
@@ -193,6 +193,17 @@ impl Scope {
     /// carry.
     pub(crate) fn entry(&self, key: &Key, name: &[u8]) -> Result<Result<(Entry, u64), u64>, Error> {
         self.handle().shared.shard(key).get(key, name, || self.handle().now())
+    }
+
+    /// As [`entry`](Scope::entry), decoded, and from memory where that is as good.
+    pub(crate) fn read<T: Send + Sync + 'static>(
+        &self,
+        key: &Key,
+        name: &[u8],
+        decode: impl FnOnce(&Entry) -> Option<T>,
+    ) -> Result<Result<Hot<T>, u64>, Error> {
+        let shared = &self.handle().shared;
+        shared.shard(key).read(&shared.tier, key, name, || self.handle().now(), decode)
     }
 
     /// The purge sequence that a computation starting now must carry.

@@ -16,6 +16,7 @@ use super::{
     record::{Key, Secret},
     state::{self, State},
     sys::FileSystem,
+    tier::Tier,
     users::Opening,
 };
 use crate::{error::Error, time::nanos};
@@ -51,6 +52,7 @@ pub(crate) struct Settings {
     /// `None`: a private directory that goes with the last handle.
     pub(crate) path: Option<PathBuf>,
     pub(crate) size: u64,
+    pub(crate) memory: usize,
     pub(crate) patience: Duration,
     pub(crate) wanted: Wanted,
 }
@@ -63,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) offset: u64,
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
+    pub(crate) tier: Tier,
     pub(crate) events: Events,
     pub(crate) presence: Arc<Presence>,
     sockets: Arc<Sockets>,
@@ -183,6 +186,7 @@ impl Shared {
                 .into_iter()
                 .map(|env| Arc::new(Entries::new(lane(env, entries::make_room), budget)))
                 .collect(),
+            tier: Tier::new(settings.memory),
             events: Events::default(),
             presence,
             calls: Calls::new(Box::new(sockets.clone())),

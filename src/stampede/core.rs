@@ -7,7 +7,7 @@ use super::{
     xfetch::{Beta, Cost, Standing},
 };
 use crate::{
-    cache::{Entry, Event, Key, Kind, Life, Scope, TAGS_MAX, Task, Told, after, block_on, sleep_on_thread},
+    cache::{Entry, Event, Hot, Key, Kind, Life, Scope, TAGS_MAX, Task, Told, after, block_on, sleep_on_thread},
     error::Error,
     time::nanos,
 };
@@ -174,13 +174,8 @@ impl<C> Core<C> {
     where
         C: Codec<Req, Res>,
     {
-        match self.scope.entry(key, name)? {
-            Ok((entry, now)) => match self.codec.decode(&entry.payload) {
-                Some(decoded) => Ok(Ok((Arc::new(Stored { entry, decoded }), now))),
-                None => Ok(Err(self.scope.sequence(key)?)),
-            },
-            Err(sequence) => Ok(Err(sequence)),
-        }
+        self.scope
+            .read(key, name, |entry| Some(Stored { decoded: self.codec.decode(&entry.payload)?, entry: entry.clone() }))
     }
 
     pub(super) fn replay<Req, Res>(
@@ -223,7 +218,7 @@ impl<C> Core<C> {
 }
 
 /// What [`Core::read`] finds.
-pub(super) type Read<D> = Result<(Arc<Stored<D>>, u64), u64>;
+pub(super) type Read<D> = Result<Hot<Stored<D>>, u64>;
 
 /// An answer that has ended, to be served where a new one cannot be had.
 pub(super) type Bridge<D> = Option<Arc<Stored<D>>>;

@@ -71,8 +71,8 @@ impl<C> Core<C> {
     }
 
     pub(super) fn mark(&self, key: &Key) -> Result<Option<Mark>, Error> {
-        let found = self.scope.entry(&self.mark_key(key), &key.hash)?;
-        Ok(found.ok().and_then(|(entry, _)| Mark::decode(&entry.payload)))
+        let found = self.scope.read(&self.mark_key(key), &key.hash, |entry| Mark::decode(&entry.payload))?;
+        Ok(found.ok().map(|found| *found.value))
     }
 
     /// Resolves after the commit. A purge since `sequence` that matches the name prevents it; a cache that cannot be written

@@ -8,7 +8,7 @@ use super::{
     xfetch::{self, Cost},
 };
 use crate::{
-    cache::{Event, Flight, Key, Kind, Landing, Lead, Life, Place, Told},
+    cache::{Event, Flight, Hot, Key, Kind, Landing, Lead, Life, Place, Told},
     error::Error,
     lock::{Acquire, AcquireError, Acquiring, Guard},
     time::nanos,
@@ -160,18 +160,19 @@ impl<C> Core<C> {
         let &Asking { key, name, asked, .. } = asking;
         let (sequence, old) = match self.read(key, name)? {
             Err(sequence) => (sequence, None),
-            Ok((stored, now)) => {
-                let life = stored.entry.life;
+            Ok(found) => {
+                let Hot { value: stored, now, .. } = &found;
+                let (life, now) = (stored.entry.life, *now);
                 let status = |ttl| match life.is_fresh(now) {
                     true => CacheStatus::Hit { ttl },
                     false => CacheStatus::Stale { over: over_for(&life, now) },
                 };
-                match self.replay(&stored, asked, now, status) {
+                match self.replay(stored, asked, now, status) {
                     Replay::Answer(answer) if life.is_fresh(now) => {
-                        return Ok(Ok(self.hit(asking, &stored, answer, now)?));
+                        return Ok(Ok(self.hit(asking, &found, answer)?));
                     }
                     Replay::Other(suffix) => return Ok(Err(suffix)),
-                    Replay::Answer(answer) => (self.scope.sequence(key)?, Some((stored, answer, now))),
+                    Replay::Answer(answer) => (self.scope.sequence(key)?, Some((found.value, answer, now))),
                     Replay::Unusable => (self.scope.sequence(key)?, None),
                 }
             }
@@ -252,21 +253,26 @@ impl<C> Core<C> {
     fn hit<Req, Res>(
         &self,
         asking: &Asking<'_, C::Head>,
-        stored: &Stored<C::Decoded>,
+        found: &Hot<Stored<C::Decoded>>,
         answer: C::Response,
-        now: u64,
     ) -> Result<Plan<C::Response, C::Decoded>, Error>
     where
         C: Codec<Req, Res>,
     {
+        let Hot { value: stored, now, reads, from_memory } = found;
         self.scope.note(Event::Hit);
-        if asking.asked.access == Access::Personal
-            || !xfetch::refresh_early(standing(&stored.entry, now), self.beta, || 0.0, rand::random())
+        if *from_memory {
+            self.scope.note(Event::HitInMemory);
+        }
+        reads.note();
+        let standing = standing(&stored.entry, *now);
+        let rate = || reads.rate(*now, standing.life * 2);
+        if asking.asked.access == Access::Personal || !xfetch::refresh_early(standing, self.beta, rate, rand::random())
         {
             return Ok(Plan::Hit(answer));
         }
         let mark = self.mark(asking.key)?;
-        if mark == Some(Mark::Uncacheable) || Mark::is_backing_off(mark, now) {
+        if mark == Some(Mark::Uncacheable) || Mark::is_backing_off(mark, *now) {
             return Ok(Plan::Hit(answer));
         }
         let sequence = self.scope.sequence(asking.key)?;
@@ -352,7 +358,7 @@ impl<C> Core<C> {
     {
         let Located { key, name: full, .. } = &takeoff.place;
         let sequence = match self.read(key, full)? {
-            Ok((stored, now)) => {
+            Ok(Hot { value: stored, now, .. }) => {
                 let life = stored.entry.life;
                 let is_new = takeoff.replaces.is_none_or(|replaced| replaced.life != life);
                 if is_new && life.is_fresh(now) {
