@@ -4,7 +4,7 @@ use super::{
     env::{Reader, Table, Txn},
     lane::{By, Lane, Run},
     pending::Pending,
-    purges::{Look, Purge, SEQUENCE, Subject, Walk, is_too_old},
+    purges::{Look, Purge, SEQUENCE, Subject, Walk, as_of_now},
     reads::Reads,
     record::{self, Entry, Key, RowDigest, Stored},
     tier::{Item, Tier},
@@ -158,7 +158,8 @@ impl Entries {
         }
         env.read(|reader| {
             let is_same = reader.look(ENTRIES, &key.hash)?.and_then(RowDigest::of) == Some(item.row);
-            if !is_same || reader.is_purged(&key.hash, &item.entry)? {
+            let life = item.entry.life;
+            if !is_same || reader.standing(&key.hash, item.name(), &item.entry)? != Some(life) {
                 return Ok(None);
             }
             item.was_seen_by(reader.seen());
@@ -176,14 +177,15 @@ impl Entries {
     ) -> Result<Option<(Entry, Option<RowDigest>)>, Error> {
         let Some(bytes) = reader.look(ENTRIES, &key.hash)? else { return Ok(None) };
         match record::decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-            Stored::Entry(entry) if !reader.is_purged_by(sequence, &key.hash, &entry)? => {
-                Ok(Some((entry, RowDigest::of(bytes))))
+            Stored::Entry(entry) => {
+                let standing = reader.standing_at(sequence, &key.hash, name, &entry)?;
+                Ok(standing.map(|life| (Entry { life, ..entry }, RowDigest::of(bytes))))
             }
             Stored::Damaged => {
                 self.counts.damaged.fetch_add(1, Relaxed);
                 Ok(None)
             }
-            Stored::Entry(_) | Stored::Other => Ok(None),
+            Stored::Other => Ok(None),
         }
     }
 
@@ -217,16 +219,20 @@ impl Entries {
         self.lane.submit_by(by, run, settle)
     }
 
-    /// Whether an entry would be alive if it were stored.
-    pub(crate) fn is_current(&self, key: &Key, entry: &Entry, now: u64) -> Result<bool, Error> {
-        self.lane.env.read(|reader| Ok(!entry.life.is_over(now) && !is_too_old(reader, &key.hash, entry)?))
+    /// Whether an entry would be fresh if it were stored.
+    pub(crate) fn is_current(&self, key: &Key, name: &[u8], entry: &Entry, now: u64) -> Result<bool, Error> {
+        self.lane.env.read(|reader| {
+            let entry = as_of_now(reader, &key.hash, name, entry)?;
+            Ok(entry.is_some_and(|entry| entry.life.is_fresh(now)))
+        })
     }
 
-    /// From the commit on, nothing that the subject matches and that was begun before is read or stored.
-    pub(crate) fn purge(&self, by: By, subject: Subject, now: u64) -> Pending<Result<(), Error>> {
+    /// From the commit on, nothing that the subject matches and that was begun before is read or stored; or, softly, it has
+    /// ended.
+    pub(crate) fn purge(&self, by: By, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().done;
-        self.lane.submit_by(by, Purge { subject, now, walked }, |_, result| result)
+        self.lane.submit_by(by, Purge { subject, soft, now, walked }, |_, result| result)
     }
 
     fn put(&self, txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -324,6 +330,16 @@ pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) ->
     Ok(freed)
 }
 
+/// Puts other bytes of the same length in the place of an entry's.
+pub(crate) fn replace(txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
+    if let Some(before) = txn.get(ENTRIES, key)? {
+        let before = record::claimed_expiry(before);
+        txn.delete(INDEX, &index_key(before, key))?;
+    }
+    txn.put(INDEX, &index_key(expires, key), &[])?;
+    txn.put(ENTRIES, key, bytes)
+}
+
 /// Called when the map or the disk is full: drops what ends first.
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
     let rows = txn.rows(INDEX, Bound::Unbounded, BITE, |key, _| split_index_key(key))?;
@@ -369,7 +385,10 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let moment = Moment { now: self.now, sequence: txn.number(SEQUENCE)? };
         let bytes = txn.get(ENTRIES, key)?.map(Bytes::copy_from_slice);
         let alive = match bytes.as_ref().map(|bytes| record::decode_entry(bytes, &self.key, &self.name)) {
-            Some(Stored::Entry(entry)) if !entry.life.is_over(self.now) && !txn.is_purged(key, &entry)? => Some(entry),
+            Some(Stored::Entry(entry)) => {
+                let standing = txn.standing(key, &self.name, &entry)?.filter(|life| !life.is_over(self.now));
+                standing.map(|life| Entry { life, ..entry })
+            }
             Some(Stored::Damaged) => {
                 self.entries.counts.damaged.fetch_add(1, Relaxed);
                 None
@@ -379,10 +398,10 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let fresh = alive.as_ref().filter(|entry| entry.life.is_fresh(self.now));
         let (outcome, edit) = (self.edit)(fresh, moment);
         self.outcome = Some(outcome);
-        match edit {
-            Edit::Store(entry) if !is_too_old(txn, key, &entry)? => {
-                remove(txn, key, None)?;
-                if !entry.life.is_over(self.now) {
+        let edit = match edit {
+            Edit::Store(entry) => match as_of_now(txn, key, &self.name, &entry)? {
+                Some(entry) if !entry.life.is_over(self.now) => {
+                    remove(txn, key, None)?;
                     let bytes = record::encode_entry(&self.key, &self.name, &entry);
                     // Before it is put: it might be the one that ends first.
                     let incoming = footprint(bytes.len());
@@ -391,10 +410,16 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
                     self.entries.put(txn, key, entry.life.ends(), &bytes)?;
                     return Ok(true);
                 }
-            }
+                // It has ended already: nothing is left of what was there, either.
+                Some(_) => Edit::Remove,
+                None => Edit::Keep,
+            },
+            other => other,
+        };
+        match edit {
             // Kept, or refused: then what is there is as good as before.
-            Edit::Keep | Edit::Store(_) if alive.is_some() || bytes.is_none() => return Ok(false),
-            Edit::Keep | Edit::Store(_) | Edit::Remove => {
+            Edit::Keep if alive.is_some() || bytes.is_none() => return Ok(false),
+            _ => {
                 remove(txn, key, None)?;
             }
         }

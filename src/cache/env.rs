@@ -250,11 +250,36 @@ impl Reader<'_> {
         self.env.tables[table.0].len(self.ro).map_err(from_heed)
     }
 
+    /// Whether `f` finds what it looks for in a range.
+    pub(crate) fn any(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, Error> {
+        any(&self.env.tables[table.0], self.ro, range, f)
+    }
+
     #[cfg(test)]
     pub(crate) fn all(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
         let rows = self.env.tables[table.0].iter(self.ro).unwrap();
         rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect()
     }
+}
+
+fn any(
+    db: &Db,
+    txn: &RoTxn<'_>,
+    range: (Bound<&[u8]>, Bound<&[u8]>),
+    f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<bool, Error> {
+    for row in db.range(txn, &range).map_err(from_heed)? {
+        let (key, value) = row.map_err(from_heed)?;
+        if f(key, value) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A write transaction.
@@ -273,6 +298,16 @@ impl Txn<'_> {
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
         self.env.tables[table.0].get(&self.rw, key).map_err(from_heed)
+    }
+
+    /// See [`Reader::any`].
+    pub(crate) fn any(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, Error> {
+        any(&self.env.tables[table.0], &self.rw, range, f)
     }
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {

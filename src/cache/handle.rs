@@ -70,9 +70,10 @@ impl Handle {
     }
 
     /// Queues a purge in every shard at once; the answer resolves when all are committed.
-    pub(crate) fn purge(&self, subject: Subject) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    pub(crate) fn purge(&self, subject: Subject, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let (by, now) = (self.by(), self.now());
-        let purges: Vec<_> = self.shared.entries.iter().map(|shard| shard.purge(by, subject, now)).collect();
+        let shards = self.shared.entries.iter();
+        let purges: Vec<_> = shards.map(|shard| shard.purge(by, subject.clone(), soft, now)).collect();
         async {
             for purged in purges {
                 purged.await?;

@@ -52,6 +52,7 @@ mod numbers;
 mod opening;
 mod pending;
 mod presence;
+mod purge;
 mod purges;
 mod reads;
 mod recent;
@@ -71,6 +72,7 @@ mod values;
 pub use averager::Averager;
 pub use builder::{Builder, Durability};
 pub use events::{HolderStats, LockStats, Stats, WaiterStats};
+pub use purge::Purge;
 pub use scope::Scope;
 pub use values::{Insert, Write};
 
@@ -166,7 +168,7 @@ impl Cache {
     /// [`Error::Busy`] if the cache could not be written in time; the purge may then have happened in part.
     pub async fn evict(&self, tag: &str) -> Result<(), Error> {
         let tag = self.handle.shared.secret.tag(tag);
-        self.handle.purge(Subject::Tag(tag)).await?;
+        self.handle.purge(Subject::Tag(tag), false).await?;
         self.reset_cells(move |cell| cell == tag).await
     }
 
@@ -176,7 +178,7 @@ impl Cache {
     ///
     /// As [`evict`](Cache::evict).
     pub async fn clear(&self) -> Result<(), Error> {
-        self.handle.purge(Subject::All).await?;
+        self.handle.purge(Subject::All, false).await?;
         self.reset_cells(|_| true).await
     }
 

@@ -6,7 +6,7 @@ use std::{hash::Hasher, ops::Range};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The longest part of a name that is kept beside a value, to be read by people and compared on a hit.
-const ECHO_MAX: usize = 256;
+pub(crate) const ECHO_MAX: usize = 256;
 /// Tags a record can carry.
 pub(crate) const TAGS_MAX: usize = 64;
 
@@ -214,6 +214,14 @@ impl Life {
         now < self.stored || self.ends() <= now
     }
 
+    /// As if it had ended at a time; what may follow its end is no longer than before.
+    pub(crate) fn ended_at(&self, at: u64) -> Life {
+        let fresh = self.fresh.min(at);
+        let earlier = self.fresh - fresh;
+        let (revalidate, if_error) = (self.revalidate.saturating_sub(earlier), self.if_error.saturating_sub(earlier));
+        Life { stored: self.stored, fresh, revalidate, if_error }
+    }
+
     pub(crate) fn is_fresh(&self, now: u64) -> bool {
         self.stored <= now && now < self.fresh
     }
@@ -310,9 +318,24 @@ impl RowDigest {
     }
 }
 
-/// Everything of an entry but its payload, unchecked against damage of the payload.
-pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<Entry> {
-    decode_head(bytes).map(|head| head.entry)
+/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage of the payload.
+pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<(Entry, &[u8])> {
+    decode_head(bytes).map(|head| (head.entry, head.name_echo))
+}
+
+/// The bytes of an entry with another life and sequence.
+pub(crate) fn with_life(bytes: &[u8], life: &Life, sequence: u64) -> Option<Vec<u8>> {
+    if !checksum_holds(bytes) || decode_head(bytes)?.entry.life.stored != life.stored {
+        return None;
+    }
+    let mut out = bytes.to_vec();
+    let Life { fresh, revalidate, if_error, .. } = *life;
+    for (at, number) in [(2, life.ends()), (26, sequence), (64, fresh), (72, revalidate), (80, if_error)] {
+        out[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let (body, check) = out.split_at_mut(bytes.len() - ENTRY_CHECK);
+    check.copy_from_slice(&xxh3_64(body).to_le_bytes());
+    Some(out)
 }
 
 /// Whether an entry's bytes are as they were stored.

@@ -48,7 +48,7 @@ impl Scope {
     ///
     /// As [`Cache::evict`](super::Cache::evict).
     pub async fn clear(&self) -> Result<(), Error> {
-        self.handle().purge(Subject::Scope(self.inner.id)).await
+        self.handle().purge(Subject::Scope(self.inner.id), false).await
     }
 
     pub(crate) fn shared_name(&self) -> &Arc<str> {
@@ -222,8 +222,8 @@ impl Scope {
     }
 
     /// Whether no purge has hit an entry that is in memory only.
-    pub(crate) fn is_current(&self, key: &Key, entry: &Entry) -> Result<bool, Error> {
-        self.handle().shared.shard(key).is_current(key, entry, self.handle().now())
+    pub(crate) fn is_current(&self, key: &Key, name: &[u8], entry: &Entry) -> Result<bool, Error> {
+        self.handle().shared.shard(key).is_current(key, name, entry, self.handle().now())
     }
 
     pub(crate) fn edit<R: Send + 'static>(
@@ -237,11 +237,11 @@ impl Scope {
     }
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
-    /// and what is being computed for it will not be stored.
-    pub(crate) fn purge_name(&self, key: &Key) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+    /// and what is being computed for it will not be stored; or, softly, they have ended.
+    pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
-        let name = handle.shared.shard(key).purge(handle.by(), Subject::Name(key.hash), handle.now());
-        let variants = handle.purge(Subject::Tag(key.own_tag()));
+        let name = handle.shared.shard(key).purge(handle.by(), Subject::Name(key.hash), soft, handle.now());
+        let variants = handle.purge(Subject::Tag(key.own_tag()), soft);
         async {
             name.await?;
             variants.await

@@ -54,6 +54,10 @@ impl Item {
         Item { echo: key.echo, name: name.into(), entry, value, row, seen: AtomicU64::new(seen), reads }
     }
 
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
     /// Whether nothing was committed since it was seen.
     pub(crate) fn is_current(&self, last: u64) -> bool {
         self.seen.load(SeqCst) == last

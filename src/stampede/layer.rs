@@ -173,7 +173,24 @@ impl<N, C> StampedeCacheLayer<N, C> {
         let Some(key) = name::written(&self.name, request).map(|name| self.core.key(name.as_bytes())) else {
             return Ok(());
         };
-        self.core.scope.purge_name(&key).await
+        self.core.scope.purge_name(&key, false).await
+    }
+
+    /// As [`remove`](StampedeCacheLayer::remove), but softly: what is kept has ended from then on. It is still served within
+    /// [`stale_while_revalidate`](StampedeCacheLayer::stale_while_revalidate) and
+    /// [`stale_if_error`](StampedeCacheLayer::stale_if_error), which begin then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cache::evict`](crate::Cache::evict).
+    pub async fn make_stale<Req>(&self, request: &Req) -> Result<(), Error>
+    where
+        N: Name<Req>,
+    {
+        let Some(key) = name::written(&self.name, request).map(|name| self.core.key(name.as_bytes())) else {
+            return Ok(());
+        };
+        self.core.scope.purge_name(&key, true).await
     }
 }
 

@@ -200,7 +200,7 @@ impl<C> Core<C> {
         Ok(Ok(match self.board(key, sequence) {
             Place::Follow(flight) => Plan::Follow(flight, bridge),
             Place::Lead(lead) => Plan::Lead(self.takeoff(asking, lead, (replaces, mark), self.follow_at_most), bridge),
-            Place::Landed(Landing::Kept(told)) => return self.landed(key, &told, asked, bridge),
+            Place::Landed(Landing::Kept(told)) => return self.landed(asking, &told, bridge),
             Place::Landed(_) => Plan::Alone { bridge, marked },
         }))
     }
@@ -226,9 +226,8 @@ impl<C> Core<C> {
     /// An answer that has landed and is not on disk yet, so that a purge has to be looked for.
     fn landed<Req, Res>(
         &self,
-        key: &Key,
+        &Asking { key, name, asked, .. }: &Asking<'_, C::Head>,
         told: &Told,
-        asked: &Asked<'_, C::Head>,
         bridge: Bridge<C::Decoded>,
     ) -> Result<Planned<C::Response, C::Decoded>, Error>
     where
@@ -236,7 +235,7 @@ impl<C> Core<C> {
     {
         let alone = Plan::Alone { bridge, marked: false };
         let Some(stored) = told.downcast_ref::<Stored<C::Decoded>>() else { return Ok(Ok(alone)) };
-        if !self.scope.is_current(key, &stored.entry)? {
+        if !self.scope.is_current(key, name, &stored.entry)? {
             return Ok(Ok(alone));
         }
         Ok(match self.replay(stored, asked, self.now(), |ttl| CacheStatus::Hit { ttl }) {

@@ -202,3 +202,42 @@ async fn what_was_computed_before_it_is_first_polled_counts_as_begun() {
         assert_eq!(next.text(), "2", "{personal:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_made_stale_is_served_while_it_is_computed_anew() {
+    use tower_floodgate::Purge;
+    let (cache, origin) = (cache(), Origin::held_counting());
+    let layer = layer(&cache).stale_while_revalidate(MINUTE);
+    let app = layer.layer(origin.clone());
+    let name = layer.name_of(&get("/")).unwrap();
+    for (at, soft) in [
+        Purge::name("pages", &name).soft(),
+        Purge::prefix("pages", &name[..name.len() - 1]).soft(),
+        Purge::scope("pages").soft(),
+        Purge::all().soft(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        origin.release(1);
+        if at == 0 {
+            ask(&app, get("/")).await;
+        }
+        let before = ask(&app, get("/")).await;
+        assert!(before.is_hit());
+        tokio::time::advance(SECOND).await;
+        let stored = cache.stats().stored;
+        match at {
+            0 => layer.make_stale(&get("/")).await.unwrap(),
+            _ => cache.purge(soft).await.unwrap(),
+        }
+        let stale = ask(&app, get("/")).await;
+        assert_eq!((stale.text(), stale.told()), (before.text(), "hit; ttl=0"));
+        until(|| cache.stats().stored > stored).await;
+        let new = ask(&app, get("/")).await;
+        assert!(new.is_hit() && new.text() != before.text(), "{new:?}");
+    }
+    cache.purge(Purge::prefix("pages", &name)).await.unwrap();
+    origin.release(1);
+    assert!(ask(&app, get("/")).await.is_stored());
+}

@@ -82,7 +82,7 @@ async fn a_purge_takes_what_was_begun_before_it_and_nothing_else() {
             "tag" => cache.evict("u").await.unwrap(),
             "all" => cache.clear().await.unwrap(),
             "scope" => a.clear().await.unwrap(),
-            _ => a.purge_name(&key(&a, "x")).await.unwrap(),
+            _ => a.purge_name(&key(&a, "x"), false).await.unwrap(),
         }
         assert!(!has(&a, "x"), "{kind}");
         assert_eq!(has(&a, "stored"), kind == "name", "{kind}");
@@ -113,7 +113,7 @@ async fn a_purge_that_is_queued_before_a_store_comes_first() {
     let scope = cache.scope("a");
     let old = sequence(&scope, "x");
     let holder = Holder::of(&shard(&cache).lane);
-    let purge = shard(&cache).purge(By::Keeper, Subject::Name(key(&scope, "x").hash), cache.handle.now());
+    let purge = shard(&cache).purge(By::Keeper, Subject::Name(key(&scope, "x").hash), false, cache.handle.now());
     let stored = scope.commit(key(&scope, "x"), b"x", answer(&scope, old, &[]));
     holder.release();
     purge.await.unwrap();
@@ -226,8 +226,8 @@ fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
         cache.insert(&i.to_string(), &1).wait().unwrap();
     }
     let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
-    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
-    shard(&cache).purge(By::Keeper, Subject::Tag(cache.root().tag("t")), cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), false, cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Tag(cache.root().tag("t")), false, cache.handle.now()).wait().unwrap();
     // The housekeeping thread may have begun already.
     tidy(&cache);
     assert_eq!(rows(&cache, ENTRIES).len(), 500);
@@ -249,7 +249,7 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
     for i in 0..500 {
         doomed.insert(&i.to_string(), &1).wait().unwrap();
     }
-    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), cache.handle.now()).wait().unwrap();
+    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), false, cache.handle.now()).wait().unwrap();
     for _ in 0..8 {
         let holder = Holder::of(&shard(&cache).lane);
         shard(&cache).tidy();
@@ -273,7 +273,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
         let purges: Vec<_> = (0..1000)
             .map(|i| round * 1000 + i)
             .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
-            .map(|subject| shard(&cache).purge(By::Keeper, subject, cache.handle.now()))
+            .map(|subject| shard(&cache).purge(By::Keeper, subject, false, cache.handle.now()))
             .collect();
         purges.into_iter().for_each(|purge| purge.wait().unwrap());
         tidy(&cache);
@@ -281,7 +281,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
     }
     assert!(has(&scope, "stays"));
     let late = answer(&scope, old, &[]);
-    assert!(!shard(&cache).is_current(&key(&scope, "x"), &late, late.life.stored).unwrap());
+    assert!(!shard(&cache).is_current(&key(&scope, "x"), b"x", &late, late.life.stored).unwrap());
     commit(&scope, "x", late);
     assert!(!has(&scope, "x"), "its own purge may be among those forgotten");
     commit(&scope, "x", answer(&scope, sequence(&scope, "x"), &[]));
@@ -301,7 +301,7 @@ fn more_tags_than_can_be_remembered_purge_everything() {
     tamper(&shard(&cache).lane, |txn| {
         for tag in 0..=PURGES_MAX {
             // As if no walk had come by.
-            Purge { subject: Subject::Tag(tag), now, walked: 0 }.run(txn).unwrap();
+            Purge { subject: Subject::Tag(tag), soft: false, now, walked: 0 }.run(txn).unwrap();
         }
     });
     assert!(rows(&cache, PURGES).len() < 10);
@@ -362,7 +362,7 @@ fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {
     let now = cache.handle.now();
     model.retain(|_, entry| now < entry.1);
     let end = |life: u8| now + u64::from(life) * 1_000_000_000;
-    let subject = |subject| shard(cache).purge(By::Keeper, subject, now).wait().unwrap();
+    let subject = |subject| shard(cache).purge(By::Keeper, subject, false, now).wait().unwrap();
     match *step {
         Step::Insert { name, size, life, tag } => {
             let insert = scope.insert(&name.to_string(), &"x".repeat(size)).expire(Duration::from_secs(life.into()));
