@@ -221,6 +221,7 @@ async fn what_is_made_stale_is_served_while_it_is_computed_anew() {
     {
         origin.release(1);
         if at == 0 {
+            origin.release(1);
             ask(&app, get("/")).await;
         }
         let before = ask(&app, get("/")).await;
