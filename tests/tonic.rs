@@ -33,7 +33,11 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_floodgate::{BarrierLayer, Lock, StampedeCacheLayer, ThrottleLayer, name::GrpcMethod};
+use tower_floodgate::{
+    BarrierLayer, Lock, StampedeCacheLayer, ThrottleLayer,
+    name::{ByBody, GrpcMethod},
+    stampede::BodyDigestLayer,
+};
 
 /// Messages that are plain text, so that the tests need no protoc.
 #[derive(Clone, Copy, Debug)]
@@ -266,4 +270,59 @@ async fn axum_and_tonic_share_one_throttle() {
         (429, &"application/problem+json".parse().unwrap())
     );
     assert_eq!(ask(channel, SAY, "a").await.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+/// Layers that memoize unary calls by what they say.
+macro_rules! by_message {
+    ($cache:expr) => {
+        ServiceBuilder::new()
+            .layer(BodyDigestLayer::new(1000))
+            .layer(
+                StampedeCacheLayer::new($cache.scope("messages"), MINUTE)
+                    .name((GrpcMethod::new(), ByBody))
+                    .bodies_named()
+                    .negative(MINUTE),
+            )
+            .map_request(|request: Request<tower_floodgate::Body<Body>>| request.map(Body::new))
+    };
+}
+
+#[tokio::test]
+async fn unary_calls_are_told_apart_by_what_they_say() {
+    let cache = cache();
+    let echo = Echo::default();
+    let server = serve!(Server::builder().layer(by_message!(cache)).add_service(echo.clone()));
+    let (one, two) = (connect(server).await, connect(server).await);
+    for channel in [&one, &two] {
+        assert_eq!(ask(channel.clone(), SAY, "a").await.unwrap(), "call 1: a");
+    }
+    for channel in [&one, &two] {
+        assert_eq!(ask(channel.clone(), SAY, "b").await.unwrap(), "call 2: b");
+    }
+    for channel in [&one, &two] {
+        let missing = ask(channel.clone(), FAIL, "a").await.unwrap_err();
+        assert_eq!((missing.code(), missing.message()), (Code::NotFound, "call 3: no a"), "kept as what is not there");
+    }
+    let long = "x".repeat(2000);
+    for call in [4, 5] {
+        assert_eq!(ask(one.clone(), SAY, &long).await.unwrap(), format!("call {call}: {long}"), "too long to be named");
+    }
+    let stampede: Vec<_> = (0..20).map(|_| tokio::spawn(ask(two.clone(), SAY, "c"))).collect();
+    for answer in stampede {
+        assert_eq!(answer.await.unwrap().unwrap(), "call 6: c");
+    }
+    assert_eq!(echo.calls.load(SeqCst), 6);
+}
+
+#[tokio::test]
+async fn a_client_tells_its_calls_apart_too() {
+    let cache = cache();
+    let echo = Echo::default();
+    let server = serve!(Server::builder().add_service(echo.clone()));
+    let channel = by_message!(cache).service(connect(server).await);
+    for _ in 0..2 {
+        assert_eq!(ask(channel.clone(), SAY, "a").await.unwrap(), "call 1: a");
+        assert_eq!(ask(channel.clone(), SAY, "b").await.unwrap(), "call 2: b");
+        assert_eq!(ask(channel.clone(), FAIL, "a").await.unwrap_err().message(), "call 3: no a");
+    }
 }

@@ -111,6 +111,17 @@ where
         .await
     }
 
+    /// Reads it to its end, or to the limit.
+    pub(crate) async fn read(&mut self) -> Result<(), Cut> {
+        loop {
+            match poll_fn(|cx| self.poll_step(cx)).await {
+                Step::More => {}
+                Step::End => return Ok(()),
+                Step::Cut(cut) => return Err(cut),
+            }
+        }
+    }
+
     /// Whether nothing but a failure can keep it from being recorded.
     pub(crate) fn is_known_to_fit(&self) -> bool {
         self.announced.is_some_and(|announced| announced <= self.limit as u64)

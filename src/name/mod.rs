@@ -7,8 +7,8 @@
 //! - a closure or function from `&Req` to something of its own that is [`IntoName`]: text, bytes, a number, an address
 //!   (`|r: &Request<_>| r.uri().path().to_owned()`; text borrowed from the request does not compile, see `from_fn`);
 //! - [`from_fn`], for a closure that writes into the buffer itself and so need not allocate;
-//! - the ready-made names: [`Target`], [`Path`], [`ClientIp`], [`Header`], [`ApiKey`], [`extension`] and [`GrpcMethod`] for
-//!   HTTP, [`Args`] for requests that are `serde::Serialize`;
+//! - the ready-made names: [`Target`], [`Path`], [`ClientIp`], [`Header`], [`ApiKey`], [`extension`], [`GrpcMethod`] and
+//!   [`ByBody`] for HTTP, [`Args`] for requests that are `serde::Serialize`;
 //! - a tuple of two to four names, whose parts can never run into each other.
 //!
 //! A name may also let a request [`Pass`](Named::Pass) untouched, past the layer. That is always said on purpose: a
@@ -44,6 +44,7 @@
 //! ```
 
 mod args;
+mod body;
 mod buf;
 mod client;
 mod header;
@@ -60,6 +61,7 @@ use std::{
 
 pub use self::{
     args::Args,
+    body::{BodyDigest, ByBody},
     buf::NameBuf,
     client::{ClientIp, PeerAddr},
     header::{Ext, GrpcMethod, Header, Path, extension},

@@ -6,7 +6,7 @@ use http::{
 };
 
 use super::{
-    Name, NameBuf, Named,
+    BodyDigest, Name, NameBuf, Named,
     header::{header_name, push_header},
 };
 
@@ -18,7 +18,8 @@ const INLINE_PARAMETERS: usize = 32;
 /// The name reads `GET https://host/path?a=1&b=2`. It is made of
 ///
 /// - the method: only GET and HEAD have a name, all others [pass](Named::Pass), and so does a GET or HEAD that says it
-///   has content, since the name would not tell one content from another;
+///   has content, since the name would not tell one content from another. Where a
+///   [`BodyDigestLayer`](crate::stampede::BodyDigestLayer) has read the content, they have one, too, and its digest ends it;
 /// - the scheme, if the URI has one;
 /// - the host in lower case, without the default port of the scheme: the authority of the URI, else the `Host` header.
 ///   Where a request names several hosts that differ, all of them count;
@@ -113,9 +114,13 @@ impl Target {
 impl<B> Name<Request<B>> for Target {
     fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
         let (method, uri, headers) = (req.method(), req.uri(), req.headers());
-        if !matches!(*method, Method::GET | Method::HEAD) || announces_body(headers) {
-            return Named::Pass;
-        }
+        let digest = match !matches!(*method, Method::GET | Method::HEAD) || announces_body(headers) {
+            false => None,
+            true => match req.extensions().get::<BodyDigest>() {
+                None => return Named::Pass,
+                digest => digest,
+            },
+        };
         name.push_str(method.as_str());
         name.push_byte(b' ');
         let scheme = uri.scheme_str();
@@ -133,6 +138,10 @@ impl<B> Name<Request<B>> for Target {
         for header in self.vary.iter() {
             name.push_byte(b' ');
             push_header(headers, header, name);
+        }
+        if let Some(digest) = digest {
+            name.push_str(" body=");
+            digest.push(name);
         }
         Named::Yes
     }

@@ -80,6 +80,7 @@
 
 mod codec;
 mod core;
+mod digest;
 mod fill;
 mod flight;
 mod fresh;
@@ -96,6 +97,7 @@ mod wire;
 mod xfetch;
 
 pub use codec::{Codec, Serde};
+pub use digest::{BodyDigestFuture, BodyDigestLayer, BodyDigestService};
 pub use fill::{Fill, Filling};
 pub use http_codec::Recorded;
 pub use layer::StampedeCacheLayer;
