@@ -9,7 +9,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tower_floodgate::{Cache, LockStats};
+use tower_floodgate::{Cache, LockStats, Purge};
 
 /// Serves until the process ends.
 pub(crate) fn start(listener: TcpListener, cache: Cache) {
@@ -18,19 +18,28 @@ pub(crate) fn start(listener: TcpListener, cache: Cache) {
 }
 
 #[derive(serde::Deserialize)]
-struct Purge {
+struct Wanted {
     tag: Option<String>,
     path: Option<String>,
+    /// Marks it stale, to be served while it is fetched anew or cannot be, as `--stale` allows.
+    #[serde(default)]
+    soft: bool,
 }
 
 /// What is purged is gone for every gateway of the directory from the moment this answers.
-async fn purge(State(cache): State<Cache>, Query(purge): Query<Purge>) -> (StatusCode, String) {
+async fn purge(State(cache): State<Cache>, Query(purge): Query<Wanted>) -> (StatusCode, String) {
     let tag = match (purge.tag, purge.path) {
         (Some(tag), None) => tag,
         (None, Some(path)) => paths::tag(&path),
-        _ => return (StatusCode::BAD_REQUEST, "POST /purge?tag=T or /purge?path=P\n".into()),
+        _ => {
+            return (StatusCode::BAD_REQUEST, "POST /purge?tag=T or /purge?path=P, with &soft=true if wanted\n".into());
+        }
     };
-    match cache.evict(&tag).await {
+    let purged = match purge.soft {
+        true => cache.purge(Purge::tag(&tag).soft()).await,
+        false => cache.evict(&tag).await,
+    };
+    match purged {
         Ok(()) => (StatusCode::OK, "purged\n".into()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     }
@@ -45,9 +54,12 @@ async fn stats(State(cache): State<Cache>) -> Json<Value> {
         "cells_evicted": stats.cells_evicted,
         "damaged": stats.damaged,
         "hits": stats.hits,
+        "hits_in_memory": stats.hits_in_memory,
         "misses": stats.misses,
         "followed": stats.followed,
         "refreshed": stats.refreshed,
+        "stale": stats.stale,
+        "bridged": stats.bridged,
         "stored": stats.stored,
         "not_stored": stats.not_stored,
         "waiters_left_out": stats.waiters_left_out,

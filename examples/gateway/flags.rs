@@ -35,7 +35,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "F", default_value = "1", value_parser = beta, allow_hyphen_values = true)]
     pub(crate) beta: f64,
 
-    /// How long past its life an answer may bridge a slow or failing upstream (not in effect yet)
+    /// How long past its life an answer may bridge a slow or failing upstream
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_hyphen_values = true)]
     pub(crate) stale: Duration,
 
@@ -139,17 +139,9 @@ impl Flags {
 pub(crate) fn fail(problem: &str) -> ExitCode {
     let line: Vec<&str> = problem.split_whitespace().collect();
     let line: String = line.join(" ").chars().map(|symbol| if symbol.is_control() { '?' } else { symbol }).collect();
-    complain("error", &line);
+    // Not `eprintln!`, which would panic where nobody reads.
+    let _ = std::io::stderr().write_all(format!("error: {line}\n").as_bytes());
     ExitCode::from(2)
-}
-
-pub(crate) fn warn(what: &str) {
-    complain("warning", what);
-}
-
-/// Not `eprintln!`, which would panic where nobody reads.
-fn complain(kind: &str, line: &str) {
-    let _ = std::io::stderr().write_all(format!("{kind}: {line}\n").as_bytes());
 }
 
 /// What a layer takes for one.

@@ -46,9 +46,6 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), BoxError> {
     let stop = stop_signal()?;
     let cache = Cache::open(&flags.cache_dir)?;
-    if !flags.stale.is_zero() {
-        flags::warn("--stale is not in effect yet: answers are served for their life and no longer");
-    }
     let listener = bind(flags.listen).await?;
     let address = listener.local_addr()?;
     let upstream = match &flags.upstream {

@@ -8,4 +8,8 @@ mod load;
 mod origin;
 mod process;
 mod proxying;
+mod purging;
+mod stale;
+mod stampede;
+mod streaming;
 mod throttling;

@@ -124,9 +124,51 @@ pub(crate) async fn numbering(headers: &'static [(&'static str, &'static str)]) 
     let origin = Origin::default();
     let answer = async move |State(origin): State<Origin>| {
         origin.enter("", Duration::ZERO).await;
-        let headers: HeaderMap =
-            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        (headers, format!("answer {}", origin.calls()))
+        (header_map(headers), format!("answer {}", origin.calls()))
+    };
+    (serve(Router::new().fallback(answer).with_state(origin.clone())).await, origin)
+}
+
+/// What is sent into the body of one answer; it ends when this is dropped, and breaks off by an error.
+pub(crate) type Pieces = mpsc::Sender<Result<&'static str, std::io::Error>>;
+
+/// An origin whose bodies the test sends piece by piece, one for each visit.
+pub(crate) async fn piecewise(
+    headers: &'static [(&'static str, &'static str)],
+) -> (String, mpsc::UnboundedReceiver<Pieces>) {
+    let (visits, visitors) = mpsc::unbounded_channel();
+    let answer = async move |State(visits): State<mpsc::UnboundedSender<Pieces>>| {
+        let (pieces, body) = mpsc::channel(1);
+        let _ = visits.send(pieces);
+        let body = axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(body));
+        (header_map(headers), body)
+    };
+    (serve(Router::new().fallback(answer).with_state(visits)).await, visitors)
+}
+
+pub(crate) fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
+    headers.iter().map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())).collect()
+}
+
+/// An origin that answers by a script of the test, which is told the number of the call, from 1.
+pub(crate) async fn scripted<F>(script: F) -> (String, Origin)
+where
+    F: Fn(&Request, usize) -> axum::response::Response + Clone + Send + Sync + 'static,
+{
+    let origin = Origin::default();
+    let answer = async move |State(origin): State<Origin>, request: Request| {
+        origin.enter(request.uri().path(), Duration::ZERO).await;
+        script(&request, origin.calls())
+    };
+    (serve(Router::new().fallback(answer).with_state(origin.clone())).await, origin)
+}
+
+/// An origin that takes so long for each answer, which has these headers.
+pub(crate) async fn slow_with(delay: Duration, headers: &'static [(&'static str, &'static str)]) -> (String, Origin) {
+    let origin = Origin::default();
+    let answer = async move |State(origin): State<Origin>, uri: Uri| {
+        origin.enter(uri.path(), delay).await;
+        (header_map(headers), "slow")
     };
     (serve(Router::new().fallback(answer).with_state(origin.clone())).await, origin)
 }

@@ -68,6 +68,14 @@ impl Gateway {
         format!("http://{}{path}", self.address)
     }
 
+    /// Bytes of `RssAnon`.
+    pub(crate) fn anonymous_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it still runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says so");
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kilobytes << 10
+    }
+
     pub(crate) fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
