@@ -3,6 +3,7 @@
 mod barrier;
 mod caching;
 mod flags;
+mod leaks;
 mod limits;
 mod load;
 mod origin;
