@@ -1,6 +1,7 @@
 //! The stampede cache, by what clients and the service behind it see.
 
 mod answers;
+mod case_study;
 mod composed;
 mod flights;
 mod memoize;
