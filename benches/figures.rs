@@ -39,6 +39,9 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut figures = stampede().await;
+    figures.extend(stampede_of_two().await);
+    figures.extend(leader_killed().await);
+    figures.extend(streamed().await);
     figures.extend(throttle().await);
     figures.extend(waiting().await);
     figures.extend(barrier().await);
@@ -84,6 +87,125 @@ async fn stampede() -> Vec<Figure> {
             "< 0.1 s",
             format!("{:.4} s", hit.as_secs_f64()),
             again.header("cache-status").contains("hit") && hit < Duration::from_millis(100),
+        ),
+    ]
+}
+
+/// 64 at once at two processes want what takes 300 ms and nobody has asked for.
+async fn stampede_of_two() -> Vec<Figure> {
+    let cache = tempdir().expect("a temporary directory");
+    let (upstream, origin) = origin::slow(Duration::from_millis(300)).await;
+    let gateways = [(); 2].map(|()| Gateway::start(cache.path(), &["--upstream", &upstream]));
+    let answers = load::at_once(&gateways, 64).await;
+    let served = answers.iter().filter(|(_, answer)| answer.status == StatusCode::OK).count();
+    let last = answers.last().map(|(time, _)| *time).unwrap_or_default();
+    vec![
+        figure("64 cold at two processes: served", "64", served, served == 64),
+        figure("64 cold at two processes: calls of the origin", "1", origin.calls(), origin.calls() == 1),
+        figure(
+            "64 cold at two processes, of 300 ms: the last after",
+            "<= 0.65 s",
+            format!("{:.3} s", last.as_secs_f64()),
+            last <= Duration::from_millis(650),
+        ),
+    ]
+}
+
+/// The process that computes for both dies.
+async fn leader_killed() -> Vec<Figure> {
+    let cache = tempdir().expect("a temporary directory");
+    let (upstream, mut visits) = origin::held().await;
+    let flags = ["--upstream", &upstream];
+    let [dying, living] = [(); 2].map(|()| Gateway::start(cache.path(), &flags));
+    let ask = |gateway: &Gateway| {
+        let address = gateway.address;
+        tokio::spawn(
+            async move { origin::raw(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await },
+        )
+    };
+    let _lost = ask(&dying);
+    let _held = visits.recv().await;
+    let waiting: Vec<_> = (0..32).map(|_| ask(&living)).collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    dying.kill();
+    let took = visits.recv().await.map_or(Duration::MAX, |visit| visit.at - began);
+    let mut served = 0;
+    for one in waiting {
+        served += usize::from(one.await.is_ok_and(|answer| answer.starts_with("http/1.1 200")));
+    }
+    let calls = if visits.try_recv().is_err() { "1" } else { "more" };
+    vec![
+        figure(
+            "kill -9 of who computes for 32: another does after",
+            "<= 0.1 s",
+            format!("{:.3} s", took.as_secs_f64()),
+            took <= Duration::from_millis(100),
+        ),
+        figure(
+            "kill -9 of who computes for 32: served by one more call",
+            "32, 1",
+            format!("{served}, {calls}"),
+            served == 32 && calls == "1",
+        ),
+    ]
+}
+
+/// A gibibyte through a gateway that keeps bodies of up to a mebibyte.
+async fn streamed() -> Vec<Figure> {
+    use axum::{body::Body, response::IntoResponse};
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const PIECE: usize = 64 << 10;
+    const PIECES: usize = (1 << 30) / PIECE;
+    let sent = Arc::new(Mutex::new(None));
+    let first = sent.clone();
+    let endless = move || async move {
+        let piece = bytes::Bytes::from(vec![b'x'; PIECE]);
+        let pieces = (0..PIECES).map(move |n| {
+            if n == 0 {
+                *first.lock().expect("no panic") = Some(Instant::now());
+            }
+            Ok::<_, std::io::Error>(piece.clone())
+        });
+        Body::from_stream(tokio_stream::iter(pieces)).into_response()
+    };
+    let upstream = origin::serve(axum::Router::new().fallback(endless)).await;
+    let cache = tempdir().expect("a temporary directory");
+    let gateway = Gateway::start(cache.path(), &["--upstream", &upstream]);
+    let before = gateway.anonymous_memory();
+    let mut client = tokio::net::TcpStream::connect(gateway.address).await.expect("a connection");
+    client.write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n").await.expect("sent");
+    let (mut buffer, mut read, mut most, mut head, mut began) = (vec![0; 1 << 20], 0_usize, before, Vec::new(), None);
+    loop {
+        let more = client.read(&mut buffer).await.expect("a whole body");
+        if more == 0 {
+            break;
+        }
+        if began.is_none() {
+            head.extend_from_slice(&buffer[..more]);
+            let body = head.windows(4).position(|end| end == b"\r\n\r\n").is_some_and(|end| head.len() > end + 4);
+            began = body.then(Instant::now);
+        }
+        let step = 16 << 20;
+        if read / step != (read + more) / step {
+            most = most.max(gateway.anonymous_memory());
+        }
+        read += more;
+    }
+    let delay = match (*sent.lock().expect("no panic"), began) {
+        (Some(sent), Some(began)) => began.saturating_duration_since(sent),
+        _ => Duration::MAX,
+    };
+    let grown = most.saturating_sub(before) as f64 / f64::from(1 << 20);
+    vec![
+        figure("1 GiB through the gateway: bytes", ">= 1 GiB", read, read >= 1 << 30),
+        figure("1 GiB through the gateway: anonymous memory more", "< 16 MiB", format!("{grown:.1} MiB"), grown < 16.0),
+        figure(
+            "1 GiB through the gateway: first byte after the origin's",
+            "<= 20 ms",
+            format!("{:.1} ms", delay.as_secs_f64() * 1e3),
+            delay <= Duration::from_millis(20),
         ),
     ]
 }

@@ -186,7 +186,7 @@ impl<C> Core<C> {
     /// Runs a computation to its end, whoever waits for it: as a task of its own, or within the future returned.
     pub(super) fn fly<Req, Res, Err, F>(
         &self,
-        takeoff: Takeoff,
+        takeoff: Box<Takeoff>,
         gone: Gone<C::Kept>,
         computing: F,
     ) -> Flying<C::Response, Err>
@@ -210,7 +210,7 @@ impl<C> Core<C> {
 
     async fn compute<Req, Res, Err>(
         self,
-        takeoff: Takeoff,
+        takeoff: Box<Takeoff>,
         began: u64,
         gone: Gone<C::Kept>,
         computing: impl Future<Output = Result<Res, Err>> + Send,
@@ -245,8 +245,8 @@ impl<C> Core<C> {
 
     /// Tells all who wait of a failure. From then on the service is left alone for a while, if there is something to serve
     /// instead.
-    async fn fail(&self, takeoff: Takeoff, landing: Landing) {
-        let Takeoff { claim, lead, place, replaces, mark } = takeoff;
+    async fn fail(&self, takeoff: Box<Takeoff>, landing: Landing) {
+        let Takeoff { claim, lead, place, replaces, mark } = *takeoff;
         if replaces.is_some() {
             // Who waits may have something to serve, and those who have not begin after the pause that they now see.
             let mark = Mark::after_failure(mark, self.now());
@@ -259,7 +259,7 @@ impl<C> Core<C> {
 
     async fn land<Req, Res, Err>(
         &self,
-        takeoff: Takeoff,
+        takeoff: Box<Takeoff>,
         began: u64,
         response: C::Response,
         verdict: Verdict,
@@ -290,7 +290,7 @@ impl<C> Core<C> {
             }
             Ok(kept) => {
                 let (ttl, sequence) = (kept.lives.fresh, takeoff.lead.sequence());
-                let Takeoff { lead, place, mark, claim, replaces } = takeoff;
+                let Takeoff { lead, place, mark, claim, replaces } = *takeoff;
                 let marked = mark.map(|_| place.key);
                 let (key, name, of) = place.for_variant(kept.variant.as_deref());
                 let entry = self.entry(kept, sequence, (began, replaces.map(|replaced| replaced.cost)), of.as_ref());

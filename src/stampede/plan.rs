@@ -19,9 +19,9 @@ use std::{sync::Arc, time::Duration};
 pub(super) enum Plan<Out, D> {
     Hit(Out),
     /// It is answered, and the answer is to be refreshed in the background.
-    Refresh(Out, Takeoff),
+    Refresh(Out, Box<Takeoff>),
     /// It computes the answer for all who want it.
-    Lead(Takeoff, Bridge<D>),
+    Lead(Box<Takeoff>, Bridge<D>),
     /// Another is computing the answer.
     Follow(Arc<Flight>, Bridge<D>),
     /// It is served by the service, for itself. `marked`: so are all requests of its name.
@@ -70,8 +70,9 @@ impl Replaced {
 }
 
 pub(super) enum Claim {
-    Asked(Acquiring),
-    Held(Guard),
+    Asked(Box<Acquiring>),
+    /// Released when it is dropped.
+    Held(#[allow(dead_code)] Guard),
     /// The cache has failed, or whoever holds it takes too long.
     Without,
 }
@@ -216,11 +217,11 @@ impl<C> Core<C> {
         lead: Lead,
         (replaces, mark): (Option<Replaced>, Option<Mark>),
         patience: Duration,
-    ) -> Takeoff {
+    ) -> Box<Takeoff> {
         // Nobody waits for what began before a purge, or too long ago in this process.
         let patience = if lead.is_overdue() { Duration::ZERO } else { patience };
         let claim = Acquire::claim(&self.scope, asking.key, lead.sequence(), patience).acquire();
-        Takeoff { lead, place: (asking.located)(), replaces, mark, claim: Claim::Asked(claim) }
+        Box::new(Takeoff { claim: Claim::Asked(Box::new(claim)), lead, place: (asking.located)(), replaces, mark })
     }
 
     /// An answer that has landed and is not on disk yet, so that a purge has to be looked for.

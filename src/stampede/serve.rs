@@ -195,7 +195,7 @@ impl<C> Core<C> {
 
     async fn wait_for_claim<Req, Res>(
         &self,
-        mut takeoff: Takeoff,
+        mut takeoff: Box<Takeoff>,
         name: &[u8],
         gone: &Gone<C::Kept>,
         bridge: &Bridge<C::Decoded>,
@@ -275,7 +275,7 @@ impl<C> Core<C> {
     /// Refreshes an answer in the background; nobody waits for it.
     pub(super) async fn refresh_later<Req, Res, Err>(
         self,
-        takeoff: Takeoff,
+        takeoff: Box<Takeoff>,
         name: Box<[u8]>,
         gone: Gone<C::Kept>,
         call: impl Call<Res, Err>,
@@ -303,7 +303,7 @@ enum Heard<Out> {
 
 /// What waiting for a claim has led to.
 enum Cleared<Out, D> {
-    Go(Takeoff),
+    Go(Box<Takeoff>),
     Answer(Out),
     Instead(Plan<Out, D>),
 }
