@@ -190,6 +190,30 @@ const LEASE: Duration = ms(500);
 
 /// Not a test of its own: what the children of this file's tests do.
 #[test]
+fn a_value_that_another_process_computes_is_waited_for_as_long_as_that_lives() {
+    let directory = directory();
+    let path = cache_of(&directory);
+    let mut other = Child::start("computes", &path);
+    assert_eq!(other.line(), "computes");
+    // Plain threads, without a runtime.
+    let cache = open(&path);
+    let own = |value: u32| move || Ok::<_, ()>(value);
+    let impatient = cache.get_or_fill("x", secs(600), own(1)).follow_at_most(ms(50)).wait();
+    assert_eq!(impatient, Ok(1));
+    cache.remove("x").wait().unwrap();
+    let patient = std::thread::spawn({
+        let cache = cache.clone();
+        move || cache.get_or_fill("x", secs(600), own(2)).wait()
+    });
+    while cache.stats().lock_waiters == 0 {
+        std::thread::yield_now();
+    }
+    other.kill();
+    assert_eq!(patient.join().unwrap(), Ok(2));
+    assert_eq!(cache.get::<u32>("x").unwrap(), Some(2));
+}
+
+#[test]
 fn child() {
     let Some(part) = processes::part() else { return };
     let cache = open(&part.cache);
@@ -229,6 +253,13 @@ fn child() {
             let service = layer.layer(service_fn(async |_: ()| Ok::<_, Rejection>(())));
             say((0..20).filter(|_| runtime.block_on(service.clone().oneshot(())).is_ok()).count());
             processes::wait_to_be_killed();
+        }
+        "computes" => {
+            let compute = || -> Result<u32, ()> {
+                say("computes");
+                processes::wait_to_be_killed()
+            };
+            let _ = cache.get_or_fill("x", secs(600), compute).wait();
         }
         "drip" => {
             let limit = cache.throttle("drip", Rate::new(1_000_000, secs(36_000)));

@@ -56,8 +56,8 @@ pub(crate) struct Hot<T> {
     pub(crate) value: Arc<T>,
     /// When it was found.
     pub(crate) now: u64,
-    /// How often it is read in this process.
-    pub(crate) reads: Arc<Reads>,
+    /// How often it is read in this process, where that is kept.
+    pub(crate) reads: Option<Arc<Reads>>,
     /// No file was looked into.
     pub(crate) from_memory: bool,
 }
@@ -121,7 +121,7 @@ impl Entries {
                     if let Ok(value) = value
                         && !item.entry.life.is_over(now)
                     {
-                        return Ok(Ok(Hot { value, now, reads: item.reads.clone(), from_memory }));
+                        return Ok(Ok(Hot { value, now, reads: Some(item.reads.clone()), from_memory }));
                     }
                 }
                 None => tier.remove(key),
@@ -140,8 +140,8 @@ impl Entries {
             self.counts.damaged.fetch_add(1, Relaxed);
             return Ok(Err(sequence));
         };
-        let reads = item.map_or_else(|| Arc::new(Reads::new(now)), |item| item.reads.clone());
-        if let Some(row) = row {
+        let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(Reads::new(now)), |item| item.reads.clone()));
+        if let (Some(row), Some(reads)) = (row, &reads) {
             tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
         }
         Ok(Ok(Hot { value, now, reads, from_memory: false }))

@@ -82,6 +82,10 @@ impl Tier {
         Tier { items, bytes }
     }
 
+    pub(crate) fn is_on(&self) -> bool {
+        self.items.is_some()
+    }
+
     pub(crate) fn get(&self, key: &Key, name: &[u8]) -> Option<Arc<Item>> {
         self.items.as_ref()?.get(&key.hash).filter(|item| item.echo == key.echo && *item.name == *name)
     }

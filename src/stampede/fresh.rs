@@ -428,7 +428,7 @@ pub(crate) fn grpc(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> Grpc {
 
 /// A life shortened by up to a share of itself: what was stored together does not end together.
 pub(crate) fn jittered(life: Duration, share: f64, draw: f64) -> Duration {
-    life.mul_f64((1.0 - share * draw).clamp(0.0, 1.0))
+    life.min(Duration::from_secs(FOREVER.into())).mul_f64((1.0 - share * draw).clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

@@ -65,7 +65,8 @@ impl<N, C> StampedeCacheLayer<N, C> {
 
     /// Refreshes by the measured cost and how often an answer is read in this process, instead of by a fixed
     /// [`beta`](StampedeCacheLayer::beta): as late as leaves this chance that an answer ends before the next one is there, 0.01
-    /// for instance. What is read too rarely for that to be of use is not refreshed early.
+    /// for instance. What is read too rarely for that to be of use is not refreshed early, and nothing is where
+    /// [`Builder::memory`](crate::Builder::memory) is zero.
     ///
     /// # Panics
     ///
@@ -235,8 +236,8 @@ impl<N> StampedeCacheLayer<N, Recorded> {
         self
     }
 
-    /// Says that the name accounts for the request's body: by what it reads of a body that was buffered before, or since
-    /// no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them, and
+    /// Says that the name accounts for the request's body: since a [`BodyDigestLayer`](super::BodyDigestLayer) has read it
+    /// before, or since no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them, and
     /// so do methods other than `GET` and `HEAD`, which the name must then tell apart too.
     pub fn bodies_named(mut self) -> Self {
         self.core.codec.bodies_named = true;

@@ -39,44 +39,81 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Values without any service are filled by [`Cache::get_or_fill`](crate::Cache::get_or_fill).
+//!
 //! # One computation
 //!
-//! A miss is led by one request and followed by the others of this process that want the same name. Where there is an
-//! executor (tokio's, unless [`Builder::executor`](crate::Builder::executor) names one) the computation is a task of its
-//! own: a client that hangs up does not stop it. Without one it runs within the leading request and, if that is dropped,
-//! a follower leads. A leader's error or panic is its own; a follower then leads, and who has waited for three that failed
-//! calls the service itself, so that nobody queues behind slow failures. A computation that has not ended after a minute
-//! gathers no more followers: the next request begins another.
+//! A miss is led by one request of the whole machine and followed by the others that want the same name, in this process and
+//! in others. Followers in the process get the answer from memory, before it is on disk. Whoever leads in another process when
+//! a leader has stored, failed or died looks at what is there first.
+//!
+//! Where there is an executor (tokio's, unless [`Builder::executor`](crate::Builder::executor) names one) the computation is a
+//! task of its own: a client that hangs up does not stop it. Without one it runs within the leading request and, if that is
+//! dropped, a follower leads. A process that is killed is noticed by the others within a tenth of a second. A leader's error or
+//! panic is its own, unless errors are [shared](StampedeCacheLayer::share_errors); a follower then leads, and who has waited
+//! for three that failed calls the service itself, so that nobody queues behind slow failures. Nobody waits longer than
+//! [`follow_at_most`](StampedeCacheLayer::follow_at_most).
+//!
+//! An answer that may not be stored is remembered as such, in every process and for
+//! [a while](StampedeCacheLayer::uncacheable_for): its followers, and those who come after them, call the service together and
+//! not one by one. So do the followers of a response that tells of a failure, unless failures are
+//! [shared](StampedeCacheLayer::share_failures).
+//!
+//! # Before it ends, and after
 //!
 //! Shortly before an answer ends, a request chosen by XFetch (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic
-//! Cache Stampede Prevention, PVLDB 8(8), 2015) refreshes it in the background while everyone is still served the stored
-//! one. The chance is `exp(-remaining / (beta * cost))`, where `cost` is how long the stored answer took.
+//! Cache Stampede Prevention, PVLDB 8(8), 2015) refreshes it in the background, one on the whole machine, while everyone is
+//! still served the stored one. The chance is `exp(-remaining / (beta * cost))`, where `cost` is a decaying estimate of how long
+//! the computation takes, of which at most a quarter of the life counts. [`tuned`](StampedeCacheLayer::tuned) chooses by cost
+//! and reads instead, and refreshes no sooner than it must.
+//!
+//! An answer that has ended is served while a new one is computed, within
+//! [`stale_while_revalidate`](StampedeCacheLayer::stale_while_revalidate); and where none is to be had, or not soon enough
+//! ([`soft_timeout`](StampedeCacheLayer::soft_timeout)), within [`stale_if_error`](StampedeCacheLayer::stale_if_error). A service
+//! that fails is asked again after one second, then two, four and so on up to thirty, by one request of the machine.
+//! Responses that say so themselves (RFC 5861) are taken at their word.
 //!
 //! # What is stored
 //!
-//! For HTTP: answers to `GET` and `HEAD`, as RFC 9111 allows a shared cache, read strictly. The life is that of
-//! `Cache-Control` or `Expires`, else the layer's. Never stored: answers with `private`, `no-store`, `no-cache`,
-//! `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream` and other types that may never end, a gRPC status
-//! other than 0; bodies above the [limit](StampedeCacheLayer::body_limit), which stream through; more tags than fit (some
-//! 50); answers to requests with `Authorization`, `Cookie` or `Proxy-Authorization`, unless they say `public` or
-//! `s-maxage`. Such requests are served only what says so.
+//! For HTTP: answers to `GET` and `HEAD`, as RFC 9111 allows a shared cache, read strictly. The life is what
+//! [`life_of`](StampedeCacheLayer::life_of) says, else that of `Cache-Control` or `Expires`, else the layer's. Never stored:
+//! answers with `private`, `no-store`, `no-cache`, `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream` and
+//! other types that may never end, a gRPC status other than 0; bodies above the [limit](StampedeCacheLayer::body_limit), which
+//! stream through; more tags than fit (some 50); answers to requests with `Authorization`, `Cookie` or `Proxy-Authorization`,
+//! unless they say `public` or `s-maxage`. Such requests are served only what says so. 404, 410 and gRPC's `NOT_FOUND` may be
+//! given a [life of their own](StampedeCacheLayer::negative).
 //!
 //! **Whoever is known by anything but these three headers (an API key of another header, a session in the extensions, the
 //! peer's address) must be part of the [name](StampedeCacheLayer::name)**, or one user is served another's page.
 //!
-//! An answer that may be kept is read whole, up to the limit, before its first byte goes on. Conditional requests are
-//! answered in full.
+//! Bodies are passed on while they are recorded: a client sees the first byte when the service sends it. They are read at the
+//! service's pace, up to the limit, so that a client that reads slowly stalls nobody; what is longer flows on and is not kept.
+//! Followers read along where the length is known to fit, and wait for the whole otherwise. A body that breaks off, or ends
+//! before its announced length, is kept for none and an error to all who read it. The end of a body is shown when its answer is
+//! stored. A flight takes up to three times the limit in memory. Conditional requests are answered in full.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
 //! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name
-//! [accounts for them](StampedeCacheLayer::bodies_named); its `no-cache` and `max-age=0` do not, since any client could
-//! then flood the service.
+//! [accounts for them](StampedeCacheLayer::bodies_named), by a [`BodyDigestLayer`] for instance; its `no-cache` and `max-age=0`
+//! do not, since any client could then flood the service.
 //!
-//! A response says what happened in `Cache-Status` (RFC 9211) and in the extension [`CacheStatus`], and its age in `Age`.
+//! A response says what happened in `Cache-Status` (RFC 9211) and in the extension [`CacheStatus`], and its age in `Age`:
+//!
+//! | `Cache-Status: floodgate; ..` | the answer |
+//! | --- | --- |
+//! | `hit; ttl=59` | was stored, and is fresh |
+//! | `hit; ttl=-3` | was stored, and has ended: it is being refreshed, or cannot be just now |
+//! | `fwd=stale; ttl=-3; detail=bridged` | the same, since the service was asked and has failed or is slow |
+//! | `fwd=miss; stored; ttl=60` | was computed, and is stored unless its body breaks off |
+//! | `fwd=miss; ttl=60; detail=recording` | is being computed, and stored if it turns out to fit |
+//! | `fwd=miss; collapsed; ttl=60` | was computed by another request at the same time |
+//! | `fwd=miss; detail=REASON` | was computed, and not stored |
+//! | `fwd=bypass` | is none of the cache's business |
 //!
 //! # When the cache fails
 //!
-//! The service is called as if there were no cache, and the failure is noted in [`Stats`](crate::Stats).
+//! The service is called as if there were no cache, and the failure is noted in [`Stats`](crate::Stats). Where only the state
+//! cannot be written, computations are one a process instead of one a machine.
 
 mod codec;
 mod core;

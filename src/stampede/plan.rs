@@ -200,7 +200,7 @@ impl<C> Core<C> {
         }
         Ok(Ok(match self.board(key, sequence) {
             Place::Follow(flight) => Plan::Follow(flight, bridge),
-            Place::Lead(lead) => Plan::Lead(self.takeoff(asking, lead, (replaces, mark), self.follow_at_most), bridge),
+            Place::Lead(lead) => Plan::Lead(self.takeoff(asking, lead, (replaces, mark), Duration::MAX), bridge),
             Place::Landed(Landing::Kept(told)) => return self.landed(asking, &told, bridge),
             Place::Landed(_) => Plan::Alone { bridge, marked },
         }))
@@ -264,9 +264,11 @@ impl<C> Core<C> {
         if *from_memory {
             self.scope.note(Event::HitInMemory);
         }
-        reads.note();
+        if let Some(reads) = reads {
+            reads.note();
+        }
         let standing = standing(&stored.entry, *now);
-        let rate = || reads.rate(*now, standing.life * 2);
+        let rate = || reads.as_ref().map_or(0.0, |reads| reads.rate(*now, standing.life.saturating_mul(2)));
         if asking.asked.access == Access::Personal || !xfetch::refresh_early(standing, self.beta, rate, rand::random())
         {
             return Ok(Plan::Hit(answer));

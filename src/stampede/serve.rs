@@ -75,21 +75,23 @@ impl<C> Core<C> {
                     let computing = async { call.call(false).await?.await };
                     return self.alone(name, gone, (bridge, marked), beginning, computing).await;
                 }
-                Plan::Lead(takeoff, bridge) => match self.wait_for_claim(takeoff, &name, &gone, &bridge).await {
-                    Cleared::Go(takeoff) => {
-                        let computing = match call.call(true).await {
-                            Ok(computing) => computing,
-                            Err(error) => {
-                                drop(takeoff);
-                                return self.bridged(&bridge, &self.codec.of_gone(&gone)).ok_or(error);
-                            }
-                        };
-                        let flying = self.fly(takeoff, gone.clone(), computing);
-                        return self.watch(flying, &bridge, &gone).await;
+                Plan::Lead(takeoff, bridge) => {
+                    match self.wait_for_claim(takeoff, &name, &gone, &bridge, follow_until).await {
+                        Cleared::Go(takeoff) => {
+                            let computing = match call.call(true).await {
+                                Ok(computing) => computing,
+                                Err(error) => {
+                                    drop(takeoff);
+                                    return self.bridged(&bridge, &self.codec.of_gone(&gone)).ok_or(error);
+                                }
+                            };
+                            let flying = self.fly(takeoff, gone.clone(), computing);
+                            return self.watch(flying, &bridge, &gone).await;
+                        }
+                        Cleared::Answer(answer) => return Ok(answer),
+                        Cleared::Instead(plan) => plan,
                     }
-                    Cleared::Answer(answer) => return Ok(answer),
-                    Cleared::Instead(plan) => plan,
-                },
+                }
                 Plan::Follow(flight, bridge) => match self.follow(flight, &bridge, follow_until, &gone).await {
                     Waited::TooLong => Plan::Alone { bridge, marked: false },
                     Waited::Bridged => match self.bridged(&bridge, &self.codec.of_gone(&gone)) {
@@ -161,10 +163,14 @@ impl<C> Core<C> {
             if soft.is_over(cx) {
                 return Poll::Ready(Waited::Bridged);
             }
-            let left = || self.sleep(Duration::from_nanos(until.saturating_sub(self.now())));
-            limit.get_or_insert_with(left).as_mut().poll(cx).map(|()| Waited::TooLong)
+            limit.get_or_insert_with(|| self.sleep_until(until)).as_mut().poll(cx).map(|()| Waited::TooLong)
         })
         .await
+    }
+
+    /// Until a time in ns of machine time.
+    fn sleep_until(&self, until: u64) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.sleep(Duration::from_nanos(until.saturating_sub(self.now())))
     }
 
     /// How long to wait where there is something to serve meanwhile.
@@ -199,18 +205,20 @@ impl<C> Core<C> {
         name: &[u8],
         gone: &Gone<C::Kept>,
         bridge: &Bridge<C::Decoded>,
+        until: u64,
     ) -> Cleared<C::Response, C::Decoded>
     where
         C: Codec<Req, Res>,
     {
-        let mut soft = self.soft_limit(bridge);
+        let (mut soft, mut limit) = (self.soft_limit(bridge), None);
         let waited = poll_fn(|cx| {
             let Claim::Asked(claim) = &mut takeoff.claim else { return Poll::Ready(Waited::TooLong) };
             match Pin::new(claim).poll(cx) {
-                Poll::Ready(claimed) => Poll::Ready(Waited::For(claimed)),
-                Poll::Pending if soft.is_over(cx) => Poll::Ready(Waited::Bridged),
-                Poll::Pending => Poll::Pending,
+                Poll::Ready(claimed) => return Poll::Ready(Waited::For(claimed)),
+                Poll::Pending if soft.is_over(cx) => return Poll::Ready(Waited::Bridged),
+                Poll::Pending => {}
             }
+            limit.get_or_insert_with(|| self.sleep_until(until)).as_mut().poll(cx).map(|()| Waited::TooLong)
         })
         .await;
         let asked = self.codec.of_gone(gone);
@@ -223,8 +231,13 @@ impl<C> Core<C> {
                 Some(answer) => Cleared::Answer(answer),
                 None => Cleared::Instead(Plan::Alone { bridge: None, marked: false }),
             },
-            // It was cleared before.
-            Waited::TooLong => Cleared::Go(takeoff),
+            Waited::TooLong => {
+                if let Claim::Asked(_) = takeoff.claim {
+                    // Whoever has it takes too long.
+                    takeoff.claim = Claim::Without;
+                }
+                Cleared::Go(takeoff)
+            }
         }
     }
 
@@ -285,7 +298,7 @@ impl<C> Core<C> {
         Res: Send,
         Err: Send + 'static,
     {
-        if let Cleared::Go(takeoff) = self.wait_for_claim(takeoff, &name, &gone, &None).await
+        if let Cleared::Go(takeoff) = self.wait_for_claim(takeoff, &name, &gone, &None, u64::MAX).await
             && takeoff.is_claimed()
             && let Ok(computing) = call.call(true).await
         {

@@ -116,7 +116,7 @@ fn reads_are_counted_on_when_the_answer_is_replaced() {
     let scope = cache.root();
     let reads = || {
         let found = scope.read(&key(scope, "a"), b"a", |entry| Some(entry.payload.clone())).unwrap();
-        found.ok().unwrap().reads
+        found.ok().unwrap().reads.unwrap()
     };
     store(scope, "a", "1");
     let before = reads();
