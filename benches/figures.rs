@@ -39,6 +39,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut figures = stampede().await;
+    figures.extend(crowd().await);
     figures.extend(stampede_of_two().await);
     figures.extend(leader_killed().await);
     figures.extend(streamed().await);
@@ -87,6 +88,53 @@ async fn stampede() -> Vec<Figure> {
             "< 0.1 s",
             format!("{:.4} s", hit.as_secs_f64()),
             again.header("cache-status").contains("hit") && hit < Duration::from_millis(100),
+        ),
+    ]
+}
+
+/// 10,000 at once in this process want what nobody has asked for.
+async fn crowd() -> Vec<Figure> {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+    use tower::{Layer, ServiceExt, service_fn};
+    const CROWD: usize = 10_000;
+    let cache = tower_floodgate::Cache::temporary().expect("a cache");
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let slow = service_fn(move |_: http::Request<String>| {
+        let counted = counted.clone();
+        async move {
+            counted.fetch_add(1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Ok::<_, std::convert::Infallible>(http::Response::new("x".repeat(10_000)))
+        }
+    });
+    let layer = tower_floodgate::StampedeCacheLayer::new(cache.scope("crowd"), Duration::from_secs(600));
+    let app = layer.layer(slow);
+    let before = process::anonymous_memory("self");
+    let mut requests = JoinSet::new();
+    for _ in 0..CROWD {
+        requests.spawn(app.clone().oneshot(http::Request::new(String::new())));
+    }
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let grown = process::anonymous_memory("self").saturating_sub(before);
+    let served = requests.join_all().await.iter().filter(|served| served.is_ok()).count();
+    let calls = calls.load(SeqCst);
+    let each = grown / CROWD as u64;
+    vec![
+        figure(
+            "10,000 cold requests in one process: calls, served",
+            "1, 10000",
+            format!("{calls}, {served}"),
+            calls == 1 && served == CROWD,
+        ),
+        figure(
+            "10,000 cold requests in one process: memory for each",
+            "< 4 KiB",
+            format!("{each} bytes ({:.1} MiB)", grown as f64 / f64::from(1 << 20)),
+            each < 4096,
         ),
     ]
 }

@@ -73,12 +73,13 @@ impl<C> Core<C> {
                 Plan::Alone { bridge, marked } => {
                     let beginning = self.begin(&name);
                     let computing = async { call.call(false).await?.await };
-                    return self.alone(name, gone, (bridge, marked), beginning, computing).await;
+                    // Boxed: most who come this way wait, and need not have room for what they never do.
+                    return Box::pin(self.alone(name, gone, (bridge, marked), beginning, computing)).await;
                 }
                 Plan::Lead(takeoff, bridge) => {
-                    match self.wait_for_claim(takeoff, &name, &gone, &bridge, follow_until).await {
+                    match Box::pin(self.wait_for_claim(takeoff, &name, &gone, &bridge, follow_until)).await {
                         Cleared::Go(takeoff) => {
-                            let computing = match call.call(true).await {
+                            let computing = match Box::pin(call.call(true)).await {
                                 Ok(computing) => computing,
                                 Err(error) => {
                                     drop(takeoff);
@@ -86,7 +87,7 @@ impl<C> Core<C> {
                                 }
                             };
                             let flying = self.fly(takeoff, gone.clone(), computing);
-                            return self.watch(flying, &bridge, &gone).await;
+                            return Box::pin(self.watch(flying, &bridge, &gone)).await;
                         }
                         Cleared::Answer(answer) => return Ok(answer),
                         Cleared::Instead(plan) => plan,

@@ -70,10 +70,7 @@ impl Gateway {
 
     /// Bytes of `RssAnon`.
     pub(crate) fn anonymous_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it still runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says so");
-        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kilobytes << 10
+        anonymous_memory(&self.child.id().to_string())
     }
 
     pub(crate) fn terminate(&self) {
@@ -101,6 +98,14 @@ impl Drop for Gateway {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Bytes of `RssAnon` of a process.
+pub(crate) fn anonymous_memory(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it still runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says so");
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kilobytes << 10
 }
 
 fn exit_of(child: &mut Child) -> ExitStatus {

@@ -5,6 +5,7 @@ mod case_study;
 mod composed;
 mod flights;
 mod memoize;
+mod mocks;
 mod origin;
 mod personal;
 mod purges;
