@@ -52,8 +52,8 @@ fn page() -> Page {
     response.body(Full::new(Bytes::from(vec![b'x'; 1024]))).expect("a response")
 }
 
-fn origin() -> impl Service<Asked, Response = Page, Error = Infallible, Future = Ready<Result<Page, Infallible>>> + Clone + Send
-{
+fn origin()
+-> impl Service<Asked, Response = Page, Error = Infallible, Future = Ready<Result<Page, Infallible>>> + Clone + Send {
     service_fn(|_: Asked| ready(Ok(page())))
 }
 
@@ -121,7 +121,8 @@ fn main() -> ExitCode {
     let mut ideal = service_fn(move |request| ideal.clone().answer(request));
     let mut http_cache = ServerCacheLayer::new(MokaManager::new(moka_cache())).layer(origin());
     let mut bare = origin();
-    let names = ["no cache", "ideal moka layer", "floodgate, in memory", "floodgate, LMDB", "http-cache-tower-server, moka"];
+    let names =
+        ["no cache", "ideal moka layer", "floodgate, in memory", "floodgate, LMDB", "http-cache-tower-server, moka"];
     let mut times: [Vec<f64>; 5] = Default::default();
     let mut next = 0;
     for round in 0..=ROUNDS {
@@ -149,7 +150,10 @@ fn main() -> ExitCode {
     for (name, nanos) in names.iter().zip(medians) {
         println!("{name:<32} {nanos:>6.0} ns");
     }
-    println!("to the ideal: in memory {:.2}, LMDB {:.2}; http-cache to in memory: {to_memory:.1}", to_ideal[0], to_ideal[1]);
+    println!(
+        "to the ideal: in memory {:.2}, LMDB {:.2}; http-cache to in memory: {to_memory:.1}",
+        to_ideal[0], to_ideal[1]
+    );
     let aims = [
         ("in memory below 800 ns", medians[2] < 800.0),
         ("LMDB below 1600 ns", medians[3] < 1600.0),
