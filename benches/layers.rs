@@ -130,8 +130,7 @@ fn hit(c: &mut Criterion) {
     let mut at = 0;
     for (what, memory) in [("through the layer, in memory", 32 << 20), ("through the layer, LMDB", 0)] {
         let cache = Cache::builder_temporary().memory(memory).open().unwrap();
-        let mut cached =
-            StampedeCacheLayer::new(cache.scope("pages"), Duration::from_secs(86_400)).layer(origin.clone());
+        let mut cached = StampedeCacheLayer::new(cache.scope("pages"), Duration::from_secs(86_400)).layer(origin);
         runtime.block_on(async {
             for at in 0..URLS {
                 cached.call(ask(at)).await.unwrap();

@@ -284,6 +284,9 @@ pub(crate) struct Reader<B> {
     left: (u64, Option<u64>),
 }
 
+/// The reader that gets what is not recorded.
+const FIRST: usize = 0;
+
 enum Source<B> {
     Tape { tape: Arc<Tape<B>>, number: usize, at: usize },
     Rest(Pin<Box<B>>),
@@ -338,6 +341,10 @@ where
         let rest = {
             let mut state = tape.lock();
             let State { data, progress, wakers } = &mut *state;
+            if matches!(progress, Progress::TooLong(_)) && number != FIRST {
+                let error = BrokenOff("the body is longer than was announced".into());
+                return Poll::Ready(Some(Err(error.into())));
+            }
             if let Some(data) = data.get_mut(*at) {
                 *at += 1;
                 // What is not kept is let go as it is read.
@@ -367,7 +374,7 @@ where
                 self.source = Source::Rest(rest);
                 frame
             }
-            None => Poll::Ready(Some(Err(BrokenOff("the body is longer than was announced".into()).into()))),
+            None => Poll::Ready(None),
         }
     }
 
