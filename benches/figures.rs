@@ -165,12 +165,6 @@ async fn leader_killed() -> Vec<Figure> {
     let (upstream, mut visits) = origin::held().await;
     let flags = ["--upstream", &upstream];
     let [dying, living] = [(); 2].map(|()| Gateway::start(cache.path(), &flags));
-    let ask = |gateway: &Gateway| {
-        let address = gateway.address;
-        tokio::spawn(
-            async move { origin::raw(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await },
-        )
-    };
     let _lost = ask(&dying);
     let _held = visits.recv().await;
     let waiting: Vec<_> = (0..32).map(|_| ask(&living)).collect();
@@ -385,12 +379,6 @@ async fn killed() -> Vec<Figure> {
     let (upstream, mut visits) = origin::held().await;
     let flags = [&["--upstream", &upstream], &BARRIER[..]].concat();
     let [dying, living] = [(); 2].map(|()| Gateway::start(cache.path(), &flags));
-    let ask = |gateway: &Gateway| {
-        let address = gateway.address;
-        tokio::spawn(
-            async move { origin::raw(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await },
-        )
-    };
     let _lost = ask(&dying);
     let _held = visits.recv().await;
     let waiting = ask(&living);
@@ -405,6 +393,12 @@ async fn killed() -> Vec<Figure> {
         format!("{:.3} s", took.as_secs_f64()),
         served && took <= Duration::from_millis(500),
     )]
+}
+
+/// A request on its way, which may be lost.
+fn ask(gateway: &Gateway) -> tokio::task::JoinHandle<String> {
+    let address = gateway.address;
+    tokio::spawn(async move { origin::raw(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await })
 }
 
 fn figure(what: &'static str, wanted: impl Into<String>, measured: impl ToString, met: bool) -> Figure {

@@ -2,7 +2,7 @@
 
 use super::{
     codec::{Access, Gone, Serde},
-    core::{Core, Runs, Shares},
+    core::{Core, Runs},
     plan::Plan,
     serve::Call,
 };
@@ -80,83 +80,10 @@ impl Cache {
 }
 
 impl<F> Fill<F> {
-    /// See [`StampedeCacheLayer::beta`](crate::StampedeCacheLayer::beta).
-    ///
-    /// # Panics
-    ///
-    /// If it is negative or not finite.
-    #[track_caller]
-    pub fn beta(mut self, beta: f64) -> Self {
-        self.core.set_beta(beta);
-        self
-    }
+    engine_settings!();
 
-    /// See [`StampedeCacheLayer::tuned`](crate::StampedeCacheLayer::tuned).
-    ///
-    /// # Panics
-    ///
-    /// If the chance is not between 0 and 1.
-    #[track_caller]
-    pub fn tuned(mut self, miss: f64) -> Self {
-        self.core.set_tuned(miss);
-        self
-    }
-
-    /// See [`StampedeCacheLayer::stale_while_revalidate`](crate::StampedeCacheLayer::stale_while_revalidate).
-    pub fn stale_while_revalidate(mut self, grace: Duration) -> Self {
-        self.core.lives.revalidate = grace;
-        self
-    }
-
-    /// See [`StampedeCacheLayer::stale_if_error`](crate::StampedeCacheLayer::stale_if_error).
-    pub fn stale_if_error(mut self, grace: Duration) -> Self {
-        self.core.lives.if_error = grace;
-        self
-    }
-
-    /// See [`StampedeCacheLayer::soft_timeout`](crate::StampedeCacheLayer::soft_timeout). A plain thread that computes itself
-    /// cannot be stopped by it.
-    pub fn soft_timeout(mut self, patience: Duration) -> Self {
-        self.core.soft_timeout = Some(patience);
-        self
-    }
-
-    /// See [`StampedeCacheLayer::follow_at_most`](crate::StampedeCacheLayer::follow_at_most).
-    pub fn follow_at_most(mut self, patience: Duration) -> Self {
-        self.core.follow_at_most = patience;
-        self
-    }
-
-    /// See [`StampedeCacheLayer::share_errors`](crate::StampedeCacheLayer::share_errors).
-    pub fn share_errors<E: Clone + Send + Sync + 'static>(mut self) -> Self {
-        self.core.shares = Some(Shares::errors::<E>());
-        self
-    }
-
-    /// See [`StampedeCacheLayer::jitter`](crate::StampedeCacheLayer::jitter).
-    ///
-    /// # Panics
-    ///
-    /// If it is not from 0 to 1.
-    #[track_caller]
-    pub fn jitter(mut self, share: f64) -> Self {
-        self.core.set_jitter(share);
-        self
-    }
-
-    /// A tag, by which [`Cache::evict`](crate::Cache::evict) finds the value. May be given several times.
-    ///
-    /// # Panics
-    ///
-    /// Beyond 16 tags.
-    #[track_caller]
-    pub fn tag(mut self, tag: &str) -> Self {
-        self.core.add_tag(tag);
-        self
-    }
-
-    /// Blocks the thread until the value is there; it needs no runtime. An early refresh gets a thread of its own. Not for a
-    /// runtime's threads.
+    /// Blocks the thread until the value is there; it needs no runtime. An early refresh gets a thread of its own. A thread that
+    /// computes itself cannot be stopped by a [`soft_timeout`](Self::soft_timeout). Not for a runtime's threads.
     ///
     /// # Errors
     ///

@@ -4,12 +4,12 @@ use super::{
     codec::{Ended, Gone, Kept, Kind, NotKept, Recording, Terms, Verdict, sealed::Codec},
     core::{Bridge, Core, Stored},
     marks::Mark,
-    plan::{Located, Takeoff},
+    plan::Takeoff,
     status::CacheStatus,
     xfetch::Cost,
 };
 use crate::{
-    cache::{Entry, Event, Key, LONGEST_FLIGHT, Landing, Pending, Slot, Task, Told},
+    cache::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Landing, Pending, Slot, Task, Told},
     error::Error,
 };
 use std::{
@@ -322,10 +322,16 @@ impl<C> Core<C> {
                     Kind::Uncacheable => {
                         takeoff.lead.land(Landing::NotKept { failed: false });
                         self.tell_leader(waiting, status, Outcome::Answer);
+                        let (place, sequence) = (&takeoff.place, takeoff.lead.sequence());
                         if !self.uncacheable_for.is_zero() {
-                            let Located { key, .. } = &takeoff.place;
-                            let sequence = takeoff.lead.sequence();
-                            self.set_mark(key, takeoff.place.plain_key(), Mark::Uncacheable, sequence).await;
+                            self.set_mark(&place.key, place.plain_key(), Mark::Uncacheable, sequence).await;
+                        }
+                        if takeoff.replaces.is_some() {
+                            // What has ended is not to be served any more, once the service says otherwise.
+                            let end = |fresh: Option<&Entry>, _| {
+                                (Ok(()), if fresh.is_some() { Edit::Keep } else { Edit::Remove })
+                            };
+                            let _ = self.scope.edit(place.key, &place.name, end).await;
                         }
                     }
                 }

@@ -115,6 +115,9 @@
 //! The service is called as if there were no cache, and the failure is noted in [`Stats`](crate::Stats). Where only the state
 //! cannot be written, computations are one a process instead of one a machine.
 
+#[macro_use]
+mod settings;
+
 mod codec;
 mod core;
 mod digest;

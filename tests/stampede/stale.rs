@@ -273,4 +273,6 @@ async fn an_answer_that_may_no_longer_be_kept_ends_the_bridge() {
     until(|| cache.stats().not_stored == 1).await;
     settle().await;
     assert_eq!(ask(&app, get("/")).await.text(), "3", "the service's own word is known by now");
+    tokio::time::advance(6 * SECOND).await;
+    assert_eq!(ask(&app, get("/")).await.text(), "4", "and for good");
 }
