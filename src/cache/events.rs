@@ -120,7 +120,7 @@ pub struct Stats {
     pub failures: u64,
     /// Locks that ended their lease while they were held.
     pub leases_lost: u64,
-    /// Who waits for a lock in this process now.
+    /// Who waits in this process now for a lock, or for what another process computes.
     pub lock_waiters: u64,
     /// How long the one of them has waited who has waited longest.
     pub longest_wait: Duration,

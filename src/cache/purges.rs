@@ -5,13 +5,18 @@
 //! before a purge cannot come back after it. A soft purge ends the life of what it matches at its own time, and leaves it its
 //! grace. A walk over all entries, in steps, removes or rewrites what purges have hit.
 
+mod rule;
+
+pub(crate) use rule::{Look, Subject};
+
 use super::{
     entries::{ENTRIES, Entries, LONGEST_FLIGHT, META, remove, replace},
-    env::{Reader, Table, Txn},
+    env::{Table, Txn},
     lane::Run,
-    record::{self, Entry, Life, ScopeId},
+    record::{self, Entry, ScopeId},
 };
 use crate::error::Error;
+use rule::{NAME, PurgeKey, SOFTLY, times};
 use std::{
     ops::Bound,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
@@ -36,177 +41,6 @@ pub(crate) const PREFIX_MAX: usize = record::ECHO_MAX;
 const TIMES_MAX: usize = 16;
 /// Prefixes of one scope that are remembered one by one.
 const PREFIXES_MAX: usize = 64;
-
-/// What a purge is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
-    All,
-    Scope(ScopeId),
-    Tag(u64),
-    Name([u8; 16]),
-    /// Of the names of a scope, at most [`PREFIX_MAX`] bytes.
-    Prefix(ScopeId, Vec<u8>),
-}
-
-/// The first byte of the rows of [`Subject::Name`] and [`Subject::Prefix`].
-const NAME: u8 = 3;
-const PREFIX: u8 = 4;
-/// Added to the first byte of the row of a soft purge.
-const SOFTLY: u8 = 0x80;
-
-impl Subject {
-    fn key(&self, soft: bool) -> PurgeKey {
-        let mut key = PurgeKey { bytes: [0; PurgeKey::MAX], len: 1 };
-        let kind = match self {
-            Subject::All => 0,
-            Subject::Scope(scope) => key.push(scope, 1),
-            Subject::Tag(tag) => key.push(&tag.to_be_bytes(), 2),
-            Subject::Name(name) => key.push(name, NAME),
-            Subject::Prefix(scope, prefix) => {
-                key.push(scope, PREFIX);
-                key.push(&prefix[..prefix.len().min(PREFIX_MAX)], PREFIX)
-            }
-        };
-        key.bytes[0] = if soft { kind | SOFTLY } else { kind };
-        key
-    }
-}
-
-/// The key of a purge's row.
-#[derive(Clone, Copy, Debug)]
-struct PurgeKey {
-    bytes: [u8; Self::MAX],
-    len: usize,
-}
-
-impl PurgeKey {
-    const MAX: usize = 1 + 16 + PREFIX_MAX;
-
-    fn push<T>(&mut self, bytes: &[u8], then: T) -> T {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
-        then
-    }
-
-    fn of(row: &[u8]) -> PurgeKey {
-        let len = row.len().min(Self::MAX);
-        let mut key = PurgeKey { bytes: [0; Self::MAX], len };
-        key.bytes[..len].copy_from_slice(&row[..len]);
-        key
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-}
-
-/// When the purges of a row were made, by sequence and clock, the last one last. Soft ones are listed as long as there may be
-/// entries that each of them has ended.
-fn times(row: &[u8]) -> impl DoubleEndedIterator<Item = (u64, u64)> {
-    row.chunks_exact(16).filter_map(|time| Some((record::u64_at(time, 0)?, record::u64_at(time, 8)?)))
-}
-
-/// The time of the first purge of a row since `sequence`.
-fn first_since(row: &[u8], sequence: u64) -> Option<u64> {
-    times(row).find(|(purge, _)| *purge > sequence).map(|(_, time)| time)
-}
-
-/// Both kinds of transaction can be asked.
-pub(crate) trait Look {
-    fn look(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error>;
-
-    fn any_purge(
-        &self,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<bool, Error>;
-
-    fn number(&self, key: &[u8]) -> Result<u64, Error> {
-        Ok(self.look(META, key)?.and_then(|bytes| record::u64_at(bytes, 0)).unwrap_or(0))
-    }
-
-    /// The time of the first purge since `sequence`.
-    fn purged_since(&self, subject: &Subject, soft: bool, sequence: u64) -> Result<Option<u64>, Error> {
-        let row = self.look(PURGES, subject.key(soft).as_bytes())?;
-        Ok(row.and_then(|row| first_since(row, sequence)))
-    }
-
-    /// The time of the first purge since `sequence` by a prefix of the name.
-    fn purged_by_prefix_since(
-        &self,
-        scope: ScopeId,
-        name: &[u8],
-        soft: bool,
-        sequence: u64,
-    ) -> Result<Option<u64>, Error> {
-        let all = Subject::Prefix(scope, Vec::new()).key(soft);
-        let mut since = None;
-        self.any_purge((Bound::Included(all.as_bytes()), Bound::Unbounded), &mut |key, row| {
-            let Some(prefix) = key.strip_prefix(all.as_bytes()) else { return true };
-            if name.starts_with(prefix)
-                && let Some(time) = first_since(row, sequence)
-            {
-                since = Some(since.map_or(time, |since: u64| since.min(time)));
-            }
-            false
-        })?;
-        Ok(since)
-    }
-
-    /// What purges newer than the start of its computation have left of an entry: nothing, or a life that may have ended
-    /// early.
-    fn standing(&self, key: &[u8; 16], name: &[u8], entry: &Entry) -> Result<Option<Life>, Error> {
-        self.standing_at(self.number(SEQUENCE)?, key, name, entry)
-    }
-
-    /// As `standing`, where the sequence of the newest purge is known.
-    fn standing_at(&self, newest: u64, key: &[u8; 16], name: &[u8], entry: &Entry) -> Result<Option<Life>, Error> {
-        if entry.sequence >= newest {
-            return Ok(Some(entry.life));
-        }
-        let may_be = |what: &[u8]| Ok::<_, Error>(entry.sequence < self.number(what)?);
-        let (soft, prefixed) = (may_be(SOFT)?, may_be(PREFIXED)?);
-        let mut life = entry.life;
-        let fixed = [Subject::All, Subject::Scope(entry.scope), Subject::Name(*key)];
-        for subject in fixed.into_iter().chain(entry.tags.iter().copied().map(Subject::Tag)) {
-            if self.purged_since(&subject, false, entry.sequence)?.is_some() {
-                return Ok(None);
-            }
-            if soft && let Some(at) = self.purged_since(&subject, true, entry.sequence)? {
-                life = life.ended_at(at);
-            }
-        }
-        if prefixed {
-            if self.purged_by_prefix_since(entry.scope, name, false, entry.sequence)?.is_some() {
-                return Ok(None);
-            }
-            if let Some(at) = self.purged_by_prefix_since(entry.scope, name, true, entry.sequence)? {
-                life = life.ended_at(at);
-            }
-        }
-        Ok(Some(life))
-    }
-}
-
-macro_rules! looks {
-    ($($transaction:ident)*) => {$(
-        impl Look for $transaction<'_> {
-            fn look(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
-                self.get(table, key)
-            }
-
-            fn any_purge(
-                &self,
-                range: (Bound<&[u8]>, Bound<&[u8]>),
-                f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-            ) -> Result<bool, Error> {
-                self.any(PURGES, range, f)
-            }
-        }
-    )*};
-}
-
-looks! { Reader Txn }
 
 /// The walk over all entries that follows a purge, after which the purge's row can go.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cache::{
-    Cache, Key, Kind, Purge as Asked, Scope, block_on,
+    Cache, Key, Kind, Life, Purge as Asked, Scope, block_on,
     testing::{Hand, builder, cache},
 };
 use hyper::body::Bytes;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::name::announces_body;
+use http::header::CACHE_CONTROL;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
