@@ -3,6 +3,7 @@
 use crate::{
     origin::*,
     process::{Browser, Gateway},
+    streaming::read_until,
 };
 use http::StatusCode;
 use std::time::Duration;
@@ -145,9 +146,11 @@ async fn a_body_that_breaks_off_is_an_error_to_every_reader_and_stored_for_none(
             socket.write_all(b"GET /page HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
             socket
         };
-        let leader = ask(group.gateways[0].address).await;
+        let mut leader = ask(group.gateways[0].address).await;
         let pieces = timeout(SOON, visits.recv()).await.unwrap().unwrap();
         pieces.send(Ok("half")).await.unwrap();
+        let mut beginning = String::new();
+        read_until(&mut leader, &mut beginning, "half").await;
         let follower = ask(group.gateways[0].address).await;
         if !headers.is_empty() {
             group.until(0, "followed", 1).await;
@@ -166,7 +169,7 @@ async fn a_body_that_breaks_off_is_an_error_to_every_reader_and_stored_for_none(
                 false => body.len() == 10 || !head.starts_with("HTTP/1.1 200"),
             }
         };
-        let text = read(leader).await;
+        let text = beginning + &read(leader).await;
         assert!(text.contains("half") && !is_whole(&text), "{text}");
         if headers.is_empty() {
             // It waited for the whole, so it goes to the origin itself.
@@ -175,8 +178,9 @@ async fn a_body_that_breaks_off_is_an_error_to_every_reader_and_stored_for_none(
             drop(pieces);
             assert!(is_whole(&read(follower).await));
         } else {
+            // What it had not been sent yet may be lost with the connection.
             let text = read(follower).await;
-            assert!(text.contains("half") && !is_whole(&text), "{text}");
+            assert!(!is_whole(&text), "{text}");
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// Reads until `wanted` has come.
-async fn read_until(socket: &mut TcpStream, text: &mut String, wanted: &str) {
+pub(crate) async fn read_until(socket: &mut TcpStream, text: &mut String, wanted: &str) {
     let mut buffer = [0; 4096];
     while !text.contains(wanted) {
         let read =
