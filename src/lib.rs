@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | [`ThrottleLayer`] | how often? | GCRA per name; 429 with `Retry-After` beyond it, or [waits](ThrottleLayer::wait) |
 //! | [`BarrierLayer`] | how many at once? | [`Lock`], [`RLock`], [`Semaphore`], [`ReadWrite`] per name; waits in order, held until the response's body ends |
-//! | [`StampedeCacheLayer`] | do we know the answer? | keeps responses; one request computes what many want; XFetch refreshes early |
+//! | [`StampedeCacheLayer`] | do we know the answer? | keeps responses; one request of the machine computes what many want; XFetch refreshes early; ended answers bridge failures |
 //!
 //! ```no_run
 //! # use axum::{Router, extract::ConnectInfo, routing::get};
@@ -44,7 +44,7 @@
 //! | hyper-util's legacy client | `ServiceBuilder::new().layer(..).service(client)` |
 //! | reqwest | as its requests are; HTTP layers by two adapters (see the example) |
 //! | any `Service` | throttle and barrier with [`Fail`] or `.wait()`, [`StampedeCacheLayer::memoize`] |
-//! | no service at all | [`Cache::throttle`], [`Cache::lock`], [`Cache::insert`] |
+//! | no service at all | [`Cache::throttle`], [`Cache::lock`], [`Cache::get_or_fill`], [`Cache::insert`] |
 //!
 //! # When it does not compile
 //!
