@@ -9,9 +9,10 @@ use super::{
     xfetch::Cost,
 };
 use crate::{
-    cache::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Landing, Pending, Slot, Task, Told},
+    cache::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Landing, Life, Pending, Slot, Task, Told},
     error::Error,
 };
+use hyper::body::Bytes;
 use std::{
     any::Any,
     future::{Future, poll_fn},
@@ -364,14 +365,14 @@ impl<C> Core<C> {
     }
 
     /// A failure for those who wait.
-    fn told<Req, Res>(&self, shared: Option<hyper::body::Bytes>, takeoff: &Takeoff) -> Option<Told>
+    fn told<Req, Res>(&self, shared: Option<Bytes>, takeoff: &Takeoff) -> Option<Told>
     where
         C: Codec<Req, Res>,
     {
         let payload = shared?;
         let decoded = self.codec.decode(&payload)?;
         let (now, sequence) = (self.now(), takeoff.lead.sequence());
-        let life = crate::cache::Life::without_grace(now, now);
+        let life = Life::without_grace(now, now);
         let entry = Entry {
             life,
             cost: 0,

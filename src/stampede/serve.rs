@@ -51,6 +51,28 @@ enum Waited<T> {
     TooLong,
 }
 
+/// How long to wait for another.
+struct Patience<'a, C> {
+    core: &'a Core<C>,
+    /// Where there is something to serve meanwhile.
+    soft: Limit,
+    /// In ns of machine time.
+    until: u64,
+    limit: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<C> Patience<'_, C> {
+    /// To be asked while what is waited for is not there.
+    fn poll_over<T>(&mut self, cx: &mut Context<'_>) -> Poll<Waited<T>> {
+        if self.soft.is_over(cx) {
+            return Poll::Ready(Waited::Bridged);
+        }
+        let (core, until) = (self.core, self.until);
+        let left = || core.sleep(Duration::from_nanos(until.saturating_sub(core.now())));
+        self.limit.get_or_insert_with(left).as_mut().poll(cx).map(|()| Waited::TooLong)
+    }
+}
+
 impl<C> Core<C> {
     pub(super) async fn serve<Req, Res, Err>(
         self,
@@ -149,7 +171,7 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let mut landing = flight.clone().landing(true);
-        let (mut soft, mut limit) = (self.soft_limit(bridge), None);
+        let mut patience = self.patience(bridge, until);
         poll_fn(|cx| {
             while let Poll::Ready(news) = Pin::new(&mut landing).poll(cx) {
                 let told = match news {
@@ -161,17 +183,14 @@ impl<C> Core<C> {
                 }
                 landing = flight.clone().landing(false);
             }
-            if soft.is_over(cx) {
-                return Poll::Ready(Waited::Bridged);
-            }
-            limit.get_or_insert_with(|| self.sleep_until(until)).as_mut().poll(cx).map(|()| Waited::TooLong)
+            patience.poll_over(cx)
         })
         .await
     }
 
-    /// Until a time in ns of machine time.
-    fn sleep_until(&self, until: u64) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        self.sleep(Duration::from_nanos(until.saturating_sub(self.now())))
+    /// Until a time in ns of machine time, or for less where there is something to serve meanwhile.
+    fn patience(&self, bridge: &Bridge<impl Sized>, until: u64) -> Patience<'_, C> {
+        Patience { core: self, soft: self.soft_limit(bridge), until, limit: None }
     }
 
     /// How long to wait where there is something to serve meanwhile.
@@ -211,15 +230,13 @@ impl<C> Core<C> {
     where
         C: Codec<Req, Res>,
     {
-        let (mut soft, mut limit) = (self.soft_limit(bridge), None);
+        let mut patience = self.patience(bridge, until);
         let waited = poll_fn(|cx| {
             let Claim::Asked(claim) = &mut takeoff.claim else { return Poll::Ready(Waited::TooLong) };
             match Pin::new(claim).poll(cx) {
-                Poll::Ready(claimed) => return Poll::Ready(Waited::For(claimed)),
-                Poll::Pending if soft.is_over(cx) => return Poll::Ready(Waited::Bridged),
-                Poll::Pending => {}
+                Poll::Ready(claimed) => Poll::Ready(Waited::For(claimed)),
+                Poll::Pending => patience.poll_over(cx),
             }
-            limit.get_or_insert_with(|| self.sleep_until(until)).as_mut().poll(cx).map(|()| Waited::TooLong)
         })
         .await;
         let asked = self.codec.of_gone(gone);
