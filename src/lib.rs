@@ -88,6 +88,7 @@ pub mod lock;
 pub mod name;
 mod rejection;
 pub mod stampede;
+mod store;
 pub mod throttle;
 pub mod time;
 mod varint;

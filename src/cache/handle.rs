@@ -1,8 +1,8 @@
 //! What the handles of one opening share: the files, a clock, an executor.
 
-use super::{keeper, lane::By, purges::Subject, shared::Shared};
 use crate::{
     error::Error,
+    store::{By, Farewell, Shared, Subject},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -23,7 +23,7 @@ pub(crate) struct Handle {
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
     // The last field: it ends when `shared` has been dropped.
-    farewell: keeper::Farewell,
+    farewell: Farewell,
 }
 
 #[cfg(feature = "tokio")]

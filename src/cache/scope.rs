@@ -1,19 +1,13 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
-use super::{
-    Edit, Event, Hot,
-    calls::Calls,
-    entries, env,
-    handle::Handle,
-    line,
-    listener::Reached,
-    listing::Listed,
-    pending::Pending,
-    purges::Subject,
-    record::{self, Entry, Found, Key, Kind, ScopeId},
-    state,
+use super::handle::Handle;
+use crate::{
+    error::Error,
+    store::{
+        Calls, Edit, Entry, Event, Found, Hot, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, ScopeId,
+        Subject, Table, Transition, scope_mark,
+    },
 };
-use crate::error::Error;
 use std::{fmt, future::Future, sync::Arc};
 
 /// A name space of a [`Cache`](super::Cache), and what layers are made of: a layer takes a scope, so that no two share by accident.
@@ -71,54 +65,54 @@ impl Scope {
         self.handle().shared.events.note(event, &self.inner.name);
     }
 
-    /// See [`state::State::update`].
+    /// See [`State::update`].
     pub(crate) fn update<R: Send + 'static, G: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl state::Transition<R>,
+        transition: impl Transition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
         let handle = self.handle().clone();
         self.handle().shared.state.update(table, key, move || handle.now(), transition, settle)
     }
 
-    /// See [`state::State::glance`].
+    /// See [`State::glance`].
     pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
         let handle = self.handle();
         handle.shared.state.glance(key, |found| f(found, handle.now()))
     }
 
-    /// See [`state::State::update_line`].
+    /// See [`State::update_line`].
     #[inline]
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl line::Transition<R>,
+        transition: impl LineTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
         let handle = self.handle().clone();
         self.handle().shared.state.update_line(table, key, move || handle.now(), transition, settle)
     }
 
-    /// See [`state::State::post_line`].
-    pub(crate) fn post_line(&self, table: env::Table, key: Key, transition: impl line::Transition<()>) {
+    /// See [`State::post_line`].
+    pub(crate) fn post_line(&self, table: Table, key: Key, transition: impl LineTransition<()>) {
         let handle = self.handle().clone();
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
-    /// See [`env::Env::is_orphaned`].
+    /// See [`Env::is_orphaned`](crate::store::Env::is_orphaned).
     pub(crate) fn is_orphaned(&self) -> bool {
         self.handle().shared.state.lane.env.is_orphaned()
     }
 
-    /// See [`state::State::post_then`].
+    /// See [`State::post_then`].
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl line::Transition<R>,
+        transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let handle = self.handle().clone();
@@ -127,13 +121,12 @@ impl Scope {
 
     /// The last commit to `state/`, by any process. `None`: that was found damaged.
     pub(crate) fn last_commit(&self) -> Option<u64> {
-        let handle = self.handle();
-        let env = &handle.shared.state.lane.env;
-        env.look_at(handle.now());
+        let env = &self.handle().shared.state.lane.env;
+        env.look_if_due();
         env.is_sound().then(|| env.last_transaction())
     }
 
-    /// Lists the locks of all scopes, see [`state::State::list_locks`].
+    /// Lists the locks of all scopes, see [`State::list_locks`].
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
         after: Option<[u8; 16]>,
@@ -145,15 +138,15 @@ impl Scope {
 
     /// Whether a key is one of this scope.
     pub(crate) fn has_key(&self, key: &[u8; 16]) -> bool {
-        record::scope_mark(key) == record::scope_mark(&self.key(Kind::Lock, b"").hash)
+        scope_mark(key) == scope_mark(&self.key(Kind::Lock, b"").hash)
     }
 
-    /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
+    /// The number of this opening of the directory, see [`Presence::instance`](crate::store::Presence::instance).
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.presence.instance()
     }
 
-    /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
+    /// Whether an opening is gone for good, see [`Presence::is_dead`](crate::store::Presence::is_dead).
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead(instance)
     }
@@ -169,12 +162,12 @@ impl Scope {
         self.handle().shared.presence.bury(instance);
     }
 
-    /// The process of an instance, see [`Presence::process`](super::presence::Presence::process).
+    /// The process of an instance, see [`Presence::process`](crate::store::Presence::process).
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         self.handle().shared.presence.process(instance)
     }
 
-    /// Whether one that should have answered is gone, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    /// Whether one that should have answered is gone, see [`Presence::is_dead_now`](crate::store::Presence::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.handle().shared.presence.is_dead_now(instance)
     }
@@ -230,7 +223,7 @@ impl Scope {
         &self,
         key: Key,
         name: &[u8],
-        edit: impl FnMut(Option<&Entry>, entries::Moment) -> (Result<R, Error>, Edit) + Send + 'static,
+        edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
         let handle = self.handle().clone();
         self.handle().shared.shard(&key).edit(handle.by(), key, name, move || handle.now(), edit)

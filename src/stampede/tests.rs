@@ -3,10 +3,11 @@
 use super::{CacheStatus, StampedeCacheLayer};
 use crate::{
     cache::{
-        Cache, Kind,
+        Cache,
         testing::{Holder, LONG, builder},
     },
     name::Target,
+    store::Kind,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};

@@ -6,7 +6,7 @@ use super::{
     learnt::{self, Learnt},
     limits::{Budget, Limit, Limits, MOST, Stored},
 };
-use crate::cache::record::u64_at;
+use crate::store::u64_at;
 use std::time::Duration;
 
 /// How often the limits are asked for a turn that suits all of them: each time one of them goes on to a later gap, of which

@@ -1,34 +1,57 @@
 //! Tries the interleavings of threads where a lost wake-up would leave somebody waiting for ever: the queue before the
-//! gate, the slot of a queued result, and the calls of those who wait. The files are the crate's own, built with loom's
+//! gate, the slot of a queued result, and the wake-ups of those who wait. The files are the crate's own, built with loom's
 //! locks and atomics; around them, what they speak to is as simple as it can be.
 
 #![allow(dead_code, unreachable_pub)]
 
-#[path = "../../../src/cache/calls.rs"]
-mod calls;
 mod env;
 #[path = "../../../src/error.rs"]
 mod error;
-#[path = "../../../src/cache/lane.rs"]
-mod lane;
 mod models;
-#[path = "../../../src/cache/pending.rs"]
-mod pending;
 mod sync;
 
-mod gate {
-    pub use crate::env::Held;
-}
+/// The rooms of the crate's engine, as far as they are needed.
+mod store {
+    pub mod commit {
+        #[path = "../../../../../src/store/commit/pending.rs"]
+        pub mod pending;
+        #[path = "../../../../../src/store/commit/write_queue.rs"]
+        pub mod write_queue;
 
-mod keeper {
-    pub use crate::env::Bell;
-}
+        pub mod worker {
+            pub use crate::env::Bell;
+        }
+    }
 
-mod record {
-    #[derive(Clone, Copy, Debug)]
-    pub struct Key {
-        pub hash: [u8; 16],
-        pub echo: u64,
+    pub mod lmdb {
+        pub mod env {
+            pub use crate::env::Env;
+        }
+        pub mod gate {
+            pub use crate::env::Held;
+        }
+        pub mod transaction {
+            pub use crate::env::Txn;
+        }
+    }
+
+    pub mod os {
+        pub use crate::sync;
+    }
+
+    pub mod peers {
+        #[path = "../../../../../src/store/peers/wake_ups.rs"]
+        pub mod wake_ups;
+    }
+
+    pub mod record {
+        pub mod key {
+            #[derive(Clone, Copy, Debug)]
+            pub struct Key {
+                pub hash: [u8; 16],
+                pub echo: u64,
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use super::{form::*, *};
 use crate::{
-    cache::{Waiter, line::Rows, record::Row},
     lock::rule::{Holder, Lock, OneOwner, ReadWrite, Semaphore},
+    store::{Row, Rows, Waiter},
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::{cell::Cell, collections::BTreeMap, ops::Bound};

@@ -1,10 +1,7 @@
 use super::*;
 use crate::{
-    cache::{
-        Kind,
-        line::Rows,
-        testing::{Hand, builder},
-    },
+    cache::testing::{Hand, builder},
+    store::{Kind, Rows},
     throttle::Rate,
 };
 use std::{
@@ -32,7 +29,7 @@ impl Stored {
     fn run(&mut self, transition: &Transition, now: u64) -> Said {
         let row = self.row.clone();
         let found = match &row {
-            Some(payload) => Found::Row(crate::cache::record::Row { expires: 0, tag: 0, payload }),
+            Some(payload) => Found::Row(crate::store::Row { expires: 0, tag: 0, payload }),
             None => Found::Absent,
         };
         let (said, change, steps) = transition.run(found, &Line::new(self, now), now);

@@ -1,0 +1,91 @@
+//! Whether the files of an environment still are where and what they were.
+
+use super::files::{Files, Found, Id, id_of};
+use crate::{hush::Hush, store::os::boot::coarse_time};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// How old the last look at the files may be when something is written, in ns.
+const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
+
+/// Looks after an environment that is to be given up when it is found damaged.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    /// The cache's directory.
+    root: PathBuf,
+    root_id: Id,
+    orphaned: AtomicBool,
+    /// The environment's.
+    path: PathBuf,
+    files: Files,
+    /// The last transaction that this process has seen.
+    newest: AtomicU64,
+    /// When its files were looked at, in ns of [`coarse_time`].
+    looked: AtomicU64,
+    gone: Hush,
+}
+
+impl Guard {
+    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> io::Result<Guard> {
+        Ok(Guard {
+            root: root.to_path_buf(),
+            root_id: id_of(&fs::metadata(root)?),
+            orphaned: AtomicBool::new(false),
+            path: path.to_path_buf(),
+            files,
+            newest: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            gone: Hush::new(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the cache's directory is not where it was, so that others may have made another.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Relaxed)
+    }
+
+    /// Whether a transaction is not older than one that this process has seen.
+    pub(crate) fn is_not_behind(&self, transaction: u64) -> bool {
+        // Asked with the gate held, by one thread at a time.
+        let sound = self.newest.load(Relaxed) <= transaction;
+        if sound {
+            self.newest.store(transaction, Relaxed);
+        }
+        sound
+    }
+
+    /// Whether it is time to look, which one caller is told.
+    pub(crate) fn is_due(&self) -> bool {
+        let (last, now) = (self.looked.load(Relaxed), coarse_time());
+        now.wrapping_sub(last) >= LOOK_EVERY && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Looks, and logs what nothing can be done about.
+    pub(crate) fn look(&self) -> Found {
+        let there = fs::metadata(&self.root).map(|facts| id_of(&facts) == self.root_id);
+        let there = there.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound);
+        if !there && !self.orphaned.swap(true, Relaxed) {
+            tracing::error!(
+                path = %self.root.display(),
+                "removed or replaced while in use: no lock is granted any more; stop every process that uses it"
+            );
+        }
+        let found = self.files.look(&self.path);
+        if found == Found::Gone && self.gone.due() {
+            tracing::error!(
+                path = %self.path.display(),
+                "removed or replaced while in use: no other process can join before every one that uses the cache has been \
+                 stopped"
+            );
+        }
+        found
+    }
+}
