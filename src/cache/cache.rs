@@ -57,7 +57,7 @@ impl Cache {
     async fn reset_cells(&self, wanted: impl Fn(u64) -> bool + Clone + Send + 'static) -> Result<(), Error> {
         let mut after = None;
         loop {
-            after = self.handle.shared.state.evict_some(after, wanted.clone()).await?;
+            after = self.handle.settled(self.handle.shared.state.evict_some(after, wanted.clone())).await?;
             if after.is_none() {
                 return Ok(());
             }

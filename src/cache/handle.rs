@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    store::{By, Farewell, Shared, Subject},
+    store::{Farewell, Pending, Shared, Subject},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -45,9 +45,6 @@ impl Drop for Handle {
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
         let farewell = shared.farewell();
-        if clock.may_be_paused() {
-            shared.state.lane.insist();
-        }
         Handle { shared, clock, executor, farewell }
     }
 
@@ -64,16 +61,18 @@ impl Handle {
         self.clock.sleep(delay)
     }
 
-    /// Who makes the writes of stored answers.
-    pub(crate) fn by(&self) -> By {
-        if self.clock.may_be_paused() { By::Caller } else { By::Keeper }
+    /// A write as the caller is to see it: while it waits for one, the runtime of a [paused](Clock::may_be_paused) clock
+    /// must not count as idle, so the thread waits.
+    pub(crate) fn settled<T>(&self, write: Pending<T>) -> Pending<T> {
+        if self.clock.may_be_paused() { Pending::ready(write.wait()) } else { write }
     }
 
     /// Queues a purge in every shard at once; the answer resolves when all are committed.
     pub(crate) fn purge(&self, subject: Subject, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (by, now) = (self.by(), self.now());
+        let now = self.now();
         let shards = self.shared.entries.iter();
-        let purges: Vec<_> = shards.map(|shard| shard.purge(by, subject.clone(), soft, now)).collect();
+        let purges: Vec<_> = shards.map(|shard| shard.purge(subject.clone(), soft, now)).collect();
+        let purges: Vec<_> = purges.into_iter().map(|purge| self.settled(purge)).collect();
         async {
             for purged in purges {
                 purged.await?;

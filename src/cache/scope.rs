@@ -73,8 +73,8 @@ impl Scope {
         transition: impl Transition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
-        let handle = self.handle().clone();
-        self.handle().shared.state.update(table, key, move || handle.now(), transition, settle)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.state.update(table, key, move || clock.now(), transition, settle))
     }
 
     /// See [`State::glance`].
@@ -92,8 +92,8 @@ impl Scope {
         transition: impl LineTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
-        let handle = self.handle().clone();
-        self.handle().shared.state.update_line(table, key, move || handle.now(), transition, settle)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.state.update_line(table, key, move || clock.now(), transition, settle))
     }
 
     /// See [`State::post_line`].
@@ -133,7 +133,8 @@ impl Scope {
         most: usize,
         f: impl FnMut(Listed<'_>) -> Option<T> + Send + 'static,
     ) -> Pending<Result<(Vec<T>, Option<[u8; 16]>), Error>> {
-        self.handle().shared.state.list_locks(after, most, f)
+        let handle = self.handle();
+        handle.settled(handle.shared.state.list_locks(after, most, f))
     }
 
     /// Whether a key is one of this scope.
@@ -225,15 +226,15 @@ impl Scope {
         name: &[u8],
         edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
-        let handle = self.handle().clone();
-        self.handle().shared.shard(&key).edit(handle.by(), key, name, move || handle.now(), edit)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.shard(&key).edit(key, name, move || clock.now(), edit))
     }
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored; or, softly, they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
-        let name = handle.shared.shard(key).purge(handle.by(), Subject::Name(key.hash), soft, handle.now());
+        let name = handle.settled(handle.shared.shard(key).purge(Subject::Name(key.hash), soft, handle.now()));
         let variants = handle.purge(Subject::Tag(key.own_tag()), soft);
         async {
             name.await?;

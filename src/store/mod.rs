@@ -27,7 +27,6 @@ pub(crate) use {
     commit::{
         pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread},
         worker::Farewell,
-        write_queue::By,
     },
     directory::layout::{Wanted, is_state_size},
     entries::{

@@ -23,8 +23,6 @@ use std::{
 
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
-/// For how long who insists tries, and its thread with it: others at the gate leave within microseconds.
-const INSISTENCE: Duration = Duration::from_millis(200);
 
 /// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
 pub(crate) trait Run {
@@ -50,15 +48,6 @@ struct Queued {
     deadline: Option<Instant>,
 }
 
-/// Who makes a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
-    /// Whoever asks for it, unless somebody is at the gate.
-    Caller,
-    /// The housekeeping thread, many in one transaction.
-    Keeper,
-}
-
 /// The way into one environment.
 pub(crate) struct Lane {
     pub(crate) env: Env,
@@ -68,7 +57,6 @@ pub(crate) struct Lane {
     queued: AtomicUsize,
     /// The gate could not be had for a whole `patience`: fail at once until it can.
     stuck: AtomicBool,
-    insists: AtomicBool,
     patience: Duration,
     bell: Arc<Bell>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
@@ -108,7 +96,6 @@ impl Lane {
             queue: Mutex::default(),
             queued: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
-            insists: AtomicBool::new(false),
             patience,
             bell,
             make_room,
@@ -125,9 +112,7 @@ impl Lane {
             return Some(Err(error));
         }
         self.env.look_if_due();
-        let (mut turns, mut began) = (0, None);
-        while turns < SPIN || self.may_insist(&mut began) {
-            turns += 1;
+        for _ in 0..SPIN {
             match self.attempt() {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(turn)) => {
@@ -141,20 +126,6 @@ impl Lane {
             }
         }
         None
-    }
-
-    /// From now on an operation is queued only behind somebody who stays at the gate for long: a test's clock that is
-    /// paused would leap ahead while its runtime idles.
-    pub(crate) fn insist(&self) {
-        self.insists.store(true, SeqCst);
-    }
-
-    fn may_insist(&self, began: &mut Option<Instant>) -> bool {
-        let insists = self.insists.load(SeqCst);
-        if insists {
-            yield_now();
-        }
-        insists && began.get_or_insert_with(Instant::now).elapsed() < INSISTENCE
     }
 
     /// Applies the operation here and now, or queues it. `settle` makes the result out of it, after the commit.
@@ -194,25 +165,12 @@ impl Lane {
         }
     }
 
-    /// As `submit`, or as `delegate`.
-    pub(crate) fn submit_by<R, G>(
+    /// As `submit`, but always left to the housekeeping thread, which puts many into one transaction.
+    pub(crate) fn delegate<R, G>(
         &self,
-        by: By,
         run: R,
         settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
     ) -> Pending<G>
-    where
-        R: Run + Send + 'static,
-        G: Send + 'static,
-    {
-        match by {
-            By::Caller => self.submit(run, settle),
-            By::Keeper => self.delegate(run, settle),
-        }
-    }
-
-    /// As `submit`, but always left to the housekeeping thread, which puts many into one transaction.
-    fn delegate<R, G>(&self, run: R, settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static) -> Pending<G>
     where
         R: Run + Send + 'static,
         G: Send + 'static,
@@ -279,7 +237,6 @@ impl Lane {
 
     /// The housekeeping thread's turn: waits for the gate at most for `slice`, applies a batch.
     pub(crate) fn serve(&self, slice: Duration) {
-        self.fail_overdue();
         if !self.has_queued() {
             return;
         }

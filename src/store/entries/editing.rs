@@ -10,10 +10,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{
-            pending::Pending,
-            write_queue::{By, Run},
-        },
+        commit::{pending::Pending, write_queue::Run},
         lmdb::transaction::Txn,
         record::key::Key,
     },
@@ -53,7 +50,6 @@ impl Entries {
     /// `edit` gets the entry that is fresh and says what becomes of it; it may run more than once.
     pub(crate) fn edit<R: Send + 'static>(
         self: &Arc<Self>,
-        by: By,
         key: Key,
         name: &[u8],
         now: impl Fn() -> u64 + Send + 'static,
@@ -63,7 +59,7 @@ impl Entries {
         let settle = |run: Editing<_, _, _>, result: Result<(), Error>| {
             result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked)))
         };
-        self.lane.submit_by(by, run, settle)
+        self.lane.delegate(run, settle)
     }
 }
 

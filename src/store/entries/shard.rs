@@ -11,10 +11,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{
-            pending::Pending,
-            write_queue::{By, Lane},
-        },
+        commit::{pending::Pending, write_queue::Lane},
         lmdb::transaction::{Reader, Txn},
         record::key::Key,
     },
@@ -218,10 +215,10 @@ impl Entries {
 
     /// From the commit on, nothing that the subject matches and that was begun before is read or stored; or, softly, it has
     /// ended.
-    pub(crate) fn purge(&self, by: By, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
+    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().done;
-        self.lane.submit_by(by, Purge { subject, soft, now, walked }, |_, result| result)
+        self.lane.delegate(Purge { subject, soft, now, walked }, |_, result| result)
     }
 
     pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {

@@ -1,4 +1,3 @@
-use crate::store::commit::write_queue::By;
 use crate::{
     cache::{
         Cache, Scope,
@@ -221,13 +220,7 @@ fn an_edit_that_panics_harms_no_neighbour_and_not_the_thread() {
         let holder = Holder::of(&shard.lane);
         let before = root.incr("n", 1);
         let edit = root.edit(root.key(Kind::Value, b"x"), b"x", |_, _| -> (Result<(), Error>, Edit) { panic!("edit") });
-        let clock = shard.edit(
-            By::Keeper,
-            root.key(Kind::Value, b"x"),
-            b"x",
-            || panic!("clock"),
-            |_, _| (Ok(()), Edit::Remove),
-        );
+        let clock = shard.edit(root.key(Kind::Value, b"x"), b"x", || panic!("clock"), |_, _| (Ok(()), Edit::Remove));
         let after = root.incr("n", 1);
         holder.release();
         let before = before.wait().unwrap();

@@ -50,7 +50,7 @@ fn tidy(cache: &Cache) {
         loop {
             shard.tidy();
             // Served in order, so the step is done with it.
-            let _ = shard.lane.submit_by(crate::store::By::Keeper, Nothing, |_, result| result).wait();
+            let _ = shard.lane.delegate(Nothing, |_, result| result).wait();
             if !shard.is_untidy() {
                 break;
             }

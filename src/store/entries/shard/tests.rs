@@ -3,7 +3,7 @@ use crate::cache::{
     Cache, Scope,
     testing::{Hand, Holder, builder, tamper},
 };
-use crate::store::{By, commit::write_queue::Run};
+use crate::store::commit::write_queue::Run;
 use crate::store::{
     Edit, LONGEST_FLIGHT, Table,
     entries::{entry::claimed_expiry, table::footprint},
@@ -117,7 +117,7 @@ async fn a_purge_that_is_queued_before_a_store_comes_first() {
     let scope = cache.scope("a");
     let old = sequence(&scope, "x");
     let holder = Holder::of(&shard(&cache).lane);
-    let purge = shard(&cache).purge(By::Keeper, Subject::Name(key(&scope, "x").hash), false, cache.handle().now());
+    let purge = shard(&cache).purge(Subject::Name(key(&scope, "x").hash), false, cache.handle().now());
     let stored = scope.commit(key(&scope, "x"), b"x", answer(&scope, old, &[]));
     holder.release();
     purge.await.unwrap();
@@ -230,8 +230,8 @@ fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
         cache.insert(&i.to_string(), &1).wait().unwrap();
     }
     let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
-    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
-    shard(&cache).purge(By::Keeper, Subject::Tag(cache.root().tag("t")), false, cache.handle().now()).wait().unwrap();
+    shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
+    shard(&cache).purge(Subject::Tag(cache.root().tag("t")), false, cache.handle().now()).wait().unwrap();
     // The housekeeping thread may have begun already.
     tidy(&cache);
     assert_eq!(rows(&cache, ENTRIES).len(), 500);
@@ -253,7 +253,7 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
     for i in 0..500 {
         doomed.insert(&i.to_string(), &1).wait().unwrap();
     }
-    shard(&cache).purge(By::Keeper, Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
+    shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
     for _ in 0..8 {
         let holder = Holder::of(&shard(&cache).lane);
         shard(&cache).tidy();
@@ -277,7 +277,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
         let purges: Vec<_> = (0..1000)
             .map(|i| round * 1000 + i)
             .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
-            .map(|subject| shard(&cache).purge(By::Keeper, subject, false, cache.handle().now()))
+            .map(|subject| shard(&cache).purge(subject, false, cache.handle().now()))
             .collect();
         purges.into_iter().for_each(|purge| purge.wait().unwrap());
         tidy(&cache);
@@ -366,7 +366,7 @@ fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {
     let now = cache.handle().now();
     model.retain(|_, entry| now < entry.1);
     let end = |life: u8| now + u64::from(life) * 1_000_000_000;
-    let subject = |subject| shard(cache).purge(By::Keeper, subject, false, now).wait().unwrap();
+    let subject = |subject| shard(cache).purge(subject, false, now).wait().unwrap();
     match *step {
         Step::Insert { name, size, life, tag } => {
             let insert = scope.insert(&name.to_string(), &"x".repeat(size)).expire(Duration::from_secs(life.into()));
