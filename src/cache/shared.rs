@@ -395,6 +395,8 @@ impl Drop for Closing {
     }
 }
 
+/// A name that nobody guesses. The crate tempfile would be two crates for this line: what else it has, a removal on drop,
+/// a forked child would make too.
 fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }
