@@ -132,6 +132,8 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     })
 }
 
+/// A name that nobody guesses. The crate `tempfile` would be two crates for this line, and its removal on drop is one that a
+/// forked child would make too.
 fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }

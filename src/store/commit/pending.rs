@@ -1,4 +1,7 @@
 //! The result of an operation that may have been queued: a future that can also be waited for on a plain thread.
+//!
+//! Not the crate oneshot: in 0.2.1, a receiver that is dropped while its sender sends frees what the sender still uses
+//! (faern/oneshot#87), and dropping the future of a queued operation is everyday here.
 
 use crate::store::os::sync::{Mutex, MutexGuard};
 use std::{
@@ -88,13 +91,15 @@ impl<T> Future for Pending<T> {
         match &mut *self {
             Pending::Ready(value) => Poll::Ready(value.take().expect("polled after completion")),
             Pending::Queued(slot) => {
+                // Wakers are the user's: they are cloned and dropped outside the lock.
+                let waker = cx.waker().clone();
                 let mut state = slot.lock();
-                match std::mem::replace(&mut *state, State::Over) {
+                let next = if let State::Waiting(_) = *state { State::Waiting(Some(waker)) } else { State::Over };
+                let before = std::mem::replace(&mut *state, next);
+                drop(state);
+                match before {
                     State::Done(value) => Poll::Ready(value),
-                    State::Waiting(_) => {
-                        *state = State::Waiting(Some(cx.waker().clone()));
-                        Poll::Pending
-                    }
+                    State::Waiting(_) => Poll::Pending,
                     State::Over => panic!("polled after completion"),
                 }
             }
@@ -162,4 +167,40 @@ pub(crate) async fn sleep_on_thread(span: Duration) {
         Poll::Pending
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    /// A waker that is the last to hold a task, whose drop may come to the queue and ask there who still waits.
+    struct Asking(Arc<Slot<()>>, Arc<AtomicUsize>);
+
+    impl Wake for Asking {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for Asking {
+        fn drop(&mut self) {
+            assert!(self.0.0.try_lock().is_ok(), "the drop of a waker would wait for ever");
+            self.1.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn wakers_are_dropped_outside_the_lock() {
+        let (slot, dropped) = (Slot::new(), Arc::new(AtomicUsize::new(0)));
+        let mut pending = Pending::Queued(slot.clone());
+        let mut poll = || {
+            let waker = Waker::from(Arc::new(Asking(slot.clone(), dropped.clone())));
+            Pin::new(&mut pending).poll(&mut Context::from_waker(&waker))
+        };
+        assert!(poll().is_pending() && poll().is_pending());
+        assert_eq!(dropped.load(SeqCst), 1, "another one takes the place of the first");
+        slot.fill(());
+        assert_eq!(dropped.load(SeqCst), 2, "it was woken");
+        assert!(poll().is_ready());
+        assert_eq!(dropped.load(SeqCst), 3);
+    }
 }
