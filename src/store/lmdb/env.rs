@@ -91,11 +91,12 @@ impl Env {
             return Err(Error::Forked);
         }
         let result = self.begin().and_then(|rw| {
+            let before = rw.id() as u64 - 1;
             let mut txn = Txn::new(rw, &self.tables);
             let (result, changed) = f(&mut txn)?;
-            if changed {
-                txn.commit()?;
-            }
+            let commits = changed && txn.commit()?;
+            // What was read may be of another time by now, and so may what the commit has gone to: then nobody is told.
+            self.check_time(before + u64::from(commits))?;
             Ok(result)
         });
         if let (Err(Error::Damaged), Some(guard)) = (&result, &self.identity) {
@@ -106,7 +107,9 @@ impl Env {
 
     fn begin(&self) -> Result<RwTxn<'_>, Error> {
         let begun = self.heed.write_txn();
-        let Some(guard) = &self.identity else { return begun.map_err(from_heed) };
+        if self.identity.is_none() {
+            return begun.map_err(from_heed);
+        }
         let rw = begun.map_err(|error| match from_heed(error) {
             Error::Io(error) if error.raw_os_error().is_none_or(|code| code == libc::ENOMEM) => Error::Io(error),
             // Its last page is behind the end of the map, which is smaller than that of others.
@@ -114,12 +117,14 @@ impl Env {
             _ => Error::Damaged,
         })?;
         // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not compare.
-        let id = rw.id() as u64;
-        if id.checked_sub(1) == Some(self.last_transaction()) && guard.is_not_behind(id) {
-            Ok(rw)
-        } else {
-            Err(Error::Damaged)
-        }
+        self.check_time((rw.id() as u64).wrapping_sub(1))?;
+        Ok(rw)
+    }
+
+    /// Whether the data file is of the time when this transaction was the last, and no process knows of a later time.
+    fn check_time(&self, last: u64) -> Result<(), Error> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        if identity.metas.end_with(last) && self.gate.is_not_behind(last) { Ok(()) } else { Err(Error::Damaged) }
     }
 
     fn condemn(&self, guard: &Guard) {

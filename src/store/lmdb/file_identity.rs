@@ -1,7 +1,10 @@
 //! Whether the files of an environment still are where and what they were.
 
-use super::files::{Files, Found, Id, id_of};
-use crate::{hush::Hush, store::os::boot::coarse_time};
+use super::{
+    files::{Files, Found, Id, NAMES, id_of},
+    metas::Metas,
+};
+use crate::{error::Error, hush::Hush, store::os::boot::coarse_time};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -22,22 +25,25 @@ pub(crate) struct Guard {
     /// The environment's.
     path: PathBuf,
     files: Files,
-    /// The last transaction that this process has seen.
-    newest: AtomicU64,
+    pub(super) metas: Metas,
     /// When its files were looked at, in ns of [`coarse_time`].
     looked: AtomicU64,
     gone: Hush,
 }
 
 impl Guard {
-    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> io::Result<Guard> {
+    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> Result<Guard, Error> {
+        let data = fs::File::open(path.join(NAMES[0]))?;
+        if id_of(&data.metadata()?) != files.ids[0] {
+            return Err(Error::Damaged);
+        }
         Ok(Guard {
             root: root.to_path_buf(),
             root_id: id_of(&fs::metadata(root)?),
             orphaned: AtomicBool::new(false),
             path: path.to_path_buf(),
             files,
-            newest: AtomicU64::new(0),
+            metas: Metas::map(&data)?,
             looked: AtomicU64::new(0),
             gone: Hush::new(),
         })
@@ -50,16 +56,6 @@ impl Guard {
     /// Whether the cache's directory is not where it was, so that others may have made another.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned.load(Relaxed)
-    }
-
-    /// Whether a transaction is not older than one that this process has seen.
-    pub(crate) fn is_not_behind(&self, transaction: u64) -> bool {
-        // Asked with the gate held, by one thread at a time.
-        let sound = self.newest.load(Relaxed) <= transaction;
-        if sound {
-            self.newest.store(transaction, Relaxed);
-        }
-        sound
     }
 
     /// Whether it is time to look, which one caller is told.

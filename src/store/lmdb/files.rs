@@ -25,7 +25,7 @@ pub(crate) struct Files {
     pub(crate) ids: [Id; Files::COUNT],
 }
 
-const NAMES: [&str; Files::COUNT] = ["data.mdb", "lock.mdb", "gate"];
+pub(super) const NAMES: [&str; Files::COUNT] = ["data.mdb", "lock.mdb", "gate"];
 
 /// What became of the files of an environment that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

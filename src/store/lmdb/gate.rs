@@ -3,8 +3,8 @@
 //! LMDB's own lock has no try and no timeout: a thread of a runtime that waits for it behind a stopped process freezes
 //! its runtime. This one can be tried, and waited for with a bound.
 //!
-//! Its page also says what every process must know of the environment: which files it is made of, and that it was found
-//! damaged.
+//! Its page also says what every process must know of the environment: which files it is made of, which transaction was
+//! the last to be committed, and that it was found damaged.
 
 #![allow(unsafe_code)]
 
@@ -36,6 +36,8 @@ struct Page {
     deaths: AtomicU64,
     map_size: AtomicU64,
     files: [[AtomicU64; 2]; Files::COUNT],
+    /// The last transaction that is known to have been committed, by any process.
+    newest: AtomicU64,
 }
 
 /// Bytes that are mapped of a gate's file. A mutex has 40 bytes or 48, as the architecture wants.
@@ -148,6 +150,21 @@ impl Gate {
         for (kept, id) in page.files.iter().flatten().zip(files.ids.iter().flatten()) {
             kept.store(*id, Relaxed);
         }
+        // Nobody is left who knows of a newer one.
+        page.newest.store(0, Relaxed);
+    }
+
+    /// Whether the last transaction of the data file is not older than one that any process knows of. With the gate held.
+    ///
+    /// LMDB cannot tell: after the death of a writer, its lock file believes the data file. A writer that dies before it has
+    /// raised this number after its commit leaves it too low, which the next one makes good.
+    pub(crate) fn is_not_behind(&self, last: u64) -> bool {
+        let newest = &self.page().newest;
+        let sound = newest.load(Relaxed) <= last;
+        if sound {
+            newest.store(last, Relaxed);
+        }
+        sound
     }
 
     /// What was written down.

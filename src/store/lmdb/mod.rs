@@ -6,5 +6,6 @@ mod error;
 mod file_identity;
 mod files;
 pub(crate) mod gate;
+mod metas;
 pub(crate) mod opening;
 pub(crate) mod transaction;

@@ -6,12 +6,10 @@ use super::{
     error::from_heed,
     files::{Files, Found, LOCK_SIZE, MAX_READERS},
     gate::Gate,
+    metas::metas_are_sound,
     transaction::Db,
 };
-use crate::{
-    error::Error,
-    store::{os::calls, record::row::u64_at},
-};
+use crate::{error::Error, store::os::calls};
 use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithTls};
 use std::{
     fs::{self, File},
@@ -231,35 +229,4 @@ fn check_before_opening(data: &Path, whole: bool) -> Result<(), Error> {
     let mut head = Vec::new();
     file.by_ref().take(2 * 65_536).read_to_end(&mut head)?;
     if metas_are_sound(&head, length) { Ok(()) } else { Err(Error::Damaged) }
-}
-
-/// Offsets within a 64-bit LMDB 0.9 meta page, behind the 16-byte page header: magic, version, (address), map size, two
-/// database records of 48 bytes whose first field is the page size and last the root, last page, transaction id.
-pub(super) fn metas_are_sound(head: &[u8], length: u64) -> bool {
-    const MAGIC: u32 = 0xBEEF_C0DE;
-    const NO_PAGE: u64 = u64::MAX;
-    let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| u64_at(head, at);
-    let page_size = u32_at(16 + 24).unwrap_or(0);
-    if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
-        return false;
-    }
-    let meta = |page: usize| {
-        let at = page * page_size as usize + 16;
-        let last_page = u64_at(at + 120)?;
-        let roots_fit = [at + 24 + 40, at + 72 + 40]
-            .into_iter()
-            .all(|root| u64_at(root).is_some_and(|root| root == NO_PAGE || root <= last_page));
-        let sound = u32_at(at)? == MAGIC && u32_at(at + 4)? == 1 && u32_at(at + 24)? == page_size;
-        sound.then_some((u64_at(at + 128)?, last_page, roots_fit))
-    };
-    let (Some(a), Some(b)) = (meta(0), meta(1)) else { return false };
-    // The older one may have been half overwritten by a commit that was killed: LMDB will not use it.
-    let (_, last_page, roots_fit) = if a.0 >= b.0 { a } else { b };
-    roots_fit
-        && a.0.abs_diff(b.0) <= 1
-        && last_page
-            .checked_add(1)
-            .and_then(|pages| pages.checked_mul(page_size.into()))
-            .is_some_and(|bytes| bytes <= length)
 }

@@ -70,8 +70,10 @@ impl<'e> Txn<'e> {
         Txn { rw, tables, written: false, _this_thread: PhantomData }
     }
 
-    pub(super) fn commit(self) -> Result<(), Error> {
-        self.rw.commit().map_err(from_commit)
+    /// Whether there was something to commit: LMDB gives no number to a transaction in which nothing was written.
+    pub(super) fn commit(self) -> Result<bool, Error> {
+        self.rw.commit().map_err(from_commit)?;
+        Ok(self.written)
     }
 
     /// What it reads, also of what it has written itself.
@@ -94,8 +96,9 @@ impl<'e> Txn<'e> {
     }
 
     pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, Error> {
-        self.written = true;
-        self.tables[table.0].delete(&mut self.rw, key).map_err(from_heed)
+        let deleted = self.tables[table.0].delete(&mut self.rw, key).map_err(from_heed)?;
+        self.written |= deleted;
+        Ok(deleted)
     }
 
     /// Up to `most` rows from `from` on (`None`: from the first), as `f` sees fit to keep them.
