@@ -1,8 +1,8 @@
 //! `RateLimit`, `RateLimit-Policy` and `X-RateLimit-*`: what a throttle's limits look like to clients.
 
 use crate::{
+    decision::{Decision, Quota},
     rejection::{Reason, Rejection},
-    throttle::{Decision, Quota},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt::Write as _, time::Duration};

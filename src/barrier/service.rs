@@ -2,13 +2,13 @@
 
 use super::{
     deadline::{Deadline, NoDeadline},
-    layer::BarrierLayer,
+    settings::Settings,
 };
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Scope},
-    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory, Lost, Terms},
+    lock::{AcquireError, Acquiring, Guard, Lock, LockFactory, Lost},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
@@ -27,11 +27,11 @@ use tower_service::Service;
 /// gRPC, who are told in milliseconds.
 const LATER: Duration = Duration::from_secs(1);
 
-/// The service of a [`BarrierLayer`].
+/// The service of a [`BarrierLayer`](super::BarrierLayer).
 #[derive(Clone, Debug)]
 pub struct Barrier<S, L = Lock, N = All, A = Http, D = NoDeadline> {
     pub(super) inner: S,
-    pub(super) layer: BarrierLayer<L, N, A, D>,
+    pub(super) settings: Settings<L, N, A, D>,
 }
 
 impl<S, L, N, A, D> Barrier<S, L, N, A, D> {
@@ -55,21 +55,21 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let layer = &self.layer;
-        layer.lock.arrive(&mut request);
+        let settings = &self.settings;
+        settings.lock.arrive(&mut request);
         let outcome = Outcome {
-            scope: layer.scope.clone(),
-            lock: layer.lock.clone(),
-            answer: layer.answer.clone(),
-            fail_open: layer.manner.fail_open,
-            cancel_on_loss: layer.manner.cancel_on_loss,
+            scope: settings.scope.clone(),
+            lock: settings.lock.clone(),
+            answer: settings.answer.clone(),
+            fail_open: settings.options.fail_open,
+            cancel_on_loss: settings.options.cancel_on_loss,
         };
         let mut name = NameBuf::new();
-        if layer.name.name(&request, &mut name) == Named::Pass {
+        if settings.name.name(&request, &mut name) == Named::Pass {
             let state = State::Calling { future: self.inner.call(request), held: None };
             return ResponseFuture { state, outcome };
         }
-        let mut acquiring = layer.acquire(&name, &request).acquire();
+        let mut acquiring = settings.acquire(&name, &request).acquire();
         let state = match acquiring.now() {
             // The instance that was made ready serves the request.
             Some(acquired) => match outcome.judge(acquired, &mut request) {
@@ -87,26 +87,6 @@ where
             }
         };
         ResponseFuture { state, outcome }
-    }
-}
-
-impl<L, N, A, D> BarrierLayer<L, N, A, D> {
-    fn acquire<Req>(&self, name: &NameBuf, request: &Req) -> Acquire<L::Rule>
-    where
-        L: LockFactory<Req>,
-        D: Deadline<Req>,
-    {
-        let remaining = self.deadline.remaining(request).unwrap_or(Duration::MAX);
-        let terms = Terms {
-            owner: self.lock.owner(request),
-            lease: self.lock.lease(request).map_or(self.terms.lease, lock::clamp_lease),
-            patience: self.terms.patience.min(remaining),
-            deadline: remaining,
-            ..self.terms.clone()
-        };
-        let (first, more) = self.split(name);
-        let first = Acquire::new(&self.scope, first, self.lock.rule(request), terms);
-        more.fold(first, |acquire, name| acquire.and(name))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The files of one environment: which they are, and whether they still are where and what they were.
 
 use super::{gate::GATE_SIZE, opening::LOCK_SIZE};
-use crate::{error::Error, hush::Hush};
+use crate::{error::Error, log_limit::LogLimit};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -106,7 +106,7 @@ pub(crate) struct Guard {
     newest: AtomicU64,
     /// When its files were looked at, by the clock of those who write.
     looked: AtomicU64,
-    gone: Hush,
+    gone: LogLimit,
 }
 
 impl Guard {
@@ -119,7 +119,7 @@ impl Guard {
             files,
             newest: AtomicU64::new(0),
             looked: AtomicU64::new(0),
-            gone: Hush::new(),
+            gone: LogLimit::new(),
         })
     }
 
@@ -159,7 +159,7 @@ impl Guard {
             );
         }
         let found = self.files.look(&self.path);
-        if found == Found::Gone && self.gone.due() {
+        if found == Found::Gone && self.gone.allows() {
             tracing::error!(
                 path = %self.path.display(),
                 "removed or replaced while in use: no other process can join before every one that uses the cache has been \

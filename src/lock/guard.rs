@@ -4,9 +4,9 @@ use super::{
     error::ReleaseError,
     fence::Fence,
     lost::{Lost, Signal},
+    owner::Owner,
     queue,
-    row::{self, Released},
-    rule::Owner,
+    row::{attempt::Released, transition},
 };
 use crate::{
     cache::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Scope, Slot, block_on},
@@ -264,7 +264,7 @@ impl Leaving {
         scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| row::release(found, line, now, number, offers),
+            move |found, line, now| transition::release(found, line, now, number, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, called }| {
                     queue::deliver(&self.scope, key, called);
@@ -300,7 +300,7 @@ impl Renew for HeldLock {
             move |found, _, now| match held.phase.load(SeqCst) {
                 RELEASED => (true, Change::Keep, Vec::new()),
                 _ => {
-                    let (ours, change) = row::renew(found, now, number, lease, instance);
+                    let (ours, change) = transition::renew(found, now, number, lease, instance);
                     (ours, change, Vec::new())
                 }
             },

@@ -1,6 +1,10 @@
 //! How those who wait for a lock are called, and who looks after a lock that somebody here waits for.
 
-use super::row::{self, Called, Looked, Moment, Turn};
+use super::row::{
+    attempt::{Looked, Moment, Turn},
+    encoding::Called,
+    transition,
+};
 use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
 use std::{
     sync::{
@@ -27,7 +31,8 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
         LOCKS,
         key,
         move |found, line, now| {
-            let (looked, change, steps) = row::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
+            let (looked, change, steps) =
+                transition::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
             ((looked, now), change, steps)
         },
         move |looked| {
@@ -40,7 +45,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
                     (std::mem::replace(&mut seen.at, now), seen.mark.replace(mark) == Some(mark))
                 };
                 // An offer that was made and ended since the last look was not seen, and its calls may be lost.
-                if !is_same && row::may_have_lapsed(before, now) {
+                if !is_same && transition::may_have_lapsed(before, now) {
                     after.calls().call_all(&key);
                 }
             }
@@ -169,7 +174,7 @@ impl Drop for InLine {
         self.scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| row::leave(found, line, now, number),
+            move |found, line, now| transition::leave(found, line, now, number),
             move |called| deliver(&scope, key, called.unwrap_or_default()),
         );
     }

@@ -1,6 +1,6 @@
 //! Who holds what, and who waits.
 
-use super::row::form::{self, LockRow, Standing, Ticket};
+use super::row::encoding::{self, LockRow, Standing, Ticket};
 use crate::{
     cache::{Cache, Found, HolderStats, Listed, LockStats, Pending, Scope, Stats, WaiterStats, block_on},
     error::Error,
@@ -101,10 +101,10 @@ impl Shown {
     fn of(listed: Listed<'_>, now: u64) -> Option<Shown> {
         let row = listed.row?;
         let lock = LockRow::read(Found::Row(row))?;
-        if form::label(row.payload).is_empty() {
+        if encoding::label(row.payload).is_empty() {
             return None;
         }
-        let (scope, name) = form::names(row.payload);
+        let (scope, name) = encoding::names(row.payload);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
         let places = lock.places.iter().filter(|place| place.lease > now);

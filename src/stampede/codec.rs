@@ -1,6 +1,6 @@
 //! How responses are turned into bytes and back.
 
-use super::status::CacheStatus;
+use super::{lives::Lives, status::CacheStatus};
 use crate::cache::{Task, Told, decode_value, encode_value};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -11,17 +11,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(super) use super::fresh::{Access, Kind, Lives};
-
 /// How a [`StampedeCacheLayer`](super::StampedeCacheLayer) keeps responses: [`Recorded`](super::Recorded) for HTTP,
 /// [`Serde`] for everything else. Sealed.
-pub trait Codec<Req, Res>: sealed::Codec<Req, Res> {}
-impl<Req, Res, C: sealed::Codec<Req, Res>> Codec<Req, Res> for C {}
+pub trait Codec<Req, Res>: SealedCodec<Req, Res> {}
+impl<Req, Res, C: SealedCodec<Req, Res>> Codec<Req, Res> for C {}
+
+/// What a request lets a shared cache do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone's stored answer may serve it, and its answer may serve anyone.
+    Shared,
+    /// It says who is asking: only an answer that is explicitly for everyone may be stored or served.
+    Personal,
+    /// The cache stays out of the way.
+    Bypass,
+}
 
 /// A computed response, and whether it is kept.
 #[derive(Debug)]
 pub struct Recording<Out> {
-    /// [`tell`](sealed::Codec::tell) it what became of it.
+    /// [`tell`](SealedCodec::tell) it what became of it.
     pub(super) response: Out,
     pub(super) verdict: Verdict,
 }
@@ -38,7 +47,7 @@ pub(super) enum Verdict {
 pub(super) struct Open {
     /// What is said of it meanwhile.
     pub(super) status: CacheStatus,
-    /// For [`read_along`](sealed::Codec::read_along).
+    /// For [`read_along`](SealedCodec::read_along).
     pub(super) along: Option<Told>,
     pub(super) ended: Pin<Box<dyn Future<Output = Ended> + Send>>,
 }
@@ -80,6 +89,17 @@ impl NotKept {
     pub(super) fn new(reason: &'static str, kind: Kind) -> Self {
         NotKept { reason, kind, shared: None }
     }
+}
+
+/// What a refusal to store says of other answers of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The service has failed; it may not fail again.
+    Failure,
+    /// They will not be stored either.
+    Uncacheable,
+    /// Nothing.
+    ThisOne,
 }
 
 /// What a stored answer is to a request.
@@ -126,65 +146,62 @@ pub struct Terms {
     pub(super) share_failures: bool,
 }
 
-pub(super) mod sealed {
-    use super::*;
+/// What a [`Codec`] does. Not exported, which is what seals it.
+pub trait SealedCodec<Req, Res> {
+    /// What comes out of the layer.
+    type Response;
+    /// What of a request decides whether a stored answer is its answer.
+    type Head;
+    /// What of a request is needed once the request itself has been given to the service.
+    type Kept: Clone + Send + Sync + 'static;
+    /// A stored answer that need not be decoded again.
+    type Decoded: Send + Sync + 'static;
 
-    pub trait Codec<Req, Res> {
-        /// What comes out of the layer.
-        type Response;
-        /// What of a request decides whether a stored answer is its answer.
-        type Head;
-        /// What of a request is needed once the request itself has been given to the service.
-        type Kept: Clone + Send + Sync + 'static;
-        /// A stored answer that need not be decoded again.
-        type Decoded: Send + Sync + 'static;
+    fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
 
-        fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
+    fn keep(&self, request: &Req) -> Gone<Self::Kept>;
 
-        fn keep(&self, request: &Req) -> Gone<Self::Kept>;
+    fn of_gone<'a>(&self, gone: &'a Gone<Self::Kept>) -> Asked<'a, Self::Head>;
 
-        fn of_gone<'a>(&self, gone: &'a Gone<Self::Kept>) -> Asked<'a, Self::Head>;
+    /// Makes a request fit for everyone who will be served its answer.
+    fn for_everyone(&self, request: &mut Req);
 
-        /// Makes a request fit for everyone who will be served its answer.
-        fn for_everyone(&self, request: &mut Req);
+    /// `None`: nothing that this version has stored.
+    fn decode(&self, payload: &Bytes) -> Option<Self::Decoded>;
 
-        /// `None`: nothing that this version has stored.
-        fn decode(&self, payload: &Bytes) -> Option<Self::Decoded>;
+    /// A stored answer, as an answer to this request, `since` after it was stored.
+    fn replay(
+        &self,
+        payload: &Bytes,
+        decoded: &Self::Decoded,
+        asked: &Asked<'_, Self::Head>,
+        since: Duration,
+        status: CacheStatus,
+    ) -> Replay<Self::Response>;
 
-        /// A stored answer, as an answer to this request, `since` after it was stored.
-        fn replay(
-            &self,
-            payload: &Bytes,
-            decoded: &Self::Decoded,
-            asked: &Asked<'_, Self::Head>,
-            since: Duration,
-            status: CacheStatus,
-        ) -> Replay<Self::Response>;
-
-        /// The answer of a computation that is still being recorded.
-        fn read_along(&self, _: &Told, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
-            None
-        }
-
-        fn record(
-            &self,
-            response: Res,
-            gone: Gone<Self::Kept>,
-            terms: Terms,
-        ) -> impl Future<Output = Recording<Self::Response>> + Send;
-
-        /// Says in a response what the cache did.
-        fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
-
-        /// A response that is not to be kept.
-        fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
-
-        /// A response whose body runs what records it.
-        fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
-
-        /// What is said where the service is not waited for any longer.
-        fn timed_out(&self) -> Option<Self::Response>;
+    /// The answer of a computation that is still being recorded.
+    fn read_along(&self, _: &Told, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
+        None
     }
+
+    fn record(
+        &self,
+        response: Res,
+        gone: Gone<Self::Kept>,
+        terms: Terms,
+    ) -> impl Future<Output = Recording<Self::Response>> + Send;
+
+    /// Says in a response what the cache did.
+    fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
+
+    /// A response that is not to be kept.
+    fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
+
+    /// A response whose body runs what records it.
+    fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
+
+    /// What is said where the service is not waited for any longer.
+    fn timed_out(&self) -> Option<Self::Response>;
 }
 
 /// Keeps any response that serde can write and read, as MessagePack.
@@ -198,7 +215,7 @@ impl Gone<()> {
     }
 }
 
-impl<Req, Res> sealed::Codec<Req, Res> for Serde
+impl<Req, Res> SealedCodec<Req, Res> for Serde
 where
     Res: Serialize + DeserializeOwned + Send,
 {

@@ -1,8 +1,8 @@
 //! What the computations of a layer go by.
 
 use super::{
-    codec::{Asked, Lives, Replay, sealed::Codec},
-    fresh,
+    codec::{Asked, Codec, Replay},
+    lives::{Lives, jittered},
     status::CacheStatus,
     xfetch::{Beta, Cost, Standing},
 };
@@ -161,7 +161,7 @@ impl<C> Core<C> {
     /// The times of an answer that is stored now.
     pub(super) fn life(&self, lives: Lives, now: u64) -> Life {
         let fresh = match self.jitter > 0.0 {
-            true => fresh::jittered(lives.fresh, self.jitter, rand::random()),
+            true => jittered(lives.fresh, self.jitter, rand::random()),
             false => lives.fresh,
         };
         let fresh = after(now, fresh);

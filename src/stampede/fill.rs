@@ -80,7 +80,7 @@ impl Cache {
 }
 
 impl<F> Fill<F> {
-    engine_settings!();
+    core_setters!(core);
 
     /// Blocks the thread until the value is there; it needs no runtime. An early refresh gets a thread of its own. A thread that
     /// computes itself cannot be stopped by a [`soft_timeout`](Self::soft_timeout). Not for a runtime's threads.

@@ -1,7 +1,7 @@
 //! A computation from its begin to its landing: recorded, stored, told to all who wait.
 
 use super::{
-    codec::{Ended, Gone, Kept, Kind, NotKept, Recording, Terms, Verdict, sealed::Codec},
+    codec::{Codec, Ended, Gone, Kept, Kind, NotKept, Recording, Terms, Verdict},
     core::{Bridge, Core, Stored},
     marks::Mark,
     plan::Takeoff,

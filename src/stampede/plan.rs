@@ -1,7 +1,7 @@
 //! What becomes of a request: hit, refresh, lead, follow, or alone.
 
 use super::{
-    codec::{Access, Asked, Replay, sealed::Codec},
+    codec::{Access, Asked, Codec, Replay},
     core::{Bridge, Core, Stored, over_for, standing},
     marks::Mark,
     status::CacheStatus,

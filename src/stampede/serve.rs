@@ -1,7 +1,7 @@
 //! A request on its way to an answer that is not there at once.
 
 use super::{
-    codec::{Gone, Replay, sealed::Codec},
+    codec::{Codec, Gone, Replay},
     core::{Bridge, Core, Stored},
     flight::{Flying, Outcome},
     plan::{Claim, Clearance, Plan, Takeoff},

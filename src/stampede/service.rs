@@ -1,11 +1,11 @@
 //! The stampede cache's service and its future.
 
 use super::{
-    codec::{Access, Codec, sealed},
-    http_codec::Recorded,
-    layer::StampedeCacheLayer,
+    codec::{Access, Codec, SealedCodec},
+    http::recorded::Recorded,
     plan::{Clearance, Plan},
     serve::Call,
+    settings::Settings,
     status::CacheStatus,
 };
 use crate::{
@@ -22,11 +22,11 @@ use std::{
 };
 use tower_service::Service;
 
-/// The service of a [`StampedeCacheLayer`].
+/// The service of a [`StampedeCacheLayer`](super::StampedeCacheLayer).
 #[derive(Clone, Debug)]
 pub struct StampedeCache<S, N = Target, C = Recorded> {
     pub(super) inner: S,
-    pub(super) layer: StampedeCacheLayer<N, C>,
+    pub(super) settings: Settings<N, C>,
 }
 
 impl<S, N, C> StampedeCache<S, N, C> {
@@ -34,7 +34,7 @@ impl<S, N, C> StampedeCache<S, N, C> {
 }
 
 /// What comes out of a codec.
-type Out<C, Req, Res> = <C as sealed::Codec<Req, Res>>::Response;
+type Out<C, Req, Res> = <C as SealedCodec<Req, Res>>::Response;
 
 impl<S, N, C, Req> Service<Req> for StampedeCache<S, N, C>
 where
@@ -56,10 +56,10 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let core = &self.layer.core;
+        let core = &self.settings.core;
         let mut name = NameBuf::new();
         let asked = core.codec.asked(&request);
-        if asked.access == Access::Bypass || self.layer.name.name(&request, &mut name) == Named::Pass {
+        if asked.access == Access::Bypass || self.settings.name.name(&request, &mut name) == Named::Pass {
             let future = self.inner.call(request);
             return ResponseFuture { state: State::Passing { future, codec: core.codec.clone() } };
         }
@@ -82,7 +82,7 @@ where
                     None => {
                         let gone = core.codec.keep(&request);
                         let refreshing = core.clone().refresh_later(takeoff, name.into(), gone, self.later(request));
-                        match self.layer.core.in_background(Box::pin(refreshing)) {
+                        match self.settings.core.in_background(Box::pin(refreshing)) {
                             Ok(()) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                             Err(refreshing) => refreshing,
                         }
@@ -137,9 +137,9 @@ impl<S, N, C> StampedeCache<S, N, C> {
         Out<C, Req, S::Response>: Send + 'static,
         Req: Send + 'static,
     {
-        let gone = self.layer.core.codec.keep(&request);
+        let gone = self.settings.core.codec.keep(&request);
         let later = self.later(request);
-        Box::pin(self.layer.core.clone().serve(name, gone, plan, later))
+        Box::pin(self.settings.core.clone().serve(name, gone, plan, later))
     }
 
     /// The clone asks for its own readiness if it has to call.
@@ -148,7 +148,7 @@ impl<S, N, C> StampedeCache<S, N, C> {
         S: Clone,
         C: Clone,
     {
-        Later { inner: to_call_later(&mut self.inner), codec: self.layer.core.codec.clone(), request }
+        Later { inner: to_call_later(&mut self.inner), codec: self.settings.core.codec.clone(), request }
     }
 }
 

@@ -1,12 +1,15 @@
 //! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
 
 use super::{
-    Advice, Quota,
-    algorithm::{LONGEST_SPAN, Moment, Slot},
+    advice::Advice,
     learnt::{self, Learnt},
-    limits::{Budget, Limit, Limits, MOST, Stored},
+    limit::{
+        algorithm::{LONGEST_SPAN, Moment, Slot},
+        budget::{Budget, Stored},
+        limits::{Limit, Limits, MOST},
+    },
 };
-use crate::cache::record::u64_at;
+use crate::{cache::record::u64_at, decision::Quota, rejection::Reason};
 use std::time::Duration;
 
 /// How often the limits are asked for a turn that suits all of them: each time one of them goes on to a later gap, of which
@@ -85,6 +88,17 @@ pub(super) enum By {
     Learnt,
     /// Too many wait already.
     Queue,
+}
+
+impl Refusal {
+    pub(super) fn reason(&self) -> Reason {
+        match (self.by, self.after) {
+            (By::Ban, _) => Reason::Blocked,
+            (By::Queue, _) => Reason::QueueFull,
+            (By::Limit(_), Some(_)) | (By::Learnt, _) => Reason::Throttled,
+            (By::Limit(_), None) => Reason::TooCostly,
+        }
+    }
 }
 
 impl Cell {

@@ -8,7 +8,7 @@
 //! When the server's window ends, nothing is known but that there is more. One request goes ahead to ask, and the others
 //! follow at the server's own average pace until its answer is there.
 
-use super::Advice;
+use super::advice::Advice;
 use crate::{cache::record::u64_at, time::nanos};
 use std::time::Duration;
 

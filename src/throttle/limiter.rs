@@ -1,14 +1,17 @@
 //! A throttle without tower.
 
 use super::{
-    Advice, Quota,
-    ask::{Ask, Opened, Times, Verdict, ask, note_admitted, note_refused},
-    cell::{By, Cell, Quotas, Refusal},
-    limits::Limits,
+    advice::Advice,
+    ask::{Verdict, ask, note_admitted, note_refused},
+    cell::{Cell, Quotas, Refusal},
+    limit::limits::Limits,
+    row::{Opened, Times},
+    terms::Ask,
     turn::Spent,
 };
 use crate::{
     cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Pending, Scope, block_on},
+    decision::Quota,
     error::Error,
     rejection::Reason,
     time::nanos,
@@ -112,21 +115,6 @@ impl Permit {
     }
 }
 
-impl Refusal {
-    pub(super) fn reason(&self) -> Reason {
-        match (self.by, self.after) {
-            (By::Ban, _) => Reason::Blocked,
-            (By::Queue, _) => Reason::QueueFull,
-            (By::Limit(_), Some(_)) | (By::Learnt, _) => Reason::Throttled,
-            (By::Limit(_), None) => Reason::TooCostly,
-        }
-    }
-
-    fn into_error(self, quota: Quota) -> LimitError {
-        LimitError::Throttled { reason: self.reason(), retry_after: self.after, quota }
-    }
-}
-
 impl Limiter {
     pub(super) fn new(scope: &Scope, name: &[u8], ask: Ask) -> Limiter {
         Limiter { key: scope.key(Kind::Throttle, name), scope: scope.clone(), ask }
@@ -201,7 +189,7 @@ impl Limiter {
 
     fn refused(&self, refusal: Refusal, quota: Quota) -> LimitError {
         note_refused(&self.scope, &refusal, &quota, false);
-        refusal.into_error(quota)
+        LimitError::Throttled { reason: refusal.reason(), retry_after: refusal.after, quota }
     }
 
     fn failed(&self, error: Error) -> LimitError {

@@ -1,16 +1,17 @@
 //! The throttle's service and its future.
 
 use super::{
-    Decision,
-    ask::{self, Ask, Verdict},
-    layer::{Manner, ThrottleLayer},
+    ask::{self, Verdict},
     policy::{Flat, Policy, Standing},
-    turn::{Spent, Waiting},
+    settings::{Options, Settings},
+    turn::Spent,
+    wait::Waiting,
 };
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::{Event, Kind, Pending, Scope},
+    decision::Decision,
     error::Error,
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
@@ -26,11 +27,11 @@ use std::{
 };
 use tower_service::Service;
 
-/// The service of a [`ThrottleLayer`].
+/// The service of a [`ThrottleLayer`](super::ThrottleLayer).
 #[derive(Clone, Debug)]
 pub struct Throttle<S, N = All, A = Http, P = Flat> {
     pub(super) inner: S,
-    pub(super) layer: ThrottleLayer<N, A, P>,
+    pub(super) settings: Settings<N, A, P>,
 }
 
 impl<S, N, A, P> Throttle<S, N, A, P> {
@@ -53,18 +54,19 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let layer = &self.layer;
-        let mut future = ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(layer) };
-        let step = match layer.policy.standing(&request) {
+        let settings = &self.settings;
+        let mut future =
+            ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(settings) };
+        let step = match settings.policy.standing(&request) {
             Standing::Allowed => Step::Call(None),
             Standing::Denied => future.outcome.deny(&request),
             Standing::Counted => {
                 let mut name = NameBuf::new();
-                match layer.name.name(&request, &mut name) {
+                match settings.name.name(&request, &mut name) {
                     Named::Pass => Step::Call(None),
                     Named::Yes => {
-                        let key = layer.scope.key(Kind::Throttle, name.as_bytes());
-                        let mut verdict = ask::ask(&layer.scope, key, layer.ask(&request));
+                        let key = settings.scope.key(Kind::Throttle, name.as_bytes());
+                        let mut verdict = ask::ask(&settings.scope, key, settings.ask_for(&request));
                         match verdict.now() {
                             Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
                             None => Step::Decide(verdict),
@@ -76,7 +78,7 @@ where
         future.state = match step {
             // The instance that was made ready serves the request.
             Step::Call(spent) => {
-                future.open = spent.map(|spent| (spent, layer.policy.keep(&request)));
+                future.open = spent.map(|spent| (spent, settings.policy.keep(&request)));
                 State::Calling { future: self.inner.call(request) }
             }
             // The clone asks for its own readiness when its turn comes.
@@ -85,20 +87,6 @@ where
             Step::Say(output) => State::Said { output: Some(output) },
         };
         future
-    }
-}
-
-impl<N, A, P> ThrottleLayer<N, A, P> {
-    fn ask<Req, Res>(&self, request: &Req) -> Ask
-    where
-        P: Policy<Req, Res>,
-    {
-        let ask = match self.policy.limits(request) {
-            Some(limits) => self.ask.by(limits),
-            None => self.ask.clone(),
-        };
-        let patience = if self.manner.shadow { Duration::ZERO } else { ask.patience };
-        Ask { cost: self.policy.cost(request), patience, ..ask }
     }
 }
 
@@ -115,22 +103,22 @@ struct Outcome<A, P> {
     scope: Scope,
     answer: A,
     policy: P,
-    manner: Manner,
+    options: Options,
     patience: Duration,
 }
 
 impl<A, P> Outcome<A, P> {
-    fn new<N>(layer: &ThrottleLayer<N, A, P>) -> Self
+    fn new<N>(settings: &Settings<N, A, P>) -> Self
     where
         A: Clone,
         P: Clone,
     {
         Outcome {
-            scope: layer.scope.clone(),
-            answer: layer.answer.clone(),
-            policy: layer.policy.clone(),
-            manner: layer.manner,
-            patience: layer.ask.patience,
+            scope: settings.scope.clone(),
+            answer: settings.answer.clone(),
+            policy: settings.policy.clone(),
+            options: settings.options,
+            patience: settings.ask.patience,
         }
     }
 
@@ -140,7 +128,7 @@ impl<A, P> Outcome<A, P> {
     {
         let scope = self.scope.shared_name();
         self.scope.note(Event::Denied);
-        tracing::debug!(%scope, reason = ?Reason::Denied, shadow = self.manner.shadow, "throttled");
+        tracing::debug!(%scope, reason = ?Reason::Denied, shadow = self.options.shadow, "throttled");
         self.refuse(request, Rejection::new(Reason::Denied, scope))
     }
 
@@ -148,7 +136,7 @@ impl<A, P> Outcome<A, P> {
     where
         A: Answer<Req, Res, Err>,
     {
-        if self.manner.shadow {
+        if self.options.shadow {
             self.scope.note(Event::Shadowed);
             return Step::Call(None);
         }
@@ -170,7 +158,7 @@ impl<A, P> Outcome<A, P> {
         let name = self.scope.shared_name();
         let Ok(mut verdict) = verdict else {
             self.scope.note(Event::ThrottleFailed);
-            if !self.manner.fail_closed {
+            if !self.options.fail_closed {
                 return Step::Call(None);
             }
             let retry_after = Some(Duration::from_secs(1));
@@ -197,7 +185,7 @@ impl<A, P> Outcome<A, P> {
             }
             Err(refusal) => {
                 let reason = refusal.reason();
-                ask::note_refused(&self.scope, &refusal, &quota, self.manner.shadow);
+                ask::note_refused(&self.scope, &refusal, &quota, self.options.shadow);
                 let why = Rejection {
                     retry_after: refusal.after,
                     quota: Some(quota.clone()),

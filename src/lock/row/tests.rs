@@ -1,7 +1,10 @@
-use super::{form::*, *};
+use super::{attempt::*, encoding, encoding::*, transition::*};
 use crate::{
-    cache::{Waiter, line::Rows, record::Row},
-    lock::rule::{Holder, Lock, OneOwner, ReadWrite, Semaphore},
+    cache::{Change, Found, Line, Step, Waiter, line::Rows, record::Row},
+    lock::{
+        owner::Owner,
+        rule::{Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore},
+    },
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::{cell::Cell, collections::BTreeMap, ops::Bound};
@@ -62,7 +65,7 @@ impl Bench {
     }
 
     fn ask<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
-        let label = form::write_label("scope", b"name");
+        let label = encoding::write_label("scope", b"name");
         self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, wish, &label, turn))
     }
 
@@ -395,7 +398,7 @@ fn a_row_keeps_name_and_tag_and_is_full_some_time() {
     assert_eq!(held, PLACES_MAX);
     let (_, tag, payload) = lock.row.clone().unwrap();
     assert!(payload.len() <= crate::cache::PAYLOAD_MAX);
-    assert_eq!((form::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
+    assert_eq!((encoding::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
     assert_eq!(lock.row().waiting, 1);
 }
 

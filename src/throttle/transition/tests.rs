@@ -1,11 +1,11 @@
 use super::*;
 use crate::{
     cache::{
-        Kind,
+        CELLS, Kind,
         line::Rows,
         testing::{Hand, builder},
     },
-    throttle::Rate,
+    throttle::{Limits, Rate, ask::ask},
 };
 use std::{
     cell::Cell as Count,

@@ -8,10 +8,10 @@ use self::{
     utc::{HOUR, Unit},
 };
 use super::{
-    Quota,
     algorithm::{Algorithm, Moment, Slot, Spent},
     text::{ParseLimitError, number},
 };
+use crate::decision::Quota;
 use std::{fmt, str::FromStr, time::Duration};
 
 /// How long a spent window is remembered after its end: more than any mistaken time zone turns the clock back.
@@ -20,7 +20,7 @@ const KEPT: u64 = 26 * HOUR;
 /// At most `count` in each hour, day or month of the UTC calendar: for quotas.
 ///
 /// All of it comes back at once when the next window begins, so those who come at the end of one window and at the
-/// beginning of the next get twice the count in a short time; a [`Rate`](super::Rate) beside it prevents that. Waiting
+/// beginning of the next get twice the count in a short time; a [`Rate`](crate::throttle::Rate) beside it prevents that. Waiting
 /// requests are given a turn at the beginning of the first of the next windows that has room for their whole cost.
 ///
 /// # When the clock is wrong

@@ -1,4 +1,4 @@
-//! What a decision says of a budget: [`Quota`], one limit's part of it, and [`Decision`], all of it.
+//! What a throttle tells of a budget: [`Quota`], one limit's part of it, and [`Decision`], all of it.
 
 use std::{sync::Arc, time::Duration};
 

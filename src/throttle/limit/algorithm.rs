@@ -1,10 +1,10 @@
 //! What every way of counting can do: pure functions over a small state.
 
-use super::Quota;
+use crate::decision::Quota;
 use std::fmt;
 
 /// 100 years in ns. No span, debt or hold is longer, so that a time of today plus some of them stays below `u64::MAX`.
-pub(super) const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
+pub(in crate::throttle) const LONGEST_SPAN: u64 = 100 * 31_557_600 * 1_000_000_000;
 
 /// When something is decided.
 #[derive(Clone, Copy, Debug)]

@@ -8,11 +8,10 @@
 //! stretch to those who come at the end of two windows. GCRA is as small as that and has the same bound.
 
 use super::{
-    Quota,
     algorithm::{Algorithm, LONGEST_SPAN, Moment, Slot, Spent},
     text::{ParseLimitError, Span, duration, number},
 };
-use crate::varint;
+use crate::{decision::Quota, varint};
 use std::{fmt, str::FromStr, time::Duration};
 
 /// Into how many pieces a window is cut. Up to this count each turn is a piece of its own.
@@ -23,7 +22,7 @@ const MOST_PIECES: usize = 64;
 
 /// At most `count` in any stretch of `per`, wherever it begins.
 ///
-/// A [`Rate`](super::Rate) admits up to twice its count in one such stretch: the burst, and what comes back meanwhile. A
+/// A [`Rate`](crate::throttle::Rate) admits up to twice its count in one such stretch: the burst, and what comes back meanwhile. A
 /// sliding window never does, and in return gives nothing back before `per` has passed since it was taken. Up to a count
 /// of 16 it is exact. Above, requests of the same sixteenth of `per` are counted together until the last of them is `per`
 /// old, so that one may count for up to a sixteenth of `per` longer than it should: a steady crowd is admitted at 94 % of
@@ -32,7 +31,7 @@ const MOST_PIECES: usize = 64;
 /// Waiting requests are given the earliest turn at which they fit; a small one may fit before an earlier, costlier one,
 /// which is not delayed by it. A name takes more room than with a `Rate`: some 10 bytes for each piece, mostly below 200.
 ///
-/// Displays as `100/60s sliding`, and parses from that, with the time as a [`Rate`](super::Rate) takes it.
+/// Displays as `100/60s sliding`, and parses from that, with the time as a [`Rate`](crate::throttle::Rate) takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlidingWindow {
     count: u32,

@@ -1,11 +1,8 @@
 //! `Cache-Control`, read strictly: RFC 9111 section 5.2 and RFC 5861.
 
-use super::Lives;
+use crate::stampede::lives::{FOREVER, Lives};
 use http::{HeaderMap, header::CACHE_CONTROL};
 use std::time::Duration;
-
-/// The longest life read from a header: RFC 9111 section 1.2.2 bounds delta-seconds here.
-pub(super) const FOREVER: u32 = 1 << 31;
 
 /// What the `Cache-Control` lines of a message say, taken together.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! How a rate is written.
 
 use super::{Invalid, Rate};
-use crate::throttle::text::{ParseLimitError, Span, duration, number};
+use crate::throttle::limit::text::{ParseLimitError, Span, duration, number};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, str::FromStr};
 

@@ -1,117 +1,14 @@
-//! A lock's row and its transitions: pure functions, tested with no cache, no clock, no runtime.
-//!
-//! The row has a *place* for each who holds the lock, and who waits has a row of its own in the line behind it. Whoever
-//! makes room offers it to the first in the line, in the same transaction: the offer takes the place until it is accepted or
-//! over. So nobody overtakes, and a lock is never renewed for one who did not take it.
+//! The transitions of a lock's row.
 
-pub(super) mod form;
-#[cfg(test)]
-mod tests;
-mod work;
-
-use super::rule::{Owner, Rule};
-use crate::cache::{Change, Found, Line, Step};
-use form::{LockRow, Place};
-use std::time::Duration;
-use work::{LAST, NOBODY, Work};
-
-/// How long a place is kept for the one that it is offered to.
-pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
-/// How long the row of a waiter counts, who asks again far more often than that while it lives.
-const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
-/// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
-const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
-
-/// What an attempt wants.
-#[derive(Clone, Debug)]
-pub(crate) struct Wish<R> {
-    pub(crate) rule: R,
-    pub(crate) owner: Owner,
-    /// In ns.
-    pub(crate) lease: u64,
-    /// For how many ns it is held at least.
-    pub(crate) at_least: u64,
-    /// Digest of its tag, 0 for none.
-    pub(crate) tag: u64,
-    /// Where it is asked from, 0 if that cannot be told.
-    pub(crate) instance: u64,
-    pub(crate) manners: Manners,
-}
-
-/// Whether and how long one is ready to wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
-    pub(crate) waits: bool,
-    /// Joins the line if fewer than so many wait.
-    pub(crate) queue_at_most: u32,
-    /// Joins the line if it is not expected to take longer, in ns.
-    pub(crate) deadline: u64,
-}
-
-/// When, and what is known of others.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment<'a> {
-    pub(crate) now: u64,
-    /// Instances that are gone.
-    pub(crate) dead: &'a [u64],
-    /// The numbers of this process' guards: their leases do not end while they live.
-    pub(crate) held_here: &'a [u64],
-}
-
-/// One that was offered a place or has lost an offer: it should ask again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Called {
-    pub(crate) instance: u64,
-    pub(crate) number: u64,
-}
-
-/// A place in the line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
-    pub(crate) number: u64,
-    /// Machine time in ns since when it waits.
-    pub(crate) since: u64,
-}
-
-/// What an attempt led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// The number of its place is the fence.
-    Held(u64),
-    Waiting(Turn),
-    Busy,
-    /// As many wait as may.
-    QueueFull,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Asked {
-    pub(crate) answer: Answer,
-    /// In how many ns it may be one's turn, if that can be guessed.
-    pub(crate) wait: Option<u64>,
-    pub(crate) called: Vec<Called>,
-    /// Who is in the way: instances that may be gone.
-    pub(crate) strangers: Vec<u64>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Looked {
-    pub(crate) called: Vec<Called>,
-    pub(crate) strangers: Vec<u64>,
-    /// When the next place ends by itself, in ns of machine time.
-    pub(crate) next: u64,
-    /// As long as it is the same, nobody has entered, left or been offered anything.
-    pub(crate) mark: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Released {
-    /// Whether it was held until now.
-    pub(crate) ours: bool,
-    pub(crate) called: Vec<Called>,
-}
-
-type Transition<T> = (T, Change, Vec<Step>);
+use super::{
+    attempt::{Answer, Asked, Looked, Moment, OFFER, Released, Transition, Turn, Wish},
+    draft::{LAST, NOBODY, Work},
+    encoding::{self, Called, LockRow, Place},
+};
+use crate::{
+    cache::{Change, Found, Line},
+    lock::rule::Rule,
+};
 
 /// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
 pub(crate) fn ask<R: Rule>(
@@ -215,7 +112,7 @@ pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
 
 fn label_of(found: Found<'_>) -> &[u8] {
     match found {
-        Found::Row(row) => form::label(row.payload),
+        Found::Row(row) => encoding::label(row.payload),
         Found::Absent | Found::Damaged => &[],
     }
 }

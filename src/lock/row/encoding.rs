@@ -1,11 +1,13 @@
 //! The bytes of a lock's row, and of a waiter's.
 
-use super::{Called, WAITER};
 use crate::{
     cache::{Change, Found, PAYLOAD_MAX, Waiter},
-    lock::rule::{Demand, Holder, Owner},
+    lock::{
+        owner::Owner,
+        rule::{Demand, Holder},
+    },
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 const VERSION: u8 = 2;
 const HEAD: usize = 16;
@@ -15,6 +17,8 @@ const TICKET: usize = 32;
 const SCOPE_MAX: usize = 64;
 const NAME_MAX: usize = 256;
 const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
+/// How long the row of a waiter counts, who asks again far more often than that while it lives.
+pub(super) const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
 /// Places that a row may have.
 pub(in crate::lock) const PLACES_MAX: usize = 1_000;
 const _: () = assert!(HEAD + PLACES_MAX * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
@@ -28,6 +32,13 @@ pub(in crate::lock) struct LockRow {
     /// How long the lock was held on average of late, in ns; 0 if it is not known.
     pub(in crate::lock) mean: u64,
     pub(in crate::lock) tag: u64,
+}
+
+/// One that was offered a place or has lost an offer: it should ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Called {
+    pub(crate) instance: u64,
+    pub(crate) number: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Log lines that a flood of requests must not repeat.
+//! A limit for log lines, which a flood of requests must not repeat.
 
 use std::{
     sync::{
@@ -8,22 +8,22 @@ use std::{
     time::Instant,
 };
 
-/// Lets one log line through a second.
+/// Allows one log line a second.
 #[derive(Debug, Default)]
-pub(crate) struct Hush(AtomicU64);
+pub(crate) struct LogLimit(AtomicU64);
 
-impl Hush {
+impl LogLimit {
     pub(crate) const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// Whether the line is due, which at most one caller a second is told.
-    pub(crate) fn due(&self) -> bool {
+    /// Whether to write the line now: true for one caller a second at most.
+    pub(crate) fn allows(&self) -> bool {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-        self.due_at(u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.allows_at(u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    pub(crate) fn due_at(&self, millis: u64) -> bool {
+    pub(crate) fn allows_at(&self, millis: u64) -> bool {
         let next = self.0.load(Ordering::Relaxed);
         millis >= next
             && self.0.compare_exchange(next, millis.saturating_add(1000), Ordering::Relaxed, Ordering::Relaxed).is_ok()

@@ -1,16 +1,19 @@
 //! A row while it is changed: who leaves, who enters, and to whom it is offered.
 
 use super::{
-    Answer, Called, Manners, Moment, OFFER, STILL_HELD, Transition, Turn, WAITER, Wish,
-    form::{LockRow, PLACES_MAX, Place, Standing, Ticket},
+    attempt::{Answer, Manners, Moment, OFFER, Transition, Turn, Wish},
+    encoding::{Called, LockRow, PLACES_MAX, Place, Standing, Ticket, WAITER},
 };
 use crate::{
     cache::{Change, Line, Step, Waiter},
-    lock::rule::{Demand, Holder, Rule},
+    lock::rule::{Demand, Holder, Lock, Rule},
 };
+use std::time::Duration;
 
+/// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
+const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
 /// A candidate that no one is.
-pub(super) const NOBODY: Option<(u64, &Wish<crate::lock::Lock>)> = None;
+pub(super) const NOBODY: Option<(u64, &Wish<Lock>)> = None;
 /// Of so many waiters at the head of the line it is asked whether they live, where the line is full.
 const SUSPECTS: usize = 8;
 /// The number of one who has none yet.

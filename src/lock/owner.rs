@@ -1,9 +1,34 @@
-//! Owners over HTTP: tokens that only processes of one cache can write.
+//! Who holds a lock, and how that is told over HTTP: by tokens that only processes of one cache can write.
 
-use super::rule::Owner;
 use crate::cache::{Kind, Scope};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::time::Duration;
+use std::{fmt, time::Duration};
+
+/// The random token of whoever holds a lock.
+///
+/// [`RLock`](crate::RLock) mints one for each outermost request and leaves it in the request's extensions. Whoever makes a nested
+/// request passes it on: `nested.extensions_mut().insert(request.extensions().get::<Owner>().unwrap().clone())`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Owner(pub(crate) u128);
+
+impl Owner {
+    /// A token that nobody else has.
+    pub fn random() -> Self {
+        Owner(rand::random())
+    }
+
+    /// A token of the user's own, for input that is trusted: whoever knows it may enter as this owner.
+    pub fn from_u128(token: u128) -> Self {
+        Owner(token)
+    }
+}
+
+impl fmt::Debug for Owner {
+    /// Hides the token: who knows it can enter.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owner")
+    }
+}
 
 /// How long a token is good for, in ns. A nested call that was under way for longer waits as a stranger.
 const GOOD_FOR: u64 = Duration::from_secs(300).as_nanos() as u64;

@@ -3,9 +3,11 @@
 //! This is a shared cache in the sense of RFC 9111 and reads every doubt strictly: a value that contradicts
 //! another or cannot be parsed never makes a response live longer, or be seen by more people.
 
-mod control;
-
-use control::{Directives, FOREVER, delta_seconds};
+use super::cache_control::{Directives, delta_seconds};
+use crate::stampede::{
+    codec::{Access, Kind},
+    lives::{FOREVER, Lives},
+};
 use std::time::{Duration, SystemTime};
 
 use http::header::{
@@ -14,17 +16,6 @@ use http::header::{
     SET_COOKIE, UPGRADE, VARY,
 };
 use http::status::StatusCode;
-
-/// What a request lets a shared cache do with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Anyone's stored answer may serve it, and its answer may serve anyone.
-    Shared,
-    /// It says who is asking: only an answer that is explicitly for everyone may be stored or served.
-    Personal,
-    /// The cache stays out of the way.
-    Bypass,
-}
 
 /// Fields that say who is asking.
 static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
@@ -53,22 +44,6 @@ pub(crate) fn access(headers: &HeaderMap) -> Access {
 pub(crate) fn make_unconditional(headers: &mut HeaderMap) {
     headers.remove(IF_NONE_MATCH);
     headers.remove(IF_MODIFIED_SINCE);
-}
-
-/// How long an answer is fresh, and for how long after that it may bridge what follows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Lives {
-    pub(crate) fresh: Duration,
-    /// It may be served while a new one is computed.
-    pub(crate) revalidate: Duration,
-    /// It may be served where a new one cannot be had.
-    pub(crate) if_error: Duration,
-}
-
-impl Lives {
-    pub(crate) fn without_grace(fresh: Duration) -> Lives {
-        Lives { fresh, ..Lives::default() }
-    }
 }
 
 /// A response to be judged by its status and headers.
@@ -105,17 +80,6 @@ pub(crate) struct Refusal {
     /// An RFC 8941 token, fit for the `detail` parameter of `Cache-Status`.
     pub(crate) reason: &'static str,
     pub(crate) kind: Kind,
-}
-
-/// What a refusal to store says of other answers of the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// The service has failed; it may not fail again.
-    Failure,
-    /// They will not be stored either.
-    Uncacheable,
-    /// Nothing.
-    ThisOne,
 }
 
 /// A failure that the next request may not meet.
@@ -279,11 +243,6 @@ pub(crate) fn grpc(headers: &HeaderMap, trailers: Option<&HeaderMap>) -> Grpc {
         start.is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
     });
     worst.max_by_key(|grpc| *grpc as u8).unwrap_or(if is_grpc { Grpc::Other } else { Grpc::Fine })
-}
-
-/// A life shortened by up to a share of itself: what was stored together does not end together.
-pub(crate) fn jittered(life: Duration, share: f64, draw: f64) -> Duration {
-    life.min(Duration::from_secs(FOREVER.into())).mul_f64((1.0 - share * draw).clamp(0.0, 1.0))
 }
 
 #[cfg(test)]

@@ -1,15 +1,20 @@
 //! HTTP responses: status, headers, body, trailers, recorded while they are passed on.
 
 use super::{
-    codec::{Access, Asked, Ended, Gone, Kept, Kind, Lives, NotKept, Open, Recording, Replay, Terms, Verdict, sealed},
-    fresh::{self, Case, Grpc, Refusal},
-    status::CacheStatus,
-    wire,
+    encoding,
+    freshness::{self, Case, Grpc, Refusal},
 };
 use crate::{
     body::{Body, Cut, Reader, Reading, Whole},
     cache::{Task, Told},
     name,
+    stampede::{
+        codec::{
+            Access, Asked, Ended, Gone, Kept, Kind, NotKept, Open, Recording, Replay, SealedCodec, Terms, Verdict,
+        },
+        lives::Lives,
+        status::CacheStatus,
+    },
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use hyper::body::{Body as HttpBody, Bytes};
@@ -32,13 +37,13 @@ type TagsOf = dyn Fn(&request::Parts, &response::Parts) -> Vec<String> + Send + 
 /// Keeps HTTP responses whose body ends within a limit.
 #[derive(Clone)]
 pub struct Recorded {
-    pub(super) limit: usize,
+    pub(in crate::stampede) limit: usize,
     /// The name accounts for the request's body.
-    pub(super) bodies_named: bool,
+    pub(in crate::stampede) bodies_named: bool,
     /// How long 404 and the like are kept that do not say.
-    pub(super) negative: Duration,
-    pub(super) life_of: Option<Arc<LifeOf>>,
-    pub(super) tags_of: Option<Arc<TagsOf>>,
+    pub(in crate::stampede) negative: Duration,
+    pub(in crate::stampede) life_of: Option<Arc<LifeOf>>,
+    pub(in crate::stampede) tags_of: Option<Arc<TagsOf>>,
 }
 
 impl Default for Recorded {
@@ -71,9 +76,9 @@ impl Head {
     /// The stored form, of so much of the body.
     fn encode(&self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Bytes {
         let mut payload = Vec::with_capacity(whole.data.len() + 512);
-        wire::encode(
+        encoding::encode(
             &mut payload,
-            &wire::Parts {
+            &encoding::Parts {
                 status: self.status,
                 headers,
                 body: &whole.data,
@@ -90,7 +95,7 @@ impl Head {
 
     /// What is to be stored of the whole response.
     fn keep(mut self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
-        match fresh::grpc(headers, whole.trailers.as_ref()) {
+        match freshness::grpc(headers, whole.trailers.as_ref()) {
             Grpc::Fine => {}
             Grpc::NotFound if !self.negative.is_zero() => self.lives = Lives::without_grace(self.negative),
             Grpc::Failure => return Err(NotKept::new("grpc-status", Kind::Failure)),
@@ -118,7 +123,7 @@ impl Head {
 /// A response to be read while it is recorded.
 struct Along<B> {
     /// All of it but its body.
-    stored: wire::Stored,
+    stored: encoding::Stored,
     ttl: Duration,
     reader: Mutex<Reader<B>>,
 }
@@ -127,12 +132,12 @@ impl Recorded {
     /// A stored answer without its body.
     fn replay_head(
         &self,
-        stored: &wire::Stored,
+        stored: &encoding::Stored,
         asked: &Asked<'_, HeaderMap>,
         since: Duration,
         status: CacheStatus,
     ) -> Replay<Response<()>> {
-        if !wire::selects(&stored.vary, asked.head) {
+        if !encoding::selects(&stored.vary, asked.head) {
             return Replay::Other(variant(stored.vary.iter().map(|(name, _)| name), asked.head));
         }
         if (asked.access == Access::Personal && !stored.public) || (stored.bodiless && !asked.bodiless) {
@@ -157,11 +162,11 @@ impl Recorded {
             negative: self.negative,
             chosen: self.life_of.as_ref().and_then(|life_of| life_of(&gone.kept, parts)),
         };
-        let judged = fresh::storable(&case);
+        let judged = freshness::storable(&case);
         let has_failed = matches!(judged, Err(Refusal { kind: Kind::Failure, .. }));
         // What would be kept if it were no failure may be seen by all.
         let as_success = Case { status: StatusCode::OK, chosen: Some(Duration::from_secs(1)), ..case };
-        let shared = (has_failed && terms.share_failures).then(|| fresh::storable(&as_success).ok()).flatten();
+        let shared = (has_failed && terms.share_failures).then(|| freshness::storable(&as_success).ok()).flatten();
         let allowed = match shared {
             Some(shared) => shared,
             None => judged.map_err(|Refusal { reason, kind }| NotKept::new(reason, kind))?,
@@ -176,7 +181,7 @@ impl Recorded {
             // An eviction by one that is left out would miss it.
             return Err(NotKept::new("too-many-tags", Kind::Uncacheable));
         }
-        let vary = fresh::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
+        let vary = freshness::vary(&parts.headers).filter(|vary| vary.is_empty() || terms.variants);
         let vary = vary.ok_or(NotKept::new("vary", Kind::ThisOne))?;
         Ok(Head {
             status: parts.status,
@@ -192,7 +197,7 @@ impl Recorded {
     }
 }
 
-impl<A, B> sealed::Codec<Request<A>, Response<B>> for Recorded
+impl<A, B> SealedCodec<Request<A>, Response<B>> for Recorded
 where
     A: HttpBody,
     B: HttpBody<Data = Bytes> + Send + 'static,
@@ -201,7 +206,7 @@ where
     type Response = Response<Body<B>>;
     type Head = HeaderMap;
     type Kept = request::Parts;
-    type Decoded = wire::Stored;
+    type Decoded = encoding::Stored;
 
     fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
         let bodiless = *request.method() == Method::HEAD;
@@ -212,7 +217,7 @@ where
                 || !request.body().is_end_stream()
                 || !matches!(*request.method(), Method::GET | Method::HEAD)
         };
-        let access = match fresh::access(request.headers()) {
+        let access = match freshness::access(request.headers()) {
             Access::Shared | Access::Personal if !self.bodies_named && unnamed() => Access::Bypass,
             access => access,
         };
@@ -220,7 +225,7 @@ where
     }
 
     fn keep(&self, request: &Request<A>) -> Gone<request::Parts> {
-        let Asked { access, bodiless, .. } = sealed::Codec::<Request<A>, Response<B>>::asked(self, request);
+        let Asked { access, bodiless, .. } = SealedCodec::<Request<A>, Response<B>>::asked(self, request);
         let (mut kept, ()) = Request::new(()).into_parts();
         kept.method = request.method().clone();
         kept.uri = request.uri().clone();
@@ -233,17 +238,17 @@ where
     }
 
     fn for_everyone(&self, request: &mut Request<A>) {
-        fresh::make_unconditional(request.headers_mut());
+        freshness::make_unconditional(request.headers_mut());
     }
 
-    fn decode(&self, payload: &Bytes) -> Option<wire::Stored> {
-        wire::decode(payload)
+    fn decode(&self, payload: &Bytes) -> Option<encoding::Stored> {
+        encoding::decode(payload)
     }
 
     fn replay(
         &self,
         _: &Bytes,
-        stored: &wire::Stored,
+        stored: &encoding::Stored,
         asked: &Asked<'_, HeaderMap>,
         since: Duration,
         status: CacheStatus,
@@ -313,7 +318,7 @@ where
                 let (recorder, reader) = reading.tape();
                 let along = reader.another().filter(|_| fits && !head.has_failed).and_then(|reader| {
                     let nothing = Whole { data: Bytes::new(), trailers: None };
-                    let stored = wire::decode(&head.encode(&headers, &nothing, &gone))?;
+                    let stored = encoding::decode(&head.encode(&headers, &nothing, &gone))?;
                     Some(Arc::new(Along { stored, ttl, reader: Mutex::new(reader) }) as Told)
                 });
                 let ended = async move {

@@ -386,14 +386,3 @@ fn grpc_statuses() {
     assert_eq!(grpc(&headers(&[("content-type", "application/grpc")]), None), Grpc::Other, "it has none");
     assert_eq!(grpc(&headers(&[]), None), Grpc::Fine);
 }
-
-proptest! {
-    #[test]
-    fn jitter_only_shortens(life in 0..1_u64 << 60, share in 0.0..=1.0_f64, draw in 0.0..1.0_f64) {
-        super::jittered(Duration::MAX, share, draw);
-        let life = Duration::from_nanos(life);
-        let jittered = jittered(life, share, draw);
-        prop_assert!(jittered <= life + Duration::from_nanos(1));
-        prop_assert!(jittered.as_secs_f64() >= life.as_secs_f64() * (1.0 - share) - 1e-6);
-    }
-}

@@ -7,8 +7,8 @@ mod state;
 mod tests;
 mod text;
 
-use super::Quota;
 use super::algorithm::{Algorithm, LONGEST_SPAN, Moment, Slot, Spent};
+use crate::decision::Quota;
 use state::State;
 use std::fmt;
 use std::time::Duration;

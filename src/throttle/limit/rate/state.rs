@@ -15,8 +15,7 @@
 //! is what is left of it then. Its position tells that; measured from an unmoved end it would give back what is the
 //! third's.
 
-use super::super::algorithm::{Slot, Spent};
-use super::LONGEST_SPAN;
+use crate::throttle::limit::algorithm::{LONGEST_SPAN, Slot, Spent};
 
 /// No more holes are kept. Beyond, one is skipped early if nobody waits, else the last of the shortest is lost.
 pub(super) const MOST_HOLES: usize = 32;
