@@ -57,7 +57,7 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let settings = &self.settings;
         settings.lock.arrive(&mut request);
-        let outcome = Outcome {
+        let responder = Responder {
             scope: settings.scope.clone(),
             lock: settings.lock.clone(),
             answer: settings.answer.clone(),
@@ -67,17 +67,17 @@ where
         let mut name = NameBuf::new();
         if settings.name.name(&request, &mut name) == Named::Pass {
             let state = State::Calling { future: self.inner.call(request), held: None };
-            return ResponseFuture { state, outcome };
+            return ResponseFuture { state, responder };
         }
         let mut acquiring = settings.acquire(&name, &request).acquire();
         let state = match acquiring.now() {
             // The instance that was made ready serves the request.
-            Some(acquired) => match outcome.judge(acquired, &mut request) {
+            Some(acquired) => match responder.judge(acquired, &mut request) {
                 Step::Call(held) => State::Calling { future: self.inner.call(request), held },
-                Step::Say(output) => {
+                Step::Answer(output) => {
                     // Whoever holds the lock may need what a caller who keeps this instance would sit on.
                     drop(to_call_later(&mut self.inner));
-                    State::Said { output: Some(output) }
+                    State::Answered { output: Some(output) }
                 }
             },
             // The clone asks for its own readiness when its turn comes.
@@ -86,14 +86,14 @@ where
                 State::Acquiring { acquiring: Box::new(acquiring), next }
             }
         };
-        ResponseFuture { state, outcome }
+        ResponseFuture { state, responder }
     }
 }
 
 /// What the attempt leads to.
 enum Step<Out> {
     Call(Option<Held<Out>>),
-    Say(Out),
+    Answer(Out),
 }
 
 /// A lock that is held for the request.
@@ -109,7 +109,7 @@ struct IfLost<Out> {
 }
 
 /// The part of the layer that the future needs.
-struct Outcome<L, A> {
+struct Responder<L, A> {
     scope: Scope,
     lock: L,
     answer: A,
@@ -117,7 +117,7 @@ struct Outcome<L, A> {
     cancel_on_loss: bool,
 }
 
-impl<L, A> Outcome<L, A> {
+impl<L, A> Responder<L, A> {
     fn judge<Req, Res, Err>(
         &self,
         acquired: Result<Guard, AcquireError>,
@@ -139,7 +139,7 @@ impl<L, A> Outcome<L, A> {
             return Step::Call(None);
         }
         match self.answer.refuse(request, self.rejection(reason, retry_after)) {
-            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Break(output) => Step::Answer(output),
             ControlFlow::Continue(()) => Step::Call(None),
         }
     }
@@ -182,7 +182,7 @@ where
 {
     #[pin]
     state: State<S, S::Future, L::Rule, Req, Result<A::Response, S::Error>>,
-    outcome: Outcome<L, A>,
+    responder: Responder<L, A>,
 }
 
 #[pin_project(project = StateProj)]
@@ -200,7 +200,7 @@ enum State<S, F, R, Req, Out> {
         future: F,
         held: Option<Held<Out>>,
     },
-    Said {
+    Answered {
         output: Option<Out>,
     },
 }
@@ -231,15 +231,15 @@ where
         let mut this = self.project();
         loop {
             if let Some(output) = this.state.as_mut().forfeit(cx) {
-                this.state.set(State::Said { output: Some(output) });
+                this.state.set(State::Answered { output: Some(output) });
             }
             let state = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquiring, next } => {
                     let acquired = ready!(Pin::new(&mut **acquiring).poll(cx));
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(acquired, request) {
+                    match this.responder.judge(acquired, request) {
                         Step::Call(held) => State::Readying { held, next: next.take() },
-                        Step::Say(output) => State::Said { output: Some(output) },
+                        Step::Answer(output) => State::Answered { output: Some(output) },
                     }
                 }
                 StateProj::Readying { held, next } => {
@@ -248,18 +248,18 @@ where
                             let (mut inner, request) = next.take().expect(POLLED_AGAIN);
                             State::Calling { future: inner.call(request), held: held.take() }
                         }
-                        Err(error) => State::Said { output: Some(Err(error)) },
+                        Err(error) => State::Answered { output: Some(Err(error)) },
                     }
                 }
                 StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));
                     let guard = held.take().map(|held| held.guard);
                     let response = result?;
-                    let if_lost = guard.as_ref().and_then(|_| this.outcome.if_lost());
+                    let if_lost = guard.as_ref().and_then(|_| this.responder.if_lost());
                     let admission = Admission { decision: None, guard, if_lost };
-                    return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
+                    return Poll::Ready(Ok(this.responder.answer.admit(response, admission)));
                 }
-                StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
+                StateProj::Answered { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
             };
             this.state.set(state);
         }

@@ -1,4 +1,4 @@
-//! What a barrier's layer was told.
+//! The settings of a barrier, which its layer and its service share.
 
 use super::{deadline::Deadline, names};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// What a barrier's layer was told.
+/// The settings of a barrier.
 #[derive(Clone, Debug)]
 pub(super) struct Settings<L, N, A, D> {
     pub(super) lock: L,

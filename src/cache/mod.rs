@@ -79,7 +79,7 @@ pub use values::{Insert, Write};
 pub(crate) use calls::{Call, Watch};
 pub(crate) use entries::{Edit, Hot, LONGEST_FLIGHT};
 pub(crate) use events::Event;
-pub(crate) use flights::{Flight, Landing, Lead, News, Place, Told};
+pub(crate) use flights::{Flight, Lead, Outcome, Progress, Role, SharedValue};
 pub(crate) use handle::Task;
 pub(crate) use line::{Line, Step, Waiter};
 pub(crate) use listener::Reached;

@@ -7,7 +7,7 @@ use super::{
     options::{LockOptions, check_lease},
     owner::Owner,
     row::{
-        attempt::{Manners, Wish},
+        attempt::{LockRequest, WaitOptions},
         encoding,
     },
     rule::{Lock, Rule},
@@ -129,20 +129,20 @@ impl<R: Rule> Acquire<R> {
             rest.dedup_by_key(|(key, _)| key.hash);
             first = rest.pop().expect("there is one at least");
         }
-        let wish = Wish {
+        let request = LockRequest {
             rule,
             owner: options.owner.unwrap_or_else(Owner::random),
             lease: nanos(options.lease),
             at_least: nanos(options.at_least),
             tag: options.tag,
             instance: scope.instance().unwrap_or(0),
-            manners: Manners {
+            wait_options: WaitOptions {
                 waits: !options.patience.is_zero(),
                 queue_at_most: options.queue_at_most,
                 deadline: nanos(options.deadline),
             },
         };
-        Acquiring::start(scope, first, rest, wish, options.patience)
+        Acquiring::start(scope, first, rest, request, options.patience)
     }
 
     /// Takes the lock if it is free, and does not wait.

@@ -6,7 +6,7 @@ use super::{
     lost::Signal,
     queue::{self, InLine, Watcher},
     row::{
-        attempt::{Answer, Asked, Moment, Turn, Wish},
+        attempt::{Answer, Asked, LockRequest, Moment, Turn},
         transition,
     },
     rule::{Lock, Rule},
@@ -28,20 +28,12 @@ use std::{
 /// The key of a lock, and what its row says of whose it is.
 pub(super) type Named = (Key, Arc<[u8]>);
 
-/// What became of an attempt.
-enum Reply {
-    Held(Guard),
-    Waiting(InLine),
-    Busy,
-    QueueFull,
-}
-
 /// An attempt that was made, and what it found.
 struct Attempt {
-    reply: Reply,
+    answer: Answer<Guard, InLine>,
     wait: Option<Duration>,
     /// Instances whose end would make room.
-    strangers: Vec<u64>,
+    suspects: Vec<u64>,
 }
 
 /// The future of a lock.
@@ -50,7 +42,7 @@ pub struct Acquiring<R = Lock> {
     scope: Scope,
     key: Key,
     label: Arc<[u8]>,
-    wish: Arc<Wish<R>>,
+    request: Arc<LockRequest<R>>,
     patience: Duration,
     // Dropped before the place in the line: a guard that nobody takes any more is released first.
     asking: Option<Pending<Result<Attempt, Error>>>,
@@ -72,14 +64,14 @@ impl<R: Rule> Acquiring<R> {
         scope: Scope,
         (key, label): Named,
         rest: Vec<Named>,
-        wish: Wish<R>,
+        request: LockRequest<R>,
         patience: Duration,
     ) -> Acquiring<R> {
         let mut acquiring = Acquiring {
             scope,
             key,
             label,
-            wish: Arc::new(wish),
+            request: Arc::new(request),
             patience,
             asking: None,
             waiting: None,
@@ -94,23 +86,23 @@ impl<R: Rule> Acquiring<R> {
     }
 
     fn ask(&mut self, dead: Vec<u64>) {
-        let (wish, scope, key) = (self.wish.clone(), self.scope.clone(), self.key);
+        let (request, scope, key) = (self.request.clone(), self.scope.clone(), self.key);
         let held_here = scope.handle().shared.held_here(&key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
         let (label, is_labelled) = (self.label.clone(), !self.label.is_empty());
-        let (owner, lease, lost) = (wish.owner.clone(), wish.lease, self.lost.clone());
+        let (owner, lease, lost) = (request.owner.clone(), request.lease, self.lost.clone());
         self.asking = Some(self.scope.update_line(
             LOCKS,
             key,
             move |found, line, now| {
                 let moment = Moment { now, dead: &dead, held_here: &held_here };
-                let (asked, change, steps) = transition::ask(found, line, moment, &wish, &label, turn);
+                let (asked, change, steps) = transition::ask(found, line, moment, &request, &label, turn);
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, called, strangers }, now) = asked?;
+                let (Asked { answer, wait, called, suspects }, now) = asked?;
                 queue::deliver(&scope, key, called);
-                let reply = match answer {
+                let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
                         if is_labelled {
@@ -121,13 +113,13 @@ impl<R: Rule> Acquiring<R> {
                             // Others may look for it in a directory that was made anew: it is dropped.
                             return Err(Error::Damaged);
                         }
-                        Reply::Held(guard)
+                        Answer::Held(guard)
                     }
-                    Answer::Waiting(turn) => Reply::Waiting(InLine::new(&scope, key, turn)),
-                    Answer::Busy => Reply::Busy,
-                    Answer::QueueFull => Reply::QueueFull,
+                    Answer::Waiting(turn) => Answer::Waiting(InLine::new(&scope, key, turn)),
+                    Answer::Busy => Answer::Busy,
+                    Answer::QueueFull => Answer::QueueFull,
                 };
-                Ok(Attempt { reply, wait: wait.map(Duration::from_nanos), strangers })
+                Ok(Attempt { answer, wait: wait.map(Duration::from_nanos), suspects })
             },
         ));
     }
@@ -135,21 +127,21 @@ impl<R: Rule> Acquiring<R> {
     /// The outcome, if the attempt leads to one; otherwise another is made, or one waits.
     fn take_in(&mut self, attempt: Result<Attempt, Error>) -> Option<Result<Guard, AcquireError>> {
         self.asking = None;
-        let Attempt { reply, wait, strangers } = match attempt {
+        let Attempt { answer, wait, suspects } = match attempt {
             Ok(attempt) => attempt,
             Err(error) => return Some(Err(AcquireError::Cache(error))),
         };
         self.estimate = wait;
-        let failed = match reply {
-            Reply::Held(guard) => return self.take_hold(guard),
-            Reply::Waiting(in_line) => {
+        let failed = match answer {
+            Answer::Held(guard) => return self.take_hold(guard),
+            Answer::Waiting(in_line) => {
                 self.wait_in(in_line);
                 None
             }
-            Reply::Busy => Some(self.busy()),
-            Reply::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
+            Answer::Busy => Some(self.busy()),
+            Answer::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
         };
-        let dead = self.scope.dead_among(&strangers);
+        let dead = self.scope.dead_among(&suspects);
         if !dead.is_empty() {
             self.ask(dead);
             return None;

@@ -103,7 +103,7 @@ mod tests {
         atomic::{AtomicU64, Ordering::SeqCst},
     };
 
-    fn told(value: &[u8]) -> HeaderMap {
+    fn headers_with(value: &[u8]) -> HeaderMap {
         HeaderMap::from_iter([(COOKIE, HeaderValue::from_bytes(value).unwrap())])
     }
 
@@ -120,7 +120,7 @@ mod tests {
         let (scope, owner) = (cache.scope("a"), Owner::random());
         let value = owner.to_header(&scope);
         assert!(value.is_sensitive() && value.len() == LEN);
-        let headers = told(value.as_bytes());
+        let headers = headers_with(value.as_bytes());
         let read = |scope: &Scope| Owner::from_headers(&headers, &COOKIE, scope);
         assert_eq!(read(&scope), Some(owner));
         assert_eq!(read(&cache.scope("b")), None, "another scope");
@@ -139,17 +139,17 @@ mod tests {
         let text = value.to_str().unwrap();
         let read = |headers: &HeaderMap| Owner::from_headers(headers, &COOKIE, scope);
         assert_eq!(read(&HeaderMap::new()), None);
-        let mut twice = told(text.as_bytes());
+        let mut twice = headers_with(text.as_bytes());
         twice.append(COOKIE, value.clone());
         assert_eq!(read(&twice), None);
         for other in [String::new(), text.to_uppercase(), format!("{text}0"), format!(" {text}"), text[1..].to_owned()]
         {
-            assert_eq!(read(&told(other.as_bytes())), None, "{other}");
+            assert_eq!(read(&headers_with(other.as_bytes())), None, "{other}");
         }
         for at in 0..LEN {
             let mut altered = text.as_bytes().to_vec();
             altered[at] = if altered[at] == b'0' { b'1' } else { b'0' };
-            assert_eq!(read(&told(&altered)), None, "{at}");
+            assert_eq!(read(&headers_with(&altered)), None, "{at}");
         }
     }
 

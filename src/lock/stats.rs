@@ -35,7 +35,7 @@ impl Scope {
         let (mut all, mut after) = (Vec::new(), None);
         loop {
             let (locks, last) = self.page_of_locks(after, only_own).await?;
-            all.extend(self.tell(locks));
+            all.extend(self.with_processes(locks));
             after = last;
             if after.is_none() {
                 return Ok(all);
@@ -53,8 +53,8 @@ impl Scope {
         })
     }
 
-    fn tell(&self, locks: Vec<Shown>) -> Vec<LockStats> {
-        let told = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
+    fn with_processes(&self, locks: Vec<Shown>) -> Vec<LockStats> {
+        let stats = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
             for (holder, instance) in stats.holders.iter_mut().zip(holders) {
                 holder.process = self.process(instance);
             }
@@ -63,7 +63,7 @@ impl Scope {
             }
             stats
         });
-        told.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
+        stats.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
     }
 }
 
@@ -72,7 +72,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let mut stats = self.counts();
         if let Some(Ok((locks, _))) = self.root().page_of_locks(None, false).now() {
-            stats.locks = self.root().tell(locks);
+            stats.locks = self.root().with_processes(locks);
         }
         stats
     }

@@ -10,6 +10,7 @@ use super::{
 };
 
 mod encode;
+mod unnamed;
 
 use self::encode::Encoder;
 

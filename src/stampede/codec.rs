@@ -1,7 +1,7 @@
 //! How responses are turned into bytes and back.
 
 use super::{lives::Lives, status::CacheStatus};
-use crate::cache::{Task, Told, decode_value, encode_value};
+use crate::cache::{SharedValue, Task, decode_value, encode_value};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -30,7 +30,7 @@ pub(crate) enum Access {
 /// A computed response, and whether it is kept.
 #[derive(Debug)]
 pub struct Recording<Out> {
-    /// [`tell`](SealedCodec::tell) it what became of it.
+    /// [`with_status`](SealedCodec::with_status) it what became of it.
     pub(super) response: Out,
     pub(super) verdict: Verdict,
 }
@@ -40,21 +40,21 @@ pub struct Recording<Out> {
 pub(super) enum Verdict {
     Known(Result<Kept, NotKept>),
     /// Its body is still on its way.
-    Open(Open),
+    Streaming(Streaming),
 }
 
 /// A response whose body is being recorded.
-pub(super) struct Open {
+pub(super) struct Streaming {
     /// What is said of it meanwhile.
     pub(super) status: CacheStatus,
     /// For [`read_along`](SealedCodec::read_along).
-    pub(super) along: Option<Told>,
+    pub(super) along: Option<SharedValue>,
     pub(super) ended: Pin<Box<dyn Future<Output = Ended> + Send>>,
 }
 
-impl fmt::Debug for Open {
+impl fmt::Debug for Streaming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Open").field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("Streaming").field("status", &self.status).finish_non_exhaustive()
     }
 }
 
@@ -124,7 +124,7 @@ pub struct Asked<'a, H> {
 
 /// What a request asked for that has been given to the service.
 #[derive(Clone, Debug)]
-pub struct Gone<K> {
+pub struct SentRequest<K> {
     pub(super) access: Access,
     pub(super) bodiless: bool,
     pub(super) kept: K,
@@ -159,9 +159,9 @@ pub trait SealedCodec<Req, Res> {
 
     fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
 
-    fn keep(&self, request: &Req) -> Gone<Self::Kept>;
+    fn keep(&self, request: &Req) -> SentRequest<Self::Kept>;
 
-    fn of_gone<'a>(&self, gone: &'a Gone<Self::Kept>) -> Asked<'a, Self::Head>;
+    fn of_sent<'a>(&self, sent: &'a SentRequest<Self::Kept>) -> Asked<'a, Self::Head>;
 
     /// Makes a request fit for everyone who will be served its answer.
     fn for_everyone(&self, request: &mut Req);
@@ -180,19 +180,19 @@ pub trait SealedCodec<Req, Res> {
     ) -> Replay<Self::Response>;
 
     /// The answer of a computation that is still being recorded.
-    fn read_along(&self, _: &Told, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
+    fn read_along(&self, _: &SharedValue, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
         None
     }
 
     fn record(
         &self,
         response: Res,
-        gone: Gone<Self::Kept>,
+        sent: SentRequest<Self::Kept>,
         terms: Terms,
     ) -> impl Future<Output = Recording<Self::Response>> + Send;
 
     /// Says in a response what the cache did.
-    fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
+    fn with_status(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
 
     /// A response that is not to be kept.
     fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
@@ -209,7 +209,7 @@ pub trait SealedCodec<Req, Res> {
 #[non_exhaustive]
 pub struct Serde;
 
-impl Gone<()> {
+impl SentRequest<()> {
     pub(super) fn as_asked(&self) -> Asked<'_, ()> {
         Asked { access: self.access, bodiless: self.bodiless, head: &self.kept }
     }
@@ -228,12 +228,12 @@ where
         Asked { access: Access::Shared, bodiless: false, head: &() }
     }
 
-    fn keep(&self, _: &Req) -> Gone<()> {
-        Gone { access: Access::Shared, bodiless: false, kept: () }
+    fn keep(&self, _: &Req) -> SentRequest<()> {
+        SentRequest { access: Access::Shared, bodiless: false, kept: () }
     }
 
-    fn of_gone<'a>(&self, gone: &'a Gone<()>) -> Asked<'a, ()> {
-        gone.as_asked()
+    fn of_sent<'a>(&self, sent: &'a SentRequest<()>) -> Asked<'a, ()> {
+        sent.as_asked()
     }
 
     fn for_everyone(&self, _: &mut Req) {}
@@ -246,7 +246,7 @@ where
         decode_value(payload).map_or(Replay::Unusable, Replay::Answer)
     }
 
-    fn record(&self, response: Res, _: Gone<()>, terms: Terms) -> impl Future<Output = Recording<Res>> + Send {
+    fn record(&self, response: Res, _: SentRequest<()>, terms: Terms) -> impl Future<Output = Recording<Res>> + Send {
         let kept = match encode_value(&response) {
             _ if terms.lives.fresh.is_zero() => Err(NotKept::new("life", Kind::Uncacheable)),
             Ok(payload) if payload.len() > terms.largest => Err(NotKept::new("too-large", Kind::Uncacheable)),
@@ -259,7 +259,7 @@ where
         std::future::ready(Recording { response, verdict: Verdict::Known(kept) })
     }
 
-    fn tell(&self, response: Res, _: CacheStatus) -> Res {
+    fn with_status(&self, response: Res, _: CacheStatus) -> Res {
         response
     }
 

@@ -120,11 +120,11 @@ mod setters;
 
 mod codec;
 mod core;
-mod digest;
 mod fill;
 mod flight;
 mod http;
 mod layer;
+mod leading;
 mod lives;
 mod marks;
 mod plan;
@@ -137,8 +137,8 @@ mod tests;
 mod xfetch;
 
 pub use codec::{Codec, Serde};
-pub use digest::{BodyDigestFuture, BodyDigestLayer, BodyDigestService};
 pub use fill::{Fill, Filling};
+pub use http::digest::{BodyDigestFuture, BodyDigestLayer, BodyDigestService};
 pub use http::recorded::Recorded;
 pub use layer::StampedeCacheLayer;
 pub use service::{ResponseFuture, StampedeCache};

@@ -3,7 +3,7 @@
 use super::{
     codec::{Access, Codec, SealedCodec},
     http::recorded::Recorded,
-    plan::{Clearance, Plan},
+    plan::{Claimed, Plan},
     serve::Call,
     settings::Settings,
     status::CacheStatus,
@@ -66,22 +66,23 @@ where
         let name = name.as_bytes();
         let boxed: Boxed<_, _> = match core.plan(name, &asked) {
             Plan::Hit(answer) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
-            Plan::Refresh(answer, mut takeoff) => {
-                let refreshing: Task = match core.clear(&mut takeoff, name, &asked) {
-                    Some(Clearance::Go) if takeoff.is_claimed() => {
-                        let gone = core.codec.keep(&request);
+            Plan::Refresh(answer, mut computation) => {
+                let refreshing: Task = match core.try_claim(&mut computation, name, &asked) {
+                    Some(Claimed::Begin) if computation.is_claimed() => {
+                        let sent = core.codec.keep(&request);
                         core.codec.for_everyone(&mut request);
-                        let flying = core.fly(takeoff, gone, self.inner.call(request));
-                        if flying.is_on_its_own() {
+                        let leading = core.start(computation, sent, self.inner.call(request));
+                        if leading.is_on_its_own() {
                             return ResponseFuture { state: State::Hit { answer: Some(answer) } };
                         }
-                        Box::pin(flying.forgotten())
+                        Box::pin(leading.detach())
                     }
                     // Another refreshes it, or has.
                     Some(_) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                     None => {
-                        let gone = core.codec.keep(&request);
-                        let refreshing = core.clone().refresh_later(takeoff, name.into(), gone, self.later(request));
+                        let sent = core.codec.keep(&request);
+                        let refreshing =
+                            core.clone().refresh_later(computation, name.into(), sent, self.later(request));
                         match self.settings.core.in_background(Box::pin(refreshing)) {
                             Ok(()) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                             Err(refreshing) => refreshing,
@@ -94,25 +95,25 @@ where
                     Ok(answer)
                 })
             }
-            Plan::Lead(mut takeoff, bridge) => match core.clear(&mut takeoff, name, &asked) {
-                Some(Clearance::Go) => {
-                    let gone = core.codec.keep(&request);
+            Plan::Lead(mut computation, bridge) => match core.try_claim(&mut computation, name, &asked) {
+                Some(Claimed::Begin) => {
+                    let sent = core.codec.keep(&request);
                     core.codec.for_everyone(&mut request);
-                    let flying = core.fly(takeoff, gone.clone(), self.inner.call(request));
+                    let leading = core.start(computation, sent.clone(), self.inner.call(request));
                     let core = core.clone();
-                    Box::pin(async move { core.watch(flying, &bridge, &gone).await })
+                    Box::pin(async move { core.watch(leading, &bridge, &sent).await })
                 }
-                Some(Clearance::Instead(Plan::Hit(answer))) => {
+                Some(Claimed::Instead(Plan::Hit(answer))) => {
                     return ResponseFuture { state: State::Hit { answer: Some(answer) } };
                 }
-                Some(Clearance::Instead(plan)) => self.serve(name.into(), plan, request),
-                None => self.serve(name.into(), Plan::Lead(takeoff, bridge), request),
+                Some(Claimed::Instead(plan)) => self.serve(name.into(), plan, request),
+                None => self.serve(name.into(), Plan::Lead(computation, bridge), request),
             },
             Plan::Alone { bridge, marked } => {
-                let gone = core.codec.keep(&request);
+                let sent = core.codec.keep(&request);
                 let beginning = core.begin(name);
                 let computing = self.inner.call(request);
-                Box::pin(core.clone().alone(name.into(), gone, (bridge, marked), beginning, computing))
+                Box::pin(core.clone().alone(name.into(), sent, (bridge, marked), beginning, computing))
             }
             plan @ Plan::Follow(..) => self.serve(name.into(), plan, request),
         };
@@ -137,9 +138,9 @@ impl<S, N, C> StampedeCache<S, N, C> {
         Out<C, Req, S::Response>: Send + 'static,
         Req: Send + 'static,
     {
-        let gone = self.settings.core.codec.keep(&request);
+        let sent = self.settings.core.codec.keep(&request);
         let later = self.later(request);
-        Box::pin(self.settings.core.clone().serve(name, gone, plan, later))
+        Box::pin(self.settings.core.clone().serve(name, sent, plan, later))
     }
 
     /// The clone asks for its own readiness if it has to call.

@@ -70,7 +70,7 @@ macro_rules! core_setters {
         /// Errors of the service are told to all who wait for the same answer in this process, instead of having one after the
         /// other try again.
         pub fn share_errors<E: Clone + Send + Sync + 'static>(mut self) -> Self {
-            self.$($core)+.shares = Some(crate::stampede::core::Shares::errors::<E>());
+            self.$($core)+.error_sharing = Some(crate::stampede::core::ErrorSharing::errors::<E>());
             self
         }
 

@@ -1,8 +1,8 @@
-//! What a stampede cache's layer was told.
+//! The settings of a stampede cache, which its layer and its service share.
 
 use super::core::Core;
 
-/// What a stampede cache's layer was told.
+/// The settings of a stampede cache.
 #[derive(Clone, Debug)]
 pub(super) struct Settings<N, C> {
     pub(super) core: Core<C>,

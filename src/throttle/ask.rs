@@ -1,10 +1,10 @@
 //! Asking for a turn: one transaction, or two if those in front are found dead.
 
 use super::{
-    cell::{By, Quotas, Refusal},
+    cell::{Quotas, Refusal, RefusedBy},
     row::{Opened, Times},
     terms::Ask,
-    transition::{Said, Transition},
+    transition::{Reply, Transition},
     turn::{Taken, Turn},
 };
 use crate::{
@@ -27,7 +27,7 @@ struct Again {
     scope: Scope,
     key: Key,
     ask: Ask,
-    strangers: Vec<u64>,
+    suspects: Vec<u64>,
     dead: Vec<u64>,
 }
 
@@ -42,12 +42,12 @@ impl Verdict {
 
     #[cold]
     fn ask_again(&mut self, again: Again) -> Option<Pending<Result<Verdict, Error>>> {
-        let Again { scope, key, ask, strangers, mut dead } = again;
-        let found_dead = scope.dead_among(&strangers);
+        let Again { scope, key, ask, suspects, mut dead } = again;
+        let found_dead = scope.dead_among(&suspects);
         if found_dead.is_empty() {
             return None;
         }
-        self.decided = Err(Refusal { by: By::Queue, after: None });
+        self.decided = Err(Refusal { by: RefusedBy::Queue, after: None });
         dead.extend(found_dead);
         Some(ask_over(&scope, key, ask, dead))
     }
@@ -92,7 +92,7 @@ fn ask_over(scope: &Scope, key: Key, ask: Ask, dead: Vec<u64>) -> Pending<Result
         CELLS,
         key,
         move |found, line, now| transition.run(found, line, now),
-        move |said| said.map(|said| question.verdict(said)),
+        move |reply| reply.map(|reply| question.verdict(reply)),
     )
 }
 
@@ -119,11 +119,11 @@ impl Question {
         Transition { ask: ask.clone(), times, instance: *instance, ticket: *ticket, dead, held: None }
     }
 
-    pub(super) fn verdict(self, said: Said) -> Verdict {
-        let Said { decided, sent, quotas, strangers, dead } = said;
+    pub(super) fn verdict(self, reply: Reply) -> Verdict {
+        let Reply { decided, sent, quotas, suspects, dead } = reply;
         let Question { scope, key, ask, ticket, .. } = self;
-        let again = (!strangers.is_empty())
-            .then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), strangers, dead }));
+        let again = (!suspects.is_empty())
+            .then(|| Box::new(Again { scope: scope.clone(), key, ask: ask.clone(), suspects, dead }));
         let decided = decided.map(|(turn, wait, slots)| {
             let row = (!wait.is_zero()).then_some((turn, ticket));
             let taken = Taken { scope, key, terms: ask.terms, slots, row, sent };
@@ -161,6 +161,6 @@ pub(super) fn note_refused(scope: &Scope, refusal: &Refusal, quota: &Quota, shad
 
 impl fmt::Debug for Again {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Again").field("strangers", &self.strangers).finish_non_exhaustive()
+        f.debug_struct("Again").field("suspects", &self.suspects).finish_non_exhaustive()
     }
 }

@@ -114,7 +114,7 @@ impl Learnt {
     }
 
     /// What the answer says to a request that went at `sent`.
-    pub(super) fn told(&mut self, advice: &Advice, sent: u64, now: u64) {
+    pub(super) fn heed(&mut self, advice: &Advice, sent: u64, now: u64) {
         if let Some(hold) = advice.hold {
             self.held = self.held.max(now.saturating_add(nanos(hold)));
         }

@@ -156,6 +156,7 @@ pub mod policy;
 mod row;
 mod service;
 mod settings;
+mod slots;
 mod terms;
 mod transition;
 mod turn;

@@ -56,10 +56,10 @@ where
     fn call(&mut self, mut request: Req) -> Self::Future {
         let settings = &self.settings;
         let mut future =
-            ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(settings) };
+            ResponseFuture { state: State::Empty, decision: None, open: None, responder: Responder::new(settings) };
         let step = match settings.policy.standing(&request) {
             Standing::Allowed => Step::Call(None),
-            Standing::Denied => future.outcome.deny(&request),
+            Standing::Denied => future.responder.deny(&request),
             Standing::Counted => {
                 let mut name = NameBuf::new();
                 match settings.name.name(&request, &mut name) {
@@ -68,7 +68,7 @@ where
                         let key = settings.scope.key(Kind::Throttle, name.as_bytes());
                         let mut verdict = ask::ask(&settings.scope, key, settings.ask_for(&request));
                         match verdict.now() {
-                            Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
+                            Some(verdict) => future.responder.judge(verdict, &mut request, &mut future.decision),
                             None => Step::Decide(verdict),
                         }
                     }
@@ -84,7 +84,7 @@ where
             // The clone asks for its own readiness when its turn comes.
             Step::Decide(verdict) => State::Deciding { verdict, next: Some((to_call_later(&mut self.inner), request)) },
             Step::Wait(waiting) => State::Waiting { waiting, next: Some((to_call_later(&mut self.inner), request)) },
-            Step::Say(output) => State::Said { output: Some(output) },
+            Step::Answer(output) => State::Reply { output: Some(output) },
         };
         future
     }
@@ -95,11 +95,11 @@ enum Step<Out> {
     Call(Option<Spent>),
     Decide(Pending<Result<Verdict, Error>>),
     Wait(Waiting),
-    Say(Out),
+    Answer(Out),
 }
 
 /// The part of the layer that the future needs.
-struct Outcome<A, P> {
+struct Responder<A, P> {
     scope: Scope,
     answer: A,
     policy: P,
@@ -107,13 +107,13 @@ struct Outcome<A, P> {
     patience: Duration,
 }
 
-impl<A, P> Outcome<A, P> {
+impl<A, P> Responder<A, P> {
     fn new<N>(settings: &Settings<N, A, P>) -> Self
     where
         A: Clone,
         P: Clone,
     {
-        Outcome {
+        Responder {
             scope: settings.scope.clone(),
             answer: settings.answer.clone(),
             policy: settings.policy.clone(),
@@ -141,7 +141,7 @@ impl<A, P> Outcome<A, P> {
             return Step::Call(None);
         }
         match self.answer.refuse(request, why) {
-            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Break(output) => Step::Answer(output),
             ControlFlow::Continue(()) => Step::Call(None),
         }
     }
@@ -150,7 +150,7 @@ impl<A, P> Outcome<A, P> {
         &self,
         verdict: Result<Verdict, Error>,
         request: &mut Req,
-        told: &mut Option<Decision>,
+        made: &mut Option<Decision>,
     ) -> Step<Result<A::Response, Err>>
     where
         A: Answer<Req, Res, Err>,
@@ -180,7 +180,7 @@ impl<A, P> Outcome<A, P> {
                     }
                     false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
                 };
-                *told = Some(decision);
+                *made = Some(decision);
                 step
             }
             Err(refusal) => {
@@ -196,7 +196,7 @@ impl<A, P> Outcome<A, P> {
                 if let Step::Call(_) = step {
                     let decision = Decision { shadow: true, others, ..Decision::new(name, quota) };
                     self.answer.mark(request, &decision);
-                    *told = Some(decision);
+                    *made = Some(decision);
                 }
                 step
             }
@@ -214,10 +214,10 @@ where
 {
     #[pin]
     state: State<S, S::Future, Req, Result<A::Response, S::Error>>,
-    told: Option<Decision>,
+    decision: Option<Decision>,
     /// What was taken for the call, and what settles it.
     open: Option<(Spent, P::Kept)>,
-    outcome: Outcome<A, P>,
+    responder: Responder<A, P>,
 }
 
 #[pin_project(project = StateProj)]
@@ -237,7 +237,7 @@ enum State<S, F, Req, Out> {
         #[pin]
         future: F,
     },
-    Said {
+    Reply {
         output: Option<Out>,
     },
     Empty,
@@ -261,14 +261,14 @@ where
                     let verdict = ready!(Pin::new(verdict).poll(cx));
                     let mut next = next.take();
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(verdict, request, this.told) {
+                    match this.responder.judge(verdict, request, this.decision) {
                         Step::Call(spent) => {
-                            *this.open = spent.map(|spent| (spent, this.outcome.policy.keep(request)));
+                            *this.open = spent.map(|spent| (spent, this.responder.policy.keep(request)));
                             State::Readying { next }
                         }
                         Step::Decide(verdict) => State::Deciding { verdict, next },
                         Step::Wait(waiting) => State::Waiting { waiting, next },
-                        Step::Say(output) => State::Said { output: Some(output) },
+                        Step::Answer(output) => State::Reply { output: Some(output) },
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
@@ -276,12 +276,12 @@ where
                     let next = next.take();
                     match waited {
                         Ok(spent) => {
-                            if let Some(decision) = this.told {
+                            if let Some(decision) = this.decision {
                                 decision.waited = waiting.waited();
-                                ask::note_admitted(&this.outcome.scope, &decision.quota, decision.waited);
+                                ask::note_admitted(&this.responder.scope, &decision.quota, decision.waited);
                             }
                             let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                            *this.open = Some((spent, this.outcome.policy.keep(request)));
+                            *this.open = Some((spent, this.responder.policy.keep(request)));
                             State::Readying { next }
                         }
                         // What a foreign server said meanwhile leaves it no turn.
@@ -296,13 +296,13 @@ where
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
                     if let Some((spent, kept)) = this.open.take() {
-                        let policy = &this.outcome.policy;
+                        let policy = &this.responder.policy;
                         spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
-                    let admission = Admission { decision: this.told.take(), ..Admission::default() };
-                    return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
+                    let admission = Admission { decision: this.decision.take(), ..Admission::default() };
+                    return Poll::Ready(Ok(this.responder.answer.admit(response, admission)));
                 }
-                StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
+                StateProj::Reply { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
                 StateProj::Empty => unreachable!("replaced before the future is returned"),
             };
             this.state.set(state);

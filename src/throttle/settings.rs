@@ -1,10 +1,10 @@
-//! What a throttle's layer was told.
+//! The settings of a throttle, which its layer and its service share.
 
 use super::{policy::Policy, terms::Ask};
 use crate::cache::Scope;
 use std::time::Duration;
 
-/// What a throttle's layer was told.
+/// The settings of a throttle.
 #[derive(Clone, Debug)]
 pub(super) struct Settings<N, A, P> {
     pub(super) scope: Scope,

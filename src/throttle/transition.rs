@@ -1,8 +1,9 @@
 //! The decision itself: one row, one pure function, one turn.
 
 use super::{
-    cell::{By, Cell, Quotas, Refusal, Slots},
+    cell::{Cell, Quotas, Refusal, RefusedBy},
     row::{Opened, Times},
+    slots::Slots,
     terms::{Ask, MOST_WAITING},
 };
 use crate::cache::{Change, Found, Line, Step, Waiter};
@@ -14,14 +15,14 @@ const LOOK: usize = 256;
 const ASKED_AFTER: usize = 64;
 
 /// What a transaction says of an [`Ask`].
-pub(super) struct Said {
+pub(super) struct Reply {
     /// When its turn is, how long that is to wait, and what was taken.
     pub(super) decided: Result<(u64, Duration, Slots), Refusal>,
     /// When the request went, if it is waited for.
     pub(super) sent: Option<u64>,
     pub(super) quotas: Quotas,
     /// Instances of other processes that wait in front.
-    pub(super) strangers: Vec<u64>,
+    pub(super) suspects: Vec<u64>,
     /// Those that are known to be dead: some of their turns may still stand in the line.
     pub(super) dead: Vec<u64>,
 }
@@ -39,7 +40,7 @@ pub(super) struct Transition {
 }
 
 impl Transition {
-    pub(super) fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Said, Change, Vec<Step>) {
+    pub(super) fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Reply, Change, Vec<Step>) {
         let (ask, terms) = (&self.ask, &*self.ask.terms);
         let mut opened = Opened::new(found, &terms.limits, self.times, now);
         let mut steps = Vec::new();
@@ -52,23 +53,23 @@ impl Transition {
                 opened.cell.sent(now);
                 let quotas = opened.cell.quotas(&terms.limits, None, now);
                 let decided = Ok((now, Duration::ZERO, slots.clone()));
-                let said = Said { decided, sent: Some(now), quotas, strangers: Vec::new(), dead: Vec::new() };
-                return (said, opened.put(terms.tag, terms.retention), steps);
+                let reply = Reply { decided, sent: Some(now), quotas, suspects: Vec::new(), dead: Vec::new() };
+                return (reply, opened.put(terms.tag, terms.retention), steps);
             }
             opened.cell.free(slots, slots.cost, now);
         }
         let mut planned = opened.cell.plan(now, ask.cost, ask.patience);
-        let mut strangers = Vec::new();
+        let mut suspects = Vec::new();
         if planned != Ok(now) {
             let waiting = match opened.cell.is_waited_for(opened.at) {
                 // Who is refused anyway does not ask how many wait.
                 true => self.alive(line, if planned.is_ok() { terms.queue.clamp(LOOK, MOST_WAITING) } else { LOOK }),
                 false => Vec::new(),
             };
-            strangers = self.strangers(&waiting);
+            suspects = self.suspects(&waiting);
             if let (Ok(turn), true, None) = (planned, waiting.len() >= terms.queue, &self.held) {
                 let next = waiting.first().map_or(turn, |first| first.turn).saturating_sub(now);
-                planned = Err(Refusal { by: By::Queue, after: Some(Duration::from_nanos(next)) });
+                planned = Err(Refusal { by: RefusedBy::Queue, after: Some(Duration::from_nanos(next)) });
             }
         }
         let mut changed = !steps.is_empty() || self.held.is_some() || opened.cell.is_remade();
@@ -78,7 +79,7 @@ impl Transition {
             let slots = opened.cell.take(turn, ask.cost, now);
             if turn > now {
                 let (ticket, instance) = (self.ticket, self.instance);
-                let payload = slots.write(terms.limits.mark());
+                let payload = slots.write(terms.limits.fingerprint());
                 steps.push(Step::Join(Waiter { turn, ticket, until: turn, instance, payload }));
             } else if terms.learns {
                 opened.cell.sent(now);
@@ -92,20 +93,20 @@ impl Transition {
         }
         let quotas = opened.cell.quotas(&terms.limits, by, now);
         let change = if changed { opened.put(terms.tag, terms.retention) } else { Change::Keep };
-        let dead = if strangers.is_empty() { Vec::new() } else { self.dead.clone() };
-        (Said { decided, sent, quotas, strangers, dead }, change, steps)
+        let dead = if suspects.is_empty() { Vec::new() } else { self.dead.clone() };
+        (Reply { decided, sent, quotas, suspects, dead }, change, steps)
     }
 
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
     /// in the line for who comes later: a cell keeps few holes.
     fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
-        let mark = self.ask.terms.limits.mark();
+        let fingerprint = self.ask.terms.limits.fingerprint();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
             if planned.is_ok_and(|turn| turn <= waiter.turn) {
                 break;
             }
-            if let Some(slots) = Slots::read(&waiter.payload, mark) {
+            if let Some(slots) = Slots::read(&waiter.payload, fingerprint) {
                 cell.free(&slots, slots.cost, now);
             }
             steps.push(Step::Leave { turn: waiter.turn, ticket: waiter.ticket });
@@ -119,17 +120,17 @@ impl Transition {
     }
 
     /// Those whose turns come first: the others will be asked after later.
-    fn strangers(&self, waiting: &[Waiter]) -> Vec<u64> {
-        let mut strangers = Vec::new();
+    fn suspects(&self, waiting: &[Waiter]) -> Vec<u64> {
+        let mut suspects = Vec::new();
         for waiter in waiting.iter().take(LOOK) {
-            if waiter.instance != self.instance && !strangers.contains(&waiter.instance) {
-                strangers.push(waiter.instance);
-                if strangers.len() == ASKED_AFTER {
+            if waiter.instance != self.instance && !suspects.contains(&waiter.instance) {
+                suspects.push(waiter.instance);
+                if suspects.len() == ASKED_AFTER {
                     break;
                 }
             }
         }
-        strangers
+        suspects
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{
     advice::Advice,
-    cell::Slots,
     row::{Opened, Times},
+    slots::Slots,
     terms::Terms,
 };
 use crate::cache::{CELLS, Change, Found, Key, Scope, Step};

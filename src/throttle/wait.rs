@@ -29,7 +29,7 @@ impl Turn {
         Waiting { sleep, due, slept_at: now, began: now, patience, scope, turn, look: None }
     }
 
-    /// Whether to ask before the turn is used: the foreign server may have said something since it was given out.
+    /// Whether to ask before the turn is used: the foreign server may have reply something since it was given out.
     pub(super) fn may_be_overtaken(&self) -> bool {
         self.taken().is_some_and(|taken| taken.terms.learns)
     }
@@ -46,11 +46,11 @@ impl Turn {
             CELLS,
             *key,
             move |found, line, now| transition.run(found, line, now),
-            move |said| match said {
-                Ok(said) => {
+            move |reply| match reply {
+                Ok(reply) => {
                     // Its slots are in the answer again, or were given back.
                     self.forget();
-                    Ok(question.verdict(said))
+                    Ok(question.verdict(reply))
                 }
                 Err(_) => Err(self),
             },

@@ -12,7 +12,7 @@ pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
 
 /// What an attempt wants.
 #[derive(Clone, Debug)]
-pub(crate) struct Wish<R> {
+pub(crate) struct LockRequest<R> {
     pub(crate) rule: R,
     pub(crate) owner: Owner,
     /// In ns.
@@ -23,12 +23,12 @@ pub(crate) struct Wish<R> {
     pub(crate) tag: u64,
     /// Where it is asked from, 0 if that cannot be told.
     pub(crate) instance: u64,
-    pub(crate) manners: Manners,
+    pub(crate) wait_options: WaitOptions,
 }
 
 /// Whether and how long one is ready to wait.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
+pub(crate) struct WaitOptions {
     pub(crate) waits: bool,
     /// Joins the line if fewer than so many wait.
     pub(crate) queue_at_most: u32,
@@ -54,12 +54,12 @@ pub(crate) struct Turn {
     pub(crate) since: u64,
 }
 
-/// What an attempt led to.
+/// What an attempt led to: a lock that is held or a turn to wait for, in whatever form, or neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// The number of its place is the fence.
-    Held(u64),
-    Waiting(Turn),
+pub(crate) enum Answer<Held = u64, Waiting = Turn> {
+    /// In the row it is the number of the place, which is the fence.
+    Held(Held),
+    Waiting(Waiting),
     Busy,
     /// As many wait as may.
     QueueFull,
@@ -72,13 +72,13 @@ pub(crate) struct Asked {
     pub(crate) wait: Option<u64>,
     pub(crate) called: Vec<Called>,
     /// Who is in the way: instances that may be gone.
-    pub(crate) strangers: Vec<u64>,
+    pub(crate) suspects: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Looked {
     pub(crate) called: Vec<Called>,
-    pub(crate) strangers: Vec<u64>,
+    pub(crate) suspects: Vec<u64>,
     /// When the next place ends by itself, in ns of machine time.
     pub(crate) next: u64,
     /// As long as it is the same, nobody has entered, left or been offered anything.

@@ -1,7 +1,7 @@
 //! A row while it is changed: who leaves, who enters, and to whom it is offered.
 
 use super::{
-    attempt::{Answer, Manners, Moment, OFFER, Transition, Turn, Wish},
+    attempt::{Answer, LockRequest, Moment, OFFER, Transition, Turn, WaitOptions},
     encoding::{Called, LockRow, PLACES_MAX, Place, Standing, Ticket, WAITER},
 };
 use crate::{
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
 const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
 /// A candidate that no one is.
-pub(super) const NOBODY: Option<(u64, &Wish<Lock>)> = None;
+pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
 /// Of so many waiters at the head of the line it is asked whether they live, where the line is full.
 const SUSPECTS: usize = 8;
 /// The number of one who has none yet.
@@ -24,7 +24,7 @@ fn has_left(steps: &[Step], number: u64) -> bool {
 }
 
 /// A row while it is changed.
-pub(super) struct Work<'a> {
+pub(super) struct Draft<'a> {
     pub(super) row: LockRow,
     pub(super) line: &'a Line<'a>,
     pub(super) moment: Moment<'a>,
@@ -35,9 +35,9 @@ pub(super) struct Work<'a> {
     pub(super) ahead: Vec<u64>,
 }
 
-impl<'a> Work<'a> {
-    pub(super) fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Work<'a> {
-        Work { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
+impl<'a> Draft<'a> {
+    pub(super) fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Draft<'a> {
+        Draft { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
     }
 
     /// Removes the places of those who are dead, gone for too long, or do not accept.
@@ -82,15 +82,20 @@ impl<'a> Work<'a> {
     }
 
     /// An owner that is inside already enters once more, and waits no longer.
-    pub(super) fn enter_again<R: Rule>(&mut self, wish: &Wish<R>, lease: u64, turn: Option<Turn>) -> Option<Answer> {
-        let at = self.row.places.iter().position(|place| place.is_held() && place.owner == wish.owner)?;
-        if !wish.rule.admits(&self.holders(), &wish.owner) {
+    pub(super) fn enter_again<R: Rule>(
+        &mut self,
+        request: &LockRequest<R>,
+        lease: u64,
+        turn: Option<Turn>,
+    ) -> Option<Answer> {
+        let at = self.row.places.iter().position(|place| place.is_held() && place.owner == request.owner)?;
+        if !request.rule.admits(&self.holders(), &request.owner) {
             return None;
         }
         let place = &mut self.row.places[at];
         place.entered = place.entered.checked_add(1)?;
         place.lease = place.lease.max(lease);
-        if place.instance != wish.instance {
+        if place.instance != request.instance {
             // The end of either must not take the place from the other: it has an end of its own.
             place.instance = 0;
         }
@@ -116,42 +121,42 @@ impl<'a> Work<'a> {
     }
 
     /// Takes the place that was offered to the number, if there is one.
-    pub(super) fn accept<R: Rule>(&mut self, wish: &Wish<R>, number: u64) -> Option<Answer> {
+    pub(super) fn accept<R: Rule>(&mut self, request: &LockRequest<R>, number: u64) -> Option<Answer> {
         let at = self.row.places.iter().position(|place| place.is_offered_to(number))?;
         let offer = self.row.places.swap_remove(at);
         self.changed = true;
         if offer.standing == Standing::Offered {
-            return Some(Answer::Held(self.hold(wish)));
+            return Some(Answer::Held(self.hold(request)));
         }
         // Its own rule decides, and those behind it have waited for that.
-        let fence = self.enter(wish)?;
+        let fence = self.enter(request)?;
         self.settle(NOBODY, true);
         Some(Answer::Held(fence))
     }
 
     /// Enters if the rule allows it.
-    pub(super) fn enter<R: Rule>(&mut self, wish: &Wish<R>) -> Option<u64> {
+    pub(super) fn enter<R: Rule>(&mut self, request: &LockRequest<R>) -> Option<u64> {
         let fits = self.row.places.len() < PLACES_MAX
-            && match wish.rule.demand() {
+            && match request.rule.demand() {
                 Some(demand) => demand.fits(self.row.taken()),
-                None => self.row.is_known() && wish.rule.admits(&self.holders(), &wish.owner),
+                None => self.row.is_known() && request.rule.admits(&self.holders(), &request.owner),
             };
-        fits.then(|| self.hold(wish))
+        fits.then(|| self.hold(request))
     }
 
     /// Makes a place; its number is the fence.
-    fn hold<R: Rule>(&mut self, wish: &Wish<R>) -> u64 {
+    fn hold<R: Rule>(&mut self, request: &LockRequest<R>) -> u64 {
         let (now, number) = (self.moment.now, self.line.number());
         self.changed = true;
         self.row.places.push(Place {
-            owner: wish.owner.clone(),
+            owner: request.owner.clone(),
             number,
             since: now,
-            lease: now.saturating_add(wish.lease),
-            stays: if wish.at_least == 0 { 0 } else { now.saturating_add(wish.at_least) },
-            instance: wish.instance,
+            lease: now.saturating_add(request.lease),
+            stays: if request.at_least == 0 { 0 } else { now.saturating_add(request.at_least) },
+            instance: request.instance,
             entered: 1,
-            weight: wish.rule.demand().map_or(1, Demand::weight),
+            weight: request.rule.demand().map_or(1, Demand::weight),
             standing: Standing::Held,
         });
         number
@@ -161,7 +166,11 @@ impl<'a> Work<'a> {
     /// and enters at once if it is its turn: the answer is its fence.
     ///
     /// `eager`: something has changed, so who goes by a rule of its own is to ask again.
-    pub(super) fn settle<R: Rule>(&mut self, mut candidate: Option<(u64, &Wish<R>)>, eager: bool) -> Option<u64> {
+    pub(super) fn settle<R: Rule>(
+        &mut self,
+        mut candidate: Option<(u64, &LockRequest<R>)>,
+        eager: bool,
+    ) -> Option<u64> {
         if candidate.is_none() && self.row.waiting == 0 {
             return None;
         }
@@ -178,8 +187,8 @@ impl<'a> Work<'a> {
                 if has_left(&self.steps[..left], waiter.turn) {
                     continue;
                 }
-                if let Some((number, wish)) = candidate.filter(|(number, _)| *number <= waiter.turn) {
-                    won = Some(self.enter(wish)?);
+                if let Some((number, request)) = candidate.filter(|(number, _)| *number <= waiter.turn) {
+                    won = Some(self.enter(request)?);
                     candidate = None;
                     if number == waiter.turn {
                         self.leave_line(number);
@@ -231,32 +240,32 @@ impl<'a> Work<'a> {
     }
 
     /// Joins the line, or says why not. Who stands there already stays, with a row that counts from now on.
-    pub(super) fn wait<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>) -> Answer {
+    pub(super) fn wait<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>) -> Answer {
         let now = self.moment.now;
         if turn.is_none()
-            && let Some(refusal) = self.refusal(wish.manners)
+            && let Some(refusal) = self.refusal(request.wait_options)
         {
             return refusal;
         }
         let turn = turn.unwrap_or_else(|| Turn { number: self.line.number(), since: now });
         let others = self.row.waiting.saturating_sub(u32::from(self.is_in_line(turn.number)));
         self.row.waiting = others.saturating_add(1);
-        let ticket = Ticket { owner: wish.owner.clone(), since: turn.since, demand: wish.rule.demand() };
-        self.steps.push(Step::Join(ticket.into_waiter(turn.number, now.saturating_add(WAITER), wish.instance)));
+        let ticket = Ticket { owner: request.owner.clone(), since: turn.since, demand: request.rule.demand() };
+        self.steps.push(Step::Join(ticket.into_waiter(turn.number, now.saturating_add(WAITER), request.instance)));
         self.changed = true;
         Answer::Waiting(turn)
     }
 
     /// Why one who comes now does not join the line, if so.
-    fn refusal(&self, manners: Manners) -> Option<Answer> {
-        if !manners.waits {
+    fn refusal(&self, options: WaitOptions) -> Option<Answer> {
+        if !options.waits {
             return Some(Answer::Busy);
         }
-        if self.row.waiting >= manners.queue_at_most {
+        if self.row.waiting >= options.queue_at_most {
             return Some(Answer::QueueFull);
         }
         let wait = self.row.wait(self.moment.now).filter(|_| self.row.mean > 0);
-        wait.is_some_and(|wait| wait > manners.deadline).then_some(Answer::Busy)
+        wait.is_some_and(|wait| wait > options.deadline).then_some(Answer::Busy)
     }
 
     fn is_in_line(&self, number: u64) -> bool {
@@ -290,12 +299,12 @@ impl<'a> Work<'a> {
     }
 
     /// The instances whose end would make room, without those that are known to have ended.
-    pub(super) fn strangers(&self) -> Vec<u64> {
+    pub(super) fn suspects(&self) -> Vec<u64> {
         let all = self.row.places.iter().map(|place| place.instance).chain(self.ahead.iter().copied());
-        let mut strangers: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
-        strangers.sort_unstable();
-        strangers.dedup();
-        strangers
+        let mut suspects: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
     }
 
     pub(super) fn finish(self, label: &[u8]) -> Transition<Vec<Called>> {

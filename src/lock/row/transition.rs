@@ -1,8 +1,8 @@
 //! The transitions of a lock's row.
 
 use super::{
-    attempt::{Answer, Asked, Looked, Moment, OFFER, Released, Transition, Turn, Wish},
-    draft::{LAST, NOBODY, Work},
+    attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
+    draft::{Draft, LAST, NOBODY},
     encoding::{self, Called, LockRow, Place},
 };
 use crate::{
@@ -15,36 +15,37 @@ pub(crate) fn ask<R: Rule>(
     found: Found<'_>,
     line: &Line<'_>,
     moment: Moment<'_>,
-    wish: &Wish<R>,
+    request: &LockRequest<R>,
     label: &[u8],
     turn: Option<Turn>,
 ) -> Transition<Asked> {
-    let lease = moment.now.saturating_add(wish.lease);
+    let lease = moment.now.saturating_add(request.lease);
     let read = LockRow::read(found);
     let damaged = read.is_none();
-    let mut work = Work::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
-    work.changed = damaged;
-    work.tidy();
-    let tidied = work.changed;
-    let answer = work.enter_again(wish, lease, turn).or_else(|| work.accept(wish, turn?.number)).unwrap_or_else(|| {
-        let first = turn.is_none() && work.row.waiting == 0;
-        let number = turn.map_or(LAST, |turn| turn.number);
-        let won = if first { work.enter(wish) } else { work.settle(Some((number, wish)), tidied) };
-        match won {
-            Some(fence) => Answer::Held(fence),
-            None => work.wait(wish, turn),
-        }
-    });
+    let mut draft = Draft::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
+    draft.changed = damaged;
+    draft.tidy();
+    let tidied = draft.changed;
+    let answer =
+        draft.enter_again(request, lease, turn).or_else(|| draft.accept(request, turn?.number)).unwrap_or_else(|| {
+            let first = turn.is_none() && draft.row.waiting == 0;
+            let number = turn.map_or(LAST, |turn| turn.number);
+            let won = if first { draft.enter(request) } else { draft.settle(Some((number, request)), tidied) };
+            match won {
+                Some(fence) => Answer::Held(fence),
+                None => draft.wait(request, turn),
+            }
+        });
     if answer == Answer::QueueFull {
-        work.suspect_waiters();
+        draft.suspect_waiters();
     }
-    let (wait, strangers) = match answer {
+    let (wait, suspects) = match answer {
         Answer::Held(_) => (None, Vec::new()),
-        _ => (work.row.wait(moment.now), work.strangers()),
+        _ => (draft.row.wait(moment.now), draft.suspects()),
     };
-    work.row.tag = wish.tag;
-    let (called, change, steps) = work.finish(label);
-    (Asked { answer, wait, called, strangers }, change, steps)
+    draft.row.tag = request.tag;
+    let (called, change, steps) = draft.finish(label);
+    (Asked { answer, wait, called, suspects }, change, steps)
 }
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: those who wait are offered what is free, for which
@@ -53,21 +54,21 @@ pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64, 
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
     };
-    let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
-    let ours = work.leave_place(number);
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let ours = draft.leave_place(number);
     if ours && offers {
-        work.settle(NOBODY, true);
+        draft.settle(NOBODY, true);
     }
-    let (called, change, steps) = work.finish(label_of(found));
+    let (called, change, steps) = draft.finish(label_of(found));
     (Released { ours, called }, change, steps)
 }
 
 /// Gives up waiting, or the offer that came of it.
 pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
-    let mut work = Work::new(row, line, Moment { now, dead: &[], held_here: &[] });
-    work.give_up(number);
-    work.finish(label_of(found))
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    draft.give_up(number);
+    draft.finish(label_of(found))
 }
 
 /// Extends the lease, for a guard that lives in the instance. `false`: the place is lost.
@@ -87,22 +88,22 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
 /// Sees whether time or a death has made room.
 pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
-        let unknown = Looked { called: Vec::new(), strangers: Vec::new(), next: u64::MAX, mark: 0 };
+        let unknown = Looked { called: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
         return (unknown, Change::Keep, Vec::new());
     };
-    let mut work = Work::new(row, line, moment);
-    work.tidy();
-    let tidied = work.changed;
-    let lapsed = work.called.len();
-    work.settle(NOBODY, tidied);
+    let mut draft = Draft::new(row, line, moment);
+    draft.tidy();
+    let tidied = draft.changed;
+    let lapsed = draft.called.len();
+    draft.settle(NOBODY, tidied);
     // Who has an offer is told once more: the first word may be lost.
-    work.called.truncate(lapsed);
-    work.called.extend(work.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
-    let strangers = work.strangers();
-    let next = work.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
-    let mark = work.row.mark();
-    let (called, change, steps) = work.finish(label_of(found));
-    (Looked { called, strangers, next, mark }, change, steps)
+    draft.called.truncate(lapsed);
+    draft.called.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
+    let suspects = draft.suspects();
+    let next = draft.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
+    let mark = draft.row.mark();
+    let (called, change, steps) = draft.finish(label_of(found));
+    (Looked { called, suspects, next, mark }, change, steps)
 }
 
 /// Whether an offer can have been made and ended between two looks.

@@ -8,7 +8,7 @@ use serde::{
 
 use super::{
     super::tests::{bytes_of, name_of},
-    encode::{MAX_DEPTH, MAX_LEN},
+    unnamed::{MAX_DEPTH, MAX_LEN},
     *,
 };
 

@@ -6,11 +6,12 @@ use super::{
 };
 use crate::{
     body::{Body, Cut, Reader, Reading, Whole},
-    cache::{Task, Told},
+    cache::{SharedValue, Task},
     name,
     stampede::{
         codec::{
-            Access, Asked, Ended, Gone, Kept, Kind, NotKept, Open, Recording, Replay, SealedCodec, Terms, Verdict,
+            Access, Asked, Ended, Kept, Kind, NotKept, Recording, Replay, SealedCodec, SentRequest, Streaming, Terms,
+            Verdict,
         },
         lives::Lives,
         status::CacheStatus,
@@ -74,7 +75,7 @@ struct Head {
 
 impl Head {
     /// The stored form, of so much of the body.
-    fn encode(&self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Bytes {
+    fn encode(&self, headers: &HeaderMap, whole: &Whole, sent: &SentRequest<request::Parts>) -> Bytes {
         let mut payload = Vec::with_capacity(whole.data.len() + 512);
         encoding::encode(
             &mut payload,
@@ -84,17 +85,17 @@ impl Head {
                 body: &whole.data,
                 trailers: whole.trailers.as_ref(),
                 public: self.public,
-                bodiless: gone.bodiless,
+                bodiless: sent.bodiless,
                 age: self.age,
                 vary: &self.vary,
-                request: &gone.kept.headers,
+                request: &sent.kept.headers,
             },
         );
         payload.into()
     }
 
     /// What is to be stored of the whole response.
-    fn keep(mut self, headers: &HeaderMap, whole: &Whole, gone: &Gone<request::Parts>) -> Result<Kept, NotKept> {
+    fn keep(mut self, headers: &HeaderMap, whole: &Whole, sent: &SentRequest<request::Parts>) -> Result<Kept, NotKept> {
         match freshness::grpc(headers, whole.trailers.as_ref()) {
             Grpc::Fine => {}
             Grpc::NotFound if !self.negative.is_zero() => self.lives = Lives::without_grace(self.negative),
@@ -104,7 +105,7 @@ impl Head {
         if whole.trailers.as_ref().is_some_and(|trailers| trailers.contains_key(header::SET_COOKIE)) {
             return Err(NotKept::new("set-cookie", Kind::Uncacheable));
         }
-        let payload = self.encode(headers, whole, gone);
+        let payload = self.encode(headers, whole, sent);
         if payload.len() > self.largest {
             return Err(NotKept::new("too-large", Kind::Uncacheable));
         }
@@ -115,7 +116,7 @@ impl Head {
             payload,
             lives: self.lives,
             tags: self.tags,
-            variant: (!self.vary.is_empty()).then(|| variant(self.vary.iter(), &gone.kept.headers)),
+            variant: (!self.vary.is_empty()).then(|| variant(self.vary.iter(), &sent.kept.headers)),
         })
     }
 }
@@ -148,19 +149,24 @@ impl Recorded {
         *response.status_mut() = stored.status;
         *response.headers_mut() = stored.headers.clone();
         response.headers_mut().insert(header::AGE, age.into());
-        Replay::Answer(tell(response, status))
+        Replay::Answer(with_status(response, status))
     }
 
     /// Whether a response may be kept, by its head.
-    fn judge(&self, parts: &response::Parts, gone: &Gone<request::Parts>, terms: &Terms) -> Result<Head, NotKept> {
+    fn judge(
+        &self,
+        parts: &response::Parts,
+        sent: &SentRequest<request::Parts>,
+        terms: &Terms,
+    ) -> Result<Head, NotKept> {
         let case = Case {
             status: parts.status,
             headers: &parts.headers,
-            access: gone.access,
+            access: sent.access,
             wall: terms.wall,
             lives: terms.lives,
             negative: self.negative,
-            chosen: self.life_of.as_ref().and_then(|life_of| life_of(&gone.kept, parts)),
+            chosen: self.life_of.as_ref().and_then(|life_of| life_of(&sent.kept, parts)),
         };
         let judged = freshness::storable(&case);
         let has_failed = matches!(judged, Err(Refusal { kind: Kind::Failure, .. }));
@@ -173,7 +179,7 @@ impl Recorded {
         };
         let mut tags = tags(&parts.headers);
         if let Some(tags_of) = &self.tags_of {
-            tags.extend(tags_of(&gone.kept, parts));
+            tags.extend(tags_of(&sent.kept, parts));
             tags.sort_unstable();
             tags.dedup();
         }
@@ -224,17 +230,17 @@ where
         Asked { access, bodiless, head: request.headers() }
     }
 
-    fn keep(&self, request: &Request<A>) -> Gone<request::Parts> {
+    fn keep(&self, request: &Request<A>) -> SentRequest<request::Parts> {
         let Asked { access, bodiless, .. } = SealedCodec::<Request<A>, Response<B>>::asked(self, request);
         let (mut kept, ()) = Request::new(()).into_parts();
         kept.method = request.method().clone();
         kept.uri = request.uri().clone();
         kept.headers = request.headers().clone();
-        Gone { access, bodiless, kept }
+        SentRequest { access, bodiless, kept }
     }
 
-    fn of_gone<'a>(&self, gone: &'a Gone<request::Parts>) -> Asked<'a, HeaderMap> {
-        Asked { access: gone.access, bodiless: gone.bodiless, head: &gone.kept.headers }
+    fn of_sent<'a>(&self, sent: &'a SentRequest<request::Parts>) -> Asked<'a, HeaderMap> {
+        Asked { access: sent.access, bodiless: sent.bodiless, head: &sent.kept.headers }
     }
 
     fn for_everyone(&self, request: &mut Request<A>) {
@@ -263,8 +269,8 @@ where
         }
     }
 
-    fn read_along(&self, told: &Told, asked: &Asked<'_, HeaderMap>) -> Option<Self::Response> {
-        let along = told.downcast_ref::<Along<B>>()?;
+    fn read_along(&self, shared: &SharedValue, asked: &Asked<'_, HeaderMap>) -> Option<Self::Response> {
+        let along = shared.downcast_ref::<Along<B>>()?;
         let status = CacheStatus::Collapsed { ttl: along.ttl };
         let replayed = self.replay_head(&along.stored, asked, Duration::ZERO, status);
         let Replay::Answer(head) = replayed else { return None };
@@ -275,11 +281,11 @@ where
     async fn record(
         &self,
         response: Response<B>,
-        gone: Gone<request::Parts>,
+        sent: SentRequest<request::Parts>,
         terms: Terms,
     ) -> Recording<Self::Response> {
         let (parts, body) = response.into_parts();
-        let judged = self.judge(&parts, &gone, &terms);
+        let judged = self.judge(&parts, &sent, &terms);
         let pass = |parts, body, not_kept| {
             let response = Response::from_parts(parts, body);
             Recording { response, verdict: Verdict::Known(Err(not_kept)) }
@@ -293,11 +299,11 @@ where
             Err(not_kept) => return pass(parts, Body::inner(body), not_kept),
         };
         let ttl = head.lives.fresh;
-        let mut reading = Reading::new(body, limit, announced_length(&parts, &gone));
+        let mut reading = Reading::new(body, limit, announced_length(&parts, &sent));
         match reading.read_ready().await {
             Some(Ok(())) => {
                 let whole = reading.whole();
-                let kept = head.keep(&parts.headers, &whole, &gone);
+                let kept = head.keep(&parts.headers, &whole, &sent);
                 let response = Response::from_parts(parts, Body::stored(whole.data, whole.trailers));
                 Recording { response, verdict: Verdict::Known(kept) }
             }
@@ -318,13 +324,13 @@ where
                 let (recorder, reader) = reading.tape();
                 let along = reader.another().filter(|_| fits && !head.has_failed).and_then(|reader| {
                     let nothing = Whole { data: Bytes::new(), trailers: None };
-                    let stored = encoding::decode(&head.encode(&headers, &nothing, &gone))?;
-                    Some(Arc::new(Along { stored, ttl, reader: Mutex::new(reader) }) as Told)
+                    let stored = encoding::decode(&head.encode(&headers, &nothing, &sent))?;
+                    Some(Arc::new(Along { stored, ttl, reader: Mutex::new(reader) }) as SharedValue)
                 });
                 let ended = async move {
                     match recorder.record().await {
                         Ok((whole, end)) => {
-                            Ended { kept: head.keep(&headers, &whole, &gone), end: Some(Box::new(end)) }
+                            Ended { kept: head.keep(&headers, &whole, &sent), end: Some(Box::new(end)) }
                         }
                         Err(cut) => {
                             let kind = if cut == "too-large" { Kind::Uncacheable } else { Kind::Failure };
@@ -332,18 +338,18 @@ where
                         }
                     }
                 };
-                let verdict = Verdict::Open(Open { status, along, ended: Box::pin(ended) });
+                let verdict = Verdict::Streaming(Streaming { status, along, ended: Box::pin(ended) });
                 Recording { response: Response::from_parts(parts, Body::taped(reader)), verdict }
             }
         }
     }
 
-    fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response {
-        tell(response, status)
+    fn with_status(&self, response: Self::Response, status: CacheStatus) -> Self::Response {
+        with_status(response, status)
     }
 
     fn pass(&self, response: Response<B>, status: CacheStatus) -> Self::Response {
-        tell(response.map(|body| Body::inner(body)), status)
+        with_status(response.map(|body| Body::inner(body)), status)
     }
 
     fn drive(&self, response: Self::Response, recording: Task) -> Self::Response {
@@ -358,13 +364,13 @@ where
 }
 
 /// How long the body says it is. One that is shorter has broken off.
-fn announced_length(parts: &response::Parts, gone: &Gone<request::Parts>) -> Option<u64> {
-    let bodiless = gone.bodiless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+fn announced_length(parts: &response::Parts, sent: &SentRequest<request::Parts>) -> Option<u64> {
+    let bodiless = sent.bodiless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let length = parts.headers.get(header::CONTENT_LENGTH).filter(|_| !bodiless)?;
     length.to_str().ok()?.parse().ok()
 }
 
-fn tell<B>(mut response: Response<B>, status: CacheStatus) -> Response<B> {
+fn with_status<B>(mut response: Response<B>, status: CacheStatus) -> Response<B> {
     // Behind the members of caches nearer to the origin (RFC 9211, section 2).
     response.headers_mut().append(CACHE_STATUS, status.to_header());
     response.extensions_mut().insert(status);

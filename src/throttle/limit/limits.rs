@@ -105,7 +105,7 @@ impl Limits {
     }
 
     /// Tells these limits from others, whatever they are called.
-    pub(in crate::throttle) fn mark(&self) -> u32 {
+    pub(in crate::throttle) fn fingerprint(&self) -> u32 {
         let mut hasher = DefaultHasher::new();
         self.iter().for_each(|limit| limit.rule.hash(&mut hasher));
         hasher.finish() as u32

@@ -29,7 +29,7 @@ struct Stored {
 }
 
 impl Stored {
-    fn run(&mut self, transition: &Transition, now: u64) -> Said {
+    fn run(&mut self, transition: &Transition, now: u64) -> Reply {
         let row = self.row.clone();
         let found = match &row {
             Some(payload) => Found::Row(crate::cache::record::Row { expires: 0, tag: 0, payload }),
