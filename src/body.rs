@@ -1,8 +1,10 @@
 //! The body of every HTTP response that leaves a layer of this crate.
 
+mod reading;
 mod tape;
 
-pub(crate) use tape::{Cut, Reader, Reading, Whole};
+pub(crate) use reading::{Cut, Reading, Resumed, Whole};
+pub(crate) use tape::Reader;
 
 use crate::{
     cache::Task,
@@ -13,7 +15,6 @@ use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use pin_project::pin_project;
 use std::{
-    collections::VecDeque,
     fmt,
     future::Future,
     pin::Pin,
@@ -62,14 +63,6 @@ impl Held {
         let (lost, why) = self.if_lost.as_deref_mut()?;
         Pin::new(lost).poll(cx).is_ready().then(|| why.clone())
     }
-}
-
-/// A body whose beginning has been read already: what was read, then the rest.
-pub(crate) struct Resumed<B> {
-    pub(crate) read: VecDeque<Frame<Bytes>>,
-    /// Ended the reading.
-    pub(crate) error: Option<BoxError>,
-    pub(crate) rest: Pin<Box<B>>,
 }
 
 impl<B> Body<B> {

@@ -1,6 +1,6 @@
 //! Why a request was not let through.
 
-use crate::throttle::Quota;
+use crate::decision::Quota;
 use http::StatusCode;
 use std::{fmt, sync::Arc, time::Duration};
 

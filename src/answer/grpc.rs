@@ -22,16 +22,16 @@ pub(super) fn refuse<B>(content_type: HeaderValue, code: u8, why: &Rejection) ->
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, content_type);
     headers.insert("grpc-status", u16::from(code).into());
-    let mut tell = |header: &'static str, value: String| {
+    let mut put = |header: &'static str, value: String| {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(header, value);
         }
     };
     let message = why.to_string();
-    tell("grpc-message", percent_encoded(&message));
+    put("grpc-message", percent_encoded(&message));
     let details = details(why);
     if !details.is_empty() {
-        tell("grpc-status-details-bin", base64(&status(code, &message, &details)));
+        put("grpc-status-details-bin", base64(&status(code, &message, &details)));
     }
     if let Some(pushback) = pushback(why) {
         headers.insert("grpc-retry-pushback-ms", pushback);

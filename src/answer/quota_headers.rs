@@ -1,8 +1,8 @@
 //! `RateLimit`, `RateLimit-Policy` and `X-RateLimit-*`: what a throttle's limits look like to clients.
 
 use crate::{
+    decision::{Decision, Quota},
     rejection::{Reason, Rejection},
-    throttle::{Decision, Quota},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt::Write as _, time::Duration};
@@ -80,8 +80,8 @@ impl<'a> Limits<'a> {
 
     /// `X-RateLimit-*` of the tightest limit, unless an inner layer told of a tighter one.
     pub(super) fn write_x(&self, headers: &mut HeaderMap) {
-        let told = headers.get(&X_REMAINING).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-        if told.is_none_or(|told| self.remaining < told) {
+        let inner = headers.get(&X_REMAINING).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+        if inner.is_none_or(|inner| self.remaining < inner) {
             headers.insert(&X_LIMIT, self.tightest.limit.into());
             headers.insert(&X_REMAINING, self.remaining.into());
             headers.insert(&X_RESET, seconds(self.reset).into());

@@ -1,10 +1,14 @@
 use super::*;
-use crate::{rejection::Reason, throttle::Quota};
-use ::http::HeaderMap;
+use crate::{
+    body::Body,
+    decision::{Decision, Quota},
+    rejection::{Reason, Rejection},
+};
+use ::http::{HeaderMap, Request, Response};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use sfv::{BareItem, List, ListEntry, Parser};
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, ops::ControlFlow, sync::Arc, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 

@@ -3,16 +3,15 @@
 use super::{
     deadline::NoDeadline,
     headers::{FenceHeader, OwnerHeader},
-    names::{self, Several},
+    names::Several,
     service::Barrier,
+    settings::{Options, Settings},
 };
-#[cfg(doc)]
-use crate::lock::{Hold, Owner};
 use crate::{
     answer::Http,
     cache::Scope,
-    lock::{self, Lock, Terms},
-    name::{self, All, Name, NameBuf, header_name},
+    lock::{self, Lock, LockOptions},
+    name::{self, All, Name, header_name},
 };
 use std::time::Duration;
 use tower::Layer;
@@ -24,22 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct BarrierLayer<L = Lock, N = All, A = Http, D = NoDeadline> {
-    pub(super) lock: L,
-    pub(super) name: N,
-    pub(super) answer: A,
-    pub(super) deadline: D,
-    pub(super) scope: Scope,
-    pub(super) terms: Terms,
-    pub(super) manner: Manner,
-}
-
-/// What is done about names and failures.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Manner {
-    /// The name is the parts of [`Several`].
-    pub(super) several: bool,
-    pub(super) fail_open: bool,
-    pub(super) cancel_on_loss: bool,
+    settings: Settings<L, N, A, D>,
 }
 
 impl<L> BarrierLayer<L> {
@@ -47,22 +31,23 @@ impl<L> BarrierLayer<L> {
     /// seconds for it.
     pub fn new(scope: Scope, lock: L) -> Self {
         BarrierLayer {
-            lock,
-            name: All,
-            answer: Http::new(),
-            deadline: NoDeadline,
-            scope,
-            terms: Terms { patience: PATIENCE, ..Terms::new() },
-            manner: Manner::default(),
+            settings: Settings {
+                lock,
+                name: All,
+                answer: Http::new(),
+                deadline: NoDeadline,
+                scope,
+                lock_options: LockOptions { patience: PATIENCE, ..LockOptions::new() },
+                options: Options::default(),
+            },
         }
     }
 }
 
 impl<L, N, A, D> BarrierLayer<L, N, A, D> {
-    /// What is locked together: each name has a lock of its own. See [`name`](crate::name) for ready-made ones.
+    /// What is locked together: each name has a lock of its own. See [`name`] for ready-made ones.
     pub fn name<M>(self, name: M) -> BarrierLayer<L, M, A, D> {
-        let BarrierLayer { lock, answer, deadline, scope, terms, manner, .. } = self;
-        BarrierLayer { lock, name, answer, deadline, scope, terms, manner: Manner { several: false, ..manner } }
+        BarrierLayer { settings: self.settings.with_name(name, false) }
     }
 
     /// Several names at once, each with a lock of its own: a closure from `&Req` to a list of what is
@@ -82,15 +67,13 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// # Ok::<(), tower_floodgate::Error>(())
     /// ```
     pub fn names<F>(self, names: F) -> BarrierLayer<L, Several<F>, A, D> {
-        let mut layer = self.name(Several::new(names));
-        layer.manner.several = true;
-        layer
+        BarrierLayer { settings: self.settings.with_name(Several::new(names), true) }
     }
 
     /// Requests that wait longer are refused: 30 s unless said otherwise, zero never waits, [`Duration::MAX`] waits for
     /// ever.
     pub fn wait_at_most(mut self, patience: Duration) -> Self {
-        self.terms.patience = patience;
+        self.settings.lock_options.patience = patience;
         self
     }
 
@@ -102,7 +85,7 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// Refuses at once if so many wait already for the name, in all processes together. Any number may unless said
     /// otherwise.
     pub fn queue_at_most(mut self, waiters: u32) -> Self {
-        self.terms.queue_at_most = waiters;
+        self.settings.lock_options.queue_at_most = waiters;
         self
     }
 
@@ -112,14 +95,13 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// The request waits no longer for the lock, nor than [`wait_at_most`](BarrierLayer::wait_at_most), and is refused at
     /// once if its turn is expected to come later: as guessed from how long the lock was held of late, and how many wait.
     pub fn deadline<E>(self, deadline: E) -> BarrierLayer<L, N, A, E> {
-        let BarrierLayer { lock, name, answer, scope, terms, manner, .. } = self;
-        BarrierLayer { lock, name, answer, deadline, scope, terms, manner }
+        BarrierLayer { settings: self.settings.with_deadline(deadline) }
     }
 
     /// The lock is held for this long at least, also if the request ends sooner or its process dies: for what must not be
     /// done again too soon. Not at all unless said otherwise.
     pub fn at_least(mut self, hold: Duration) -> Self {
-        self.terms.at_least = hold;
+        self.settings.lock_options.at_least = hold;
         self
     }
 
@@ -131,30 +113,29 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// Below 10 ms or above a year.
     #[track_caller]
     pub fn expire(mut self, lease: Duration) -> Self {
-        self.terms.lease = lock::check_lease(lease);
+        self.settings.lock_options.lease = lock::check_lease(lease);
         self
     }
 
     /// A tag, kept beside the lock for those who look at the files. Evicting it never frees a held lock.
     pub fn tag(mut self, tag: &str) -> Self {
-        self.terms.tag = self.scope.tag(tag);
+        self.settings.lock_options.tag = self.settings.scope.tag(tag);
         self
     }
 
     /// Refused requests are answered by this: [`Http`] unless said otherwise.
     pub fn answer<B>(self, answer: B) -> BarrierLayer<L, N, B, D> {
-        let BarrierLayer { lock, name, deadline, scope, terms, manner, .. } = self;
-        BarrierLayer { lock, name, answer, deadline, scope, terms, manner }
+        BarrierLayer { settings: self.settings.with_answer(answer) }
     }
 
     /// Lets requests pass, unlocked, while the cache cannot be used, in place of refusing them; also those that wait for
     /// the lock already.
     pub fn fail_open(mut self) -> Self {
-        self.manner.fail_open = true;
+        self.settings.options.fail_open = true;
         self
     }
 
-    /// When the lock [is lost](Hold::is_lost) while a request is served, drops the inner service's future and refuses the
+    /// When the lock [is lost](crate::lock::Hold::is_lost) while a request is served, drops the inner service's future and refuses the
     /// request, as [`Reason::Lost`](crate::Reason::Lost). With [`Http`], a response body that has begun fails in place of
     /// going on. Without this nothing is cancelled.
     ///
@@ -164,7 +145,7 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// As the request is gone when its lock is lost, [`Answer::refuse`](crate::Answer::refuse) is asked for the refusal
     /// when the lock is acquired, for every request; mostly it is thrown away. An answer of your own must not count it.
     pub fn cancel_on_loss(mut self) -> Self {
-        self.manner.cancel_on_loss = true;
+        self.settings.options.cancel_on_loss = true;
         self
     }
 
@@ -179,11 +160,11 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     #[track_caller]
     pub fn fence_header(self, header: impl AsRef<str>) -> BarrierLayer<FenceHeader<L>, N, A, D> {
         let header = header_name(header.as_ref());
-        self.map_lock(|lock, _| FenceHeader { lock, header })
+        BarrierLayer { settings: self.settings.map_lock(|lock, _| FenceHeader { lock, header }) }
     }
 
     /// The owner of a request comes as a header, from another process of this cache: a request nested in one that holds
-    /// an [`RLock`](crate::RLock) there is let in as the same owner. See [`Owner::to_header`] for how to write the header, and
+    /// an [`RLock`](crate::RLock) there is let in as the same owner. See [`Owner::to_header`](crate::lock::Owner::to_header) for how to write the header, and
     /// for who could misuse it. HTTP requests only.
     ///
     /// What proves to be an owner is put into the request's extensions, where [`RLock`](crate::RLock) finds it; what does not
@@ -195,7 +176,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     #[track_caller]
     pub fn owner_header(self, header: impl AsRef<str>) -> BarrierLayer<OwnerHeader<L>, N, A, D> {
         let header = header_name(header.as_ref());
-        self.map_lock(|lock, scope| OwnerHeader { lock, header, scope, forward: false })
+        let wrap = |lock, scope| OwnerHeader { lock, header, scope, forward: false };
+        BarrierLayer { settings: self.settings.map_lock(wrap) }
     }
 
     /// As [`owner_header`](BarrierLayer::owner_header), and sends the owner to the inner service in that header: for
@@ -208,13 +190,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     #[track_caller]
     pub fn forward_owner(self, header: impl AsRef<str>) -> BarrierLayer<OwnerHeader<L>, N, A, D> {
         let mut layer = self.owner_header(header);
-        layer.lock.forward = true;
+        layer.settings.lock.forward = true;
         layer
-    }
-
-    fn map_lock<K>(self, wrap: impl FnOnce(L, Scope) -> K) -> BarrierLayer<K, N, A, D> {
-        let BarrierLayer { lock, name, answer, deadline, scope, terms, manner } = self;
-        BarrierLayer { lock: wrap(lock, scope.clone()), name, answer, deadline, scope, terms, manner }
     }
 
     /// The name of a request; `None`: it passes untouched. Text that is no UTF-8 is shown with replacement characters.
@@ -223,14 +200,7 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     where
         N: Name<Req>,
     {
-        name::written(&self.name, request).map(|name| name.to_string())
-    }
-
-    /// The names in the buffer: the first, and more of them.
-    pub(super) fn split<'a>(&self, name: &'a NameBuf) -> (&'a [u8], impl Iterator<Item = &'a [u8]>) {
-        let mut parts = names::parts(if self.manner.several { name.as_bytes() } else { &[] });
-        let first = parts.next().unwrap_or(name.as_bytes());
-        (first, parts)
+        name::written(&self.settings.name, request).map(|name| name.to_string())
     }
 }
 
@@ -238,6 +208,6 @@ impl<S, L: Clone, N: Clone, A: Clone, D: Clone> Layer<S> for BarrierLayer<L, N, 
     type Service = Barrier<S, L, N, A, D>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Barrier { inner, layer: self.clone() }
+        Barrier { inner, settings: self.settings.clone() }
     }
 }

@@ -77,6 +77,7 @@ mod headers;
 mod layer;
 mod names;
 mod service;
+mod settings;
 
 pub use deadline::{Deadline, NoDeadline, grpc_timeout};
 pub use headers::{FenceHeader, OwnerHeader};

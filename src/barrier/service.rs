@@ -2,13 +2,14 @@
 
 use super::{
     deadline::{Deadline, NoDeadline},
-    layer::BarrierLayer,
+    settings::Settings,
 };
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
-    cache::{Event, Scope},
-    lock::{self, Acquire, AcquireError, Acquiring, Guard, Lock, LockFactory, Lost, Terms},
+    cache::{Scope},
+    store::{Event},
+    lock::{AcquireError, Acquiring, Guard, Lock, LockFactory, Lost},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
 };
@@ -27,11 +28,11 @@ use tower_service::Service;
 /// gRPC, who are told in milliseconds.
 const LATER: Duration = Duration::from_secs(1);
 
-/// The service of a [`BarrierLayer`].
+/// The service of a [`BarrierLayer`](super::BarrierLayer).
 #[derive(Clone, Debug)]
 pub struct Barrier<S, L = Lock, N = All, A = Http, D = NoDeadline> {
     pub(super) inner: S,
-    pub(super) layer: BarrierLayer<L, N, A, D>,
+    pub(super) settings: Settings<L, N, A, D>,
 }
 
 impl<S, L, N, A, D> Barrier<S, L, N, A, D> {
@@ -55,29 +56,29 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let layer = &self.layer;
-        layer.lock.arrive(&mut request);
-        let outcome = Outcome {
-            scope: layer.scope.clone(),
-            lock: layer.lock.clone(),
-            answer: layer.answer.clone(),
-            fail_open: layer.manner.fail_open,
-            cancel_on_loss: layer.manner.cancel_on_loss,
+        let settings = &self.settings;
+        settings.lock.arrive(&mut request);
+        let responder = Responder {
+            scope: settings.scope.clone(),
+            lock: settings.lock.clone(),
+            answer: settings.answer.clone(),
+            fail_open: settings.options.fail_open,
+            cancel_on_loss: settings.options.cancel_on_loss,
         };
         let mut name = NameBuf::new();
-        if layer.name.name(&request, &mut name) == Named::Pass {
+        if settings.name.name(&request, &mut name) == Named::Pass {
             let state = State::Calling { future: self.inner.call(request), held: None };
-            return ResponseFuture { state, outcome };
+            return ResponseFuture { state, responder };
         }
-        let mut acquiring = layer.acquire(&name, &request).acquire();
+        let mut acquiring = settings.acquire(&name, &request).acquire();
         let state = match acquiring.now() {
             // The instance that was made ready serves the request.
-            Some(acquired) => match outcome.judge(acquired, &mut request) {
+            Some(acquired) => match responder.judge(acquired, &mut request) {
                 Step::Call(held) => State::Calling { future: self.inner.call(request), held },
-                Step::Say(output) => {
+                Step::Answer(output) => {
                     // Whoever holds the lock may need what a caller who keeps this instance would sit on.
                     drop(to_call_later(&mut self.inner));
-                    State::Said { output: Some(output) }
+                    State::Answered { output: Some(output) }
                 }
             },
             // The clone asks for its own readiness when its turn comes.
@@ -86,34 +87,14 @@ where
                 State::Acquiring { acquiring: Box::new(acquiring), next }
             }
         };
-        ResponseFuture { state, outcome }
-    }
-}
-
-impl<L, N, A, D> BarrierLayer<L, N, A, D> {
-    fn acquire<Req>(&self, name: &NameBuf, request: &Req) -> Acquire<L::Rule>
-    where
-        L: LockFactory<Req>,
-        D: Deadline<Req>,
-    {
-        let remaining = self.deadline.remaining(request).unwrap_or(Duration::MAX);
-        let terms = Terms {
-            owner: self.lock.owner(request),
-            lease: self.lock.lease(request).map_or(self.terms.lease, lock::clamp_lease),
-            patience: self.terms.patience.min(remaining),
-            deadline: remaining,
-            ..self.terms.clone()
-        };
-        let (first, more) = self.split(name);
-        let first = Acquire::new(&self.scope, first, self.lock.rule(request), terms);
-        more.fold(first, |acquire, name| acquire.and(name))
+        ResponseFuture { state, responder }
     }
 }
 
 /// What the attempt leads to.
 enum Step<Out> {
     Call(Option<Held<Out>>),
-    Say(Out),
+    Answer(Out),
 }
 
 /// A lock that is held for the request.
@@ -129,7 +110,7 @@ struct IfLost<Out> {
 }
 
 /// The part of the layer that the future needs.
-struct Outcome<L, A> {
+struct Responder<L, A> {
     scope: Scope,
     lock: L,
     answer: A,
@@ -137,7 +118,7 @@ struct Outcome<L, A> {
     cancel_on_loss: bool,
 }
 
-impl<L, A> Outcome<L, A> {
+impl<L, A> Responder<L, A> {
     fn judge<Req, Res, Err>(
         &self,
         acquired: Result<Guard, AcquireError>,
@@ -159,7 +140,7 @@ impl<L, A> Outcome<L, A> {
             return Step::Call(None);
         }
         match self.answer.refuse(request, self.rejection(reason, retry_after)) {
-            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Break(output) => Step::Answer(output),
             ControlFlow::Continue(()) => Step::Call(None),
         }
     }
@@ -202,7 +183,7 @@ where
 {
     #[pin]
     state: State<S, S::Future, L::Rule, Req, Result<A::Response, S::Error>>,
-    outcome: Outcome<L, A>,
+    responder: Responder<L, A>,
 }
 
 #[pin_project(project = StateProj)]
@@ -220,7 +201,7 @@ enum State<S, F, R, Req, Out> {
         future: F,
         held: Option<Held<Out>>,
     },
-    Said {
+    Answered {
         output: Option<Out>,
     },
 }
@@ -251,15 +232,15 @@ where
         let mut this = self.project();
         loop {
             if let Some(output) = this.state.as_mut().forfeit(cx) {
-                this.state.set(State::Said { output: Some(output) });
+                this.state.set(State::Answered { output: Some(output) });
             }
             let state = match this.state.as_mut().project() {
                 StateProj::Acquiring { acquiring, next } => {
                     let acquired = ready!(Pin::new(&mut **acquiring).poll(cx));
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(acquired, request) {
+                    match this.responder.judge(acquired, request) {
                         Step::Call(held) => State::Readying { held, next: next.take() },
-                        Step::Say(output) => State::Said { output: Some(output) },
+                        Step::Answer(output) => State::Answered { output: Some(output) },
                     }
                 }
                 StateProj::Readying { held, next } => {
@@ -268,18 +249,18 @@ where
                             let (mut inner, request) = next.take().expect(POLLED_AGAIN);
                             State::Calling { future: inner.call(request), held: held.take() }
                         }
-                        Err(error) => State::Said { output: Some(Err(error)) },
+                        Err(error) => State::Answered { output: Some(Err(error)) },
                     }
                 }
                 StateProj::Calling { future, held } => {
                     let result = ready!(future.poll(cx));
                     let guard = held.take().map(|held| held.guard);
                     let response = result?;
-                    let if_lost = guard.as_ref().and_then(|_| this.outcome.if_lost());
+                    let if_lost = guard.as_ref().and_then(|_| this.responder.if_lost());
                     let admission = Admission { decision: None, guard, if_lost };
-                    return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
+                    return Poll::Ready(Ok(this.responder.answer.admit(response, admission)));
                 }
-                StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
+                StateProj::Answered { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
             };
             this.state.set(state);
         }

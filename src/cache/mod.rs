@@ -50,6 +50,3 @@ pub use values::{Insert, Write};
 
 pub(crate) use handle::Task;
 pub(crate) use values::{after, decode as decode_value, encode as encode_value};
-
-// TEMP
-pub(crate) use crate::store::*;

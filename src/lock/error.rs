@@ -1,7 +1,5 @@
 //! Why a lock was not acquired, or not released.
 
-#[cfg(doc)]
-use super::Acquire;
 use crate::error::Error;
 use std::{fmt, time::Duration};
 
@@ -16,7 +14,7 @@ pub enum AcquireError {
         /// known.
         retry_after: Option<Duration>,
     },
-    /// As many wait already as [may](Acquire::queue_at_most).
+    /// As many wait already as [may](crate::lock::Acquire::queue_at_most).
     #[non_exhaustive]
     QueueFull {
         /// As of [`Busy`](AcquireError::Busy).

@@ -4,12 +4,13 @@ use super::{
     error::ReleaseError,
     fence::Fence,
     lost::{Lost, Signal},
+    owner::Owner,
     queue,
-    row::{self, Released},
-    rule::Owner,
+    row::{attempt::Released, transition},
 };
 use crate::{
-    cache::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Scope, Slot, block_on},
+    cache::{Scope},
+    store::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Slot, block_on},
     error::Error,
 };
 use std::{
@@ -139,7 +140,7 @@ impl Guard {
     pub fn release(self) -> Releasing {
         let mut releases = Vec::with_capacity(1);
         if self.end_phase() {
-            self.held.let_go_telling(&mut releases);
+            self.held.let_go_reporting(&mut releases);
         }
         Releasing { releases, outcome: Ok(()) }
     }
@@ -218,21 +219,21 @@ impl HeldLock {
     }
 
     /// Gives up the place, however late, and calls those who got it.
-    fn let_go(&self, told: impl FnOnce(Result<bool, Error>) + Send + 'static) {
+    fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         self.scope.handle().shared.release(&self.key, self);
         let others = std::mem::take(&mut *self.others());
         let leaving =
             Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
             // Who waits finds out later; the place must not stay taken for want of room for their offers.
-            Err(Error::Full) => leaving.post(false, |_, released| told(released)),
-            released => told(released),
+            Err(Error::Full) => leaving.post(false, |_, released| then(released)),
+            released => then(released),
         });
         // In the reverse order of their acquisition.
         others.into_iter().rev().for_each(drop);
     }
 
-    fn let_go_telling(&self, releases: &mut Vec<Pending<Result<(), ReleaseError>>>) {
+    fn let_go_reporting(&self, releases: &mut Vec<Pending<Result<(), ReleaseError>>>) {
         let others = std::mem::take(&mut *self.others());
         let slot = Slot::new();
         releases.push(Pending::Queued(slot.clone()));
@@ -244,7 +245,7 @@ impl HeldLock {
             });
         });
         for guard in others.into_iter().rev().filter(Guard::end_phase) {
-            guard.held.let_go_telling(releases);
+            guard.held.let_go_reporting(releases);
         }
     }
 }
@@ -264,7 +265,7 @@ impl Leaving {
         scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| row::release(found, line, now, number, offers),
+            move |found, line, now| transition::release(found, line, now, number, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, called }| {
                     queue::deliver(&self.scope, key, called);
@@ -300,7 +301,7 @@ impl Renew for HeldLock {
             move |found, _, now| match held.phase.load(SeqCst) {
                 RELEASED => (true, Change::Keep, Vec::new()),
                 _ => {
-                    let (ours, change) = row::renew(found, now, number, lease, instance);
+                    let (ours, change) = transition::renew(found, now, number, lease, instance);
                     (ours, change, Vec::new())
                 }
             },

@@ -33,62 +33,26 @@
 //! | any [`Rule`] of your own | whom it admits |
 
 mod acquire;
+mod acquiring;
 mod error;
+mod factory;
 mod fence;
 mod guard;
 mod lost;
-mod owner_header;
+mod options;
+mod owner;
 mod queue;
 mod row;
 mod rule;
 mod stats;
 
-pub use acquire::{Acquire, Acquiring};
-pub(crate) use acquire::{Terms, check_lease, clamp_lease};
+pub use acquire::Acquire;
+pub use acquiring::Acquiring;
 pub use error::{AcquireError, ReleaseError};
+pub use factory::{LockFactory, Minted, RLock, Weighted};
 pub use fence::{Fence, StaleFence, Watermark};
 pub use guard::{Guard, Hold, Releasing};
 pub use lost::Lost;
-pub use rule::{
-    Demand, Holder, Lock, LockFactory, Minted, OneOwner, Owner, RLock, ReadWrite, Rule, Semaphore, Weighing, Weighted,
-};
-
-use crate::cache::{Cache, Scope};
-
-impl Scope {
-    /// A lock of this scope, by name: exclusive unless [`Acquire::rule`] says otherwise.
-    pub fn lock(&self, name: &str) -> Acquire {
-        Acquire::new(self, name.as_bytes(), Lock, Terms::new())
-    }
-
-    /// Several locks of this scope at once, under one guard. However many do so, in whatever order they name them, nobody
-    /// waits for ever for one who waits for it. Equal names count once.
-    ///
-    /// # Panics
-    ///
-    /// Without any name.
-    #[track_caller]
-    pub fn locks<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Acquire {
-        let mut names = names.into_iter();
-        let first = names.next().expect("no names: there is nothing to lock");
-        let first = Acquire::new(self, first.as_bytes(), Lock, Terms::new());
-        names.fold(first, |acquire, name| acquire.and(name.as_bytes()))
-    }
-}
-
-impl Cache {
-    /// [`Scope::lock`] of the [root](Cache::root) scope.
-    pub fn lock(&self, name: &str) -> Acquire {
-        self.root().lock(name)
-    }
-
-    /// [`Scope::locks`] of the [root](Cache::root) scope.
-    ///
-    /// # Panics
-    ///
-    /// Without any name.
-    #[track_caller]
-    pub fn locks<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Acquire {
-        self.root().locks(names)
-    }
-}
+pub(crate) use options::{LockOptions, check_lease, clamp_lease};
+pub use owner::Owner;
+pub use rule::{Demand, Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore, Weighing};

@@ -1,7 +1,12 @@
 //! How those who wait for a lock are called, and who looks after a lock that somebody here waits for.
 
-use super::row::{self, Called, Looked, Moment, Turn};
-use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
+use super::row::{
+    attempt::{Looked, Moment, Turn},
+    encoding::Called,
+    transition,
+};
+use crate::cache::{Scope};
+use crate::store::{Key, LOCKS, Reached, Watch};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -27,20 +32,21 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
         LOCKS,
         key,
         move |found, line, now| {
-            let (looked, change, steps) = row::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
+            let (looked, change, steps) =
+                transition::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { called, strangers, next, mark }, now)) = looked else { return };
-            let dead = after.dead_among(&strangers);
+            let Ok((Looked { called, suspects, next, mark }, now)) = looked else { return };
+            let dead = after.dead_among(&suspects);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {
                     let mut seen = watcher.seen();
-                    (seen.commit, seen.next, seen.strangers) = (Some(*commit), next, strangers);
+                    (seen.commit, seen.next, seen.suspects) = (Some(*commit), next, suspects);
                     (std::mem::replace(&mut seen.at, now), seen.mark.replace(mark) == Some(mark))
                 };
                 // An offer that was made and ended since the last look was not seen, and its calls may be lost.
-                if !is_same && row::may_have_lapsed(before, now) {
+                if !is_same && transition::may_have_lapsed(before, now) {
                     after.calls().call_all(&key);
                 }
             }
@@ -75,7 +81,7 @@ struct Seen {
     /// When the next place ends by itself, in ns of machine time.
     next: u64,
     /// Instances whose end would make room.
-    strangers: Vec<u64>,
+    suspects: Vec<u64>,
     /// The lock's state, see [`Looked::mark`].
     mark: Option<u64>,
     /// When all were last called to ask again.
@@ -85,7 +91,7 @@ struct Seen {
 impl Watcher {
     /// For one who waits since a time in ns of machine time.
     pub(super) fn new(scope: &Scope, since: u64) -> Arc<Watcher> {
-        let seen = Seen { commit: None, at: since, next: 0, strangers: Vec::new(), mark: None, asked: Instant::now() };
+        let seen = Seen { commit: None, at: since, next: 0, suspects: Vec::new(), mark: None, asked: Instant::now() };
         Arc::new(Watcher { scope: scope.clone(), looking: AtomicBool::new(false), seen: Mutex::new(seen) })
     }
 
@@ -114,7 +120,7 @@ impl Watch for Watcher {
         let mut dead = Vec::new();
         if is_as_seen {
             seen.at = now;
-            dead = self.scope.dead_among(&seen.strangers);
+            dead = self.scope.dead_among(&seen.suspects);
         }
         // Where everything is lost, they are told so.
         let asks_again = seen.asked.elapsed() >= ASK_AGAIN || commit.is_none();
@@ -169,7 +175,7 @@ impl Drop for InLine {
         self.scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| row::leave(found, line, now, number),
+            move |found, line, now| transition::leave(found, line, now, number),
             move |called| deliver(&scope, key, called.unwrap_or_default()),
         );
     }

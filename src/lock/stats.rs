@@ -1,8 +1,9 @@
 //! Who holds what, and who waits.
 
-use super::row::form::{self, LockRow, Standing, Ticket};
+use super::row::encoding::{self, LockRow, Standing, Ticket};
 use crate::{
-    cache::{Cache, Found, HolderStats, Listed, LockStats, Pending, Scope, Stats, WaiterStats, block_on},
+    cache::{Cache, HolderStats, LockStats, Scope, Stats, WaiterStats},
+    store::{Found, Listed, Pending, block_on},
     error::Error,
 };
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Scope {
         let (mut all, mut after) = (Vec::new(), None);
         loop {
             let (locks, last) = self.page_of_locks(after, only_own).await?;
-            all.extend(self.tell(locks));
+            all.extend(self.with_processes(locks));
             after = last;
             if after.is_none() {
                 return Ok(all);
@@ -53,8 +54,8 @@ impl Scope {
         })
     }
 
-    fn tell(&self, locks: Vec<Shown>) -> Vec<LockStats> {
-        let told = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
+    fn with_processes(&self, locks: Vec<Shown>) -> Vec<LockStats> {
+        let stats = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
             for (holder, instance) in stats.holders.iter_mut().zip(holders) {
                 holder.process = self.process(instance);
             }
@@ -63,7 +64,7 @@ impl Scope {
             }
             stats
         });
-        told.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
+        stats.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
     }
 }
 
@@ -72,7 +73,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let mut stats = self.counts();
         if let Some(Ok((locks, _))) = self.root().page_of_locks(None, false).now() {
-            stats.locks = self.root().tell(locks);
+            stats.locks = self.root().with_processes(locks);
         }
         stats
     }
@@ -101,10 +102,10 @@ impl Shown {
     fn of(listed: Listed<'_>, now: u64) -> Option<Shown> {
         let row = listed.row?;
         let lock = LockRow::read(Found::Row(row))?;
-        if form::label(row.payload).is_empty() {
+        if encoding::label(row.payload).is_empty() {
             return None;
         }
-        let (scope, name) = form::names(row.payload);
+        let (scope, name) = encoding::names(row.payload);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
         let places = lock.places.iter().filter(|place| place.lease > now);

@@ -1,20 +1,18 @@
-use std::{any::type_name, fmt, sync::Arc};
+use std::{any::type_name, sync::Arc};
 
-use serde::ser::{self, Serialize};
+use serde::ser::Serialize;
 
-use crate::hush::Hush;
+use crate::log_limit::LogLimit;
 
-use super::{Name, NameBuf, Named};
+use super::{
+    buf::NameBuf,
+    traits::{Name, Named},
+};
 
 mod encode;
+mod unnamed;
 
 use self::encode::Encoder;
-
-/// The longest name, in bytes.
-const MAX_LEN: usize = 16 << 20;
-
-/// The deepest nesting of values.
-const MAX_DEPTH: usize = 128;
 
 /// Names a plain request by its value, as `serde` sees it: the default name of a memoized service.
 ///
@@ -74,49 +72,20 @@ impl Args {
 
 impl<Req: Serialize> Name<Req> for Args {
     fn name(&self, req: &Req, name: &mut NameBuf) -> Named {
-        static HUSH: Hush = Hush::new();
+        static LIMIT: LogLimit = LogLimit::new();
         if self.typed {
             name.push_part(type_name::<Req>().as_bytes());
         }
         match req.serialize(Encoder::new(name, self.typed, &self.ignored)) {
             Ok(()) => Named::Yes,
             Err(unnamed) => {
-                if HUSH.due() {
+                if LIMIT.allows() {
                     let request = type_name::<Req>();
                     tracing::warn!(request, error = %unnamed, "requests pass because they cannot be named");
                 }
                 Named::Pass
             }
         }
-    }
-}
-
-/// Why a request has no name.
-#[derive(Debug)]
-enum Unnamed {
-    TooDeep,
-    TooLong,
-    /// A `Serialize` that broke the rules of `serde`.
-    Malformed,
-    Failed(String),
-}
-
-impl fmt::Display for Unnamed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooDeep => write!(f, "nested more than {MAX_DEPTH} deep"),
-            Self::TooLong => write!(f, "longer than {MAX_LEN} bytes"),
-            Self::Malformed => f.write_str("a map whose keys and values do not pair up"),
-            Self::Failed(message) => f.write_str(message),
-        }
-    }
-}
-
-impl std::error::Error for Unnamed {}
-
-impl ser::Error for Unnamed {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Failed(message.to_string())
     }
 }
 

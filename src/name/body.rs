@@ -1,6 +1,9 @@
 //! Requests named by their bodies.
 
-use super::{Name, NameBuf, Named};
+use super::{
+    buf::NameBuf,
+    traits::{Name, Named},
+};
 use http::{HeaderMap, Request, header};
 use hyper::body::Bytes;
 use sha2::{Digest, Sha256};

@@ -6,10 +6,15 @@ use std::{
 
 use http::{Extensions, Request};
 
-use crate::hush::Hush;
+use crate::log_limit::LogLimit;
 
 use self::forwarded::{MAX_ENTRIES, Source};
-use super::{Name, NameBuf, Named, Networks, header::header_name};
+use super::{
+    buf::NameBuf,
+    header::header_name,
+    networks::Networks,
+    traits::{Name, Named},
+};
 
 mod forwarded;
 
@@ -250,14 +255,14 @@ impl Default for ClientIp {
 
 impl<B> Name<Request<B>> for ClientIp {
     fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
-        static HUSH: Hush = Hush::new();
+        static LIMIT: LogLimit = LogLimit::new();
         match self.address(req) {
             Some(IpAddr::V4(address)) => name.push_fmt(format_args!("{address}")),
             Some(IpAddr::V6(address)) => {
                 name.push_fmt(format_args!("{}/{}", network(address, self.ipv6_prefix), self.ipv6_prefix));
             }
             None => {
-                if HUSH.due() {
+                if LIMIT.allows() {
                     tracing::warn!(
                         trust = ?self.trust,
                         header = %self.source.header(),

@@ -2,9 +2,12 @@ use std::{any::type_name, fmt, marker::PhantomData};
 
 use http::{HeaderMap, HeaderName, Request};
 
-use crate::hush::Hush;
+use crate::log_limit::LogLimit;
 
-use super::{IntoName, Name, NameBuf, Named};
+use super::{
+    buf::NameBuf,
+    traits::{IntoName, Name, Named},
+};
 
 /// Appends `name=` and every value of that header as a part: nothing for an absent header, `0:,` for an empty one.
 pub(super) fn push_header(headers: &HeaderMap, header: &HeaderName, name: &mut NameBuf) {
@@ -102,14 +105,14 @@ where
     N: IntoName,
 {
     fn name(&self, req: &Request<B>, name: &mut NameBuf) -> Named {
-        static HUSH: Hush = Hush::new();
+        static LIMIT: LogLimit = LogLimit::new();
         match req.extensions().get::<T>() {
             Some(extension) => {
                 name.push_byte(b'=');
                 (self.derive)(extension).into_name(name)
             }
             None => {
-                if HUSH.due() {
+                if LIMIT.allows() {
                     tracing::warn!(extension = type_name::<T>(), "requests without this extension share one name");
                 }
                 name.push_str("missing");

@@ -2,8 +2,9 @@ use http::{HeaderMap, HeaderName, Request, header::AUTHORIZATION};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Name, NameBuf, Named,
+    buf::NameBuf,
     header::{header_name, push_header_name},
+    traits::{Name, Named},
 };
 
 /// Names an HTTP request by a secret that it carries, of which only a digest is written.

@@ -6,8 +6,10 @@ use http::{
 };
 
 use super::{
-    BodyDigest, Name, NameBuf, Named,
+    body::BodyDigest,
+    buf::NameBuf,
     header::{header_name, push_header},
+    traits::{Name, Named},
 };
 
 /// Queries of up to this many parameters are sorted on the stack.

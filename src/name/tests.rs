@@ -1,8 +1,9 @@
 use http::Request;
 use proptest::prelude::*;
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use super::*;
-use crate::hush::Hush;
+use crate::log_limit::LogLimit;
 
 /// The name of `req`, `None` where it passes.
 pub(super) fn name_of<Req>(name: &impl Name<Req>, req: &Req) -> Option<String> {
@@ -90,12 +91,12 @@ fn names_fit_every_host() {
 
 #[test]
 fn a_line_a_second() {
-    let hush = Hush::new();
-    assert!(hush.due_at(5));
-    assert!(!hush.due_at(6));
-    assert!(!hush.due_at(1004));
-    assert!(hush.due_at(1005));
-    assert!(!hush.due_at(1005));
+    let limit = LogLimit::new();
+    assert!(limit.allows_at(5));
+    assert!(!limit.allows_at(6));
+    assert!(!limit.allows_at(1004));
+    assert!(limit.allows_at(1005));
+    assert!(!limit.allows_at(1005));
 }
 
 proptest! {

@@ -1,7 +1,8 @@
 //! How responses are turned into bytes and back.
 
-use super::status::CacheStatus;
-use crate::cache::{Task, Told, decode_value, encode_value};
+use super::{lives::Lives, status::CacheStatus};
+use crate::cache::{Task, decode_value, encode_value};
+use crate::store::{SharedValue};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -11,17 +12,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub(super) use super::fresh::{Access, Kind, Lives};
-
 /// How a [`StampedeCacheLayer`](super::StampedeCacheLayer) keeps responses: [`Recorded`](super::Recorded) for HTTP,
 /// [`Serde`] for everything else. Sealed.
-pub trait Codec<Req, Res>: sealed::Codec<Req, Res> {}
-impl<Req, Res, C: sealed::Codec<Req, Res>> Codec<Req, Res> for C {}
+pub trait Codec<Req, Res>: SealedCodec<Req, Res> {}
+impl<Req, Res, C: SealedCodec<Req, Res>> Codec<Req, Res> for C {}
+
+/// What a request lets a shared cache do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone's stored answer may serve it, and its answer may serve anyone.
+    Shared,
+    /// It says who is asking: only an answer that is explicitly for everyone may be stored or served.
+    Personal,
+    /// The cache stays out of the way.
+    Bypass,
+}
 
 /// A computed response, and whether it is kept.
 #[derive(Debug)]
 pub struct Recording<Out> {
-    /// [`tell`](sealed::Codec::tell) it what became of it.
+    /// [`with_status`](SealedCodec::with_status) it what became of it.
     pub(super) response: Out,
     pub(super) verdict: Verdict,
 }
@@ -31,21 +41,21 @@ pub struct Recording<Out> {
 pub(super) enum Verdict {
     Known(Result<Kept, NotKept>),
     /// Its body is still on its way.
-    Open(Open),
+    Streaming(Streaming),
 }
 
 /// A response whose body is being recorded.
-pub(super) struct Open {
+pub(super) struct Streaming {
     /// What is said of it meanwhile.
     pub(super) status: CacheStatus,
-    /// For [`read_along`](sealed::Codec::read_along).
-    pub(super) along: Option<Told>,
+    /// For [`read_along`](SealedCodec::read_along).
+    pub(super) along: Option<SharedValue>,
     pub(super) ended: Pin<Box<dyn Future<Output = Ended> + Send>>,
 }
 
-impl fmt::Debug for Open {
+impl fmt::Debug for Streaming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Open").field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("Streaming").field("status", &self.status).finish_non_exhaustive()
     }
 }
 
@@ -82,6 +92,17 @@ impl NotKept {
     }
 }
 
+/// What a refusal to store says of other answers of the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The service has failed; it may not fail again.
+    Failure,
+    /// They will not be stored either.
+    Uncacheable,
+    /// Nothing.
+    ThisOne,
+}
+
 /// What a stored answer is to a request.
 #[derive(Debug)]
 pub enum Replay<Out> {
@@ -104,7 +125,7 @@ pub struct Asked<'a, H> {
 
 /// What a request asked for that has been given to the service.
 #[derive(Clone, Debug)]
-pub struct Gone<K> {
+pub struct SentRequest<K> {
     pub(super) access: Access,
     pub(super) bodiless: bool,
     pub(super) kept: K,
@@ -126,65 +147,62 @@ pub struct Terms {
     pub(super) share_failures: bool,
 }
 
-pub(super) mod sealed {
-    use super::*;
+/// What a [`Codec`] does. Not exported, which is what seals it.
+pub trait SealedCodec<Req, Res> {
+    /// What comes out of the layer.
+    type Response;
+    /// What of a request decides whether a stored answer is its answer.
+    type Head;
+    /// What of a request is needed once the request itself has been given to the service.
+    type Kept: Clone + Send + Sync + 'static;
+    /// A stored answer that need not be decoded again.
+    type Decoded: Send + Sync + 'static;
 
-    pub trait Codec<Req, Res> {
-        /// What comes out of the layer.
-        type Response;
-        /// What of a request decides whether a stored answer is its answer.
-        type Head;
-        /// What of a request is needed once the request itself has been given to the service.
-        type Kept: Clone + Send + Sync + 'static;
-        /// A stored answer that need not be decoded again.
-        type Decoded: Send + Sync + 'static;
+    fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
 
-        fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
+    fn keep(&self, request: &Req) -> SentRequest<Self::Kept>;
 
-        fn keep(&self, request: &Req) -> Gone<Self::Kept>;
+    fn of_sent<'a>(&self, sent: &'a SentRequest<Self::Kept>) -> Asked<'a, Self::Head>;
 
-        fn of_gone<'a>(&self, gone: &'a Gone<Self::Kept>) -> Asked<'a, Self::Head>;
+    /// Makes a request fit for everyone who will be served its answer.
+    fn for_everyone(&self, request: &mut Req);
 
-        /// Makes a request fit for everyone who will be served its answer.
-        fn for_everyone(&self, request: &mut Req);
+    /// `None`: nothing that this version has stored.
+    fn decode(&self, payload: &Bytes) -> Option<Self::Decoded>;
 
-        /// `None`: nothing that this version has stored.
-        fn decode(&self, payload: &Bytes) -> Option<Self::Decoded>;
+    /// A stored answer, as an answer to this request, `since` after it was stored.
+    fn replay(
+        &self,
+        payload: &Bytes,
+        decoded: &Self::Decoded,
+        asked: &Asked<'_, Self::Head>,
+        since: Duration,
+        status: CacheStatus,
+    ) -> Replay<Self::Response>;
 
-        /// A stored answer, as an answer to this request, `since` after it was stored.
-        fn replay(
-            &self,
-            payload: &Bytes,
-            decoded: &Self::Decoded,
-            asked: &Asked<'_, Self::Head>,
-            since: Duration,
-            status: CacheStatus,
-        ) -> Replay<Self::Response>;
-
-        /// The answer of a computation that is still being recorded.
-        fn read_along(&self, _: &Told, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
-            None
-        }
-
-        fn record(
-            &self,
-            response: Res,
-            gone: Gone<Self::Kept>,
-            terms: Terms,
-        ) -> impl Future<Output = Recording<Self::Response>> + Send;
-
-        /// Says in a response what the cache did.
-        fn tell(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
-
-        /// A response that is not to be kept.
-        fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
-
-        /// A response whose body runs what records it.
-        fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
-
-        /// What is said where the service is not waited for any longer.
-        fn timed_out(&self) -> Option<Self::Response>;
+    /// The answer of a computation that is still being recorded.
+    fn read_along(&self, _: &SharedValue, _: &Asked<'_, Self::Head>) -> Option<Self::Response> {
+        None
     }
+
+    fn record(
+        &self,
+        response: Res,
+        sent: SentRequest<Self::Kept>,
+        terms: Terms,
+    ) -> impl Future<Output = Recording<Self::Response>> + Send;
+
+    /// Says in a response what the cache did.
+    fn with_status(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
+
+    /// A response that is not to be kept.
+    fn pass(&self, response: Res, status: CacheStatus) -> Self::Response;
+
+    /// A response whose body runs what records it.
+    fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
+
+    /// What is said where the service is not waited for any longer.
+    fn timed_out(&self) -> Option<Self::Response>;
 }
 
 /// Keeps any response that serde can write and read, as MessagePack.
@@ -192,13 +210,13 @@ pub(super) mod sealed {
 #[non_exhaustive]
 pub struct Serde;
 
-impl Gone<()> {
+impl SentRequest<()> {
     pub(super) fn as_asked(&self) -> Asked<'_, ()> {
         Asked { access: self.access, bodiless: self.bodiless, head: &self.kept }
     }
 }
 
-impl<Req, Res> sealed::Codec<Req, Res> for Serde
+impl<Req, Res> SealedCodec<Req, Res> for Serde
 where
     Res: Serialize + DeserializeOwned + Send,
 {
@@ -211,12 +229,12 @@ where
         Asked { access: Access::Shared, bodiless: false, head: &() }
     }
 
-    fn keep(&self, _: &Req) -> Gone<()> {
-        Gone { access: Access::Shared, bodiless: false, kept: () }
+    fn keep(&self, _: &Req) -> SentRequest<()> {
+        SentRequest { access: Access::Shared, bodiless: false, kept: () }
     }
 
-    fn of_gone<'a>(&self, gone: &'a Gone<()>) -> Asked<'a, ()> {
-        gone.as_asked()
+    fn of_sent<'a>(&self, sent: &'a SentRequest<()>) -> Asked<'a, ()> {
+        sent.as_asked()
     }
 
     fn for_everyone(&self, _: &mut Req) {}
@@ -229,7 +247,7 @@ where
         decode_value(payload).map_or(Replay::Unusable, Replay::Answer)
     }
 
-    fn record(&self, response: Res, _: Gone<()>, terms: Terms) -> impl Future<Output = Recording<Res>> + Send {
+    fn record(&self, response: Res, _: SentRequest<()>, terms: Terms) -> impl Future<Output = Recording<Res>> + Send {
         let kept = match encode_value(&response) {
             _ if terms.lives.fresh.is_zero() => Err(NotKept::new("life", Kind::Uncacheable)),
             Ok(payload) if payload.len() > terms.largest => Err(NotKept::new("too-large", Kind::Uncacheable)),
@@ -242,7 +260,7 @@ where
         std::future::ready(Recording { response, verdict: Verdict::Known(kept) })
     }
 
-    fn tell(&self, response: Res, _: CacheStatus) -> Res {
+    fn with_status(&self, response: Res, _: CacheStatus) -> Res {
         response
     }
 

@@ -1,13 +1,14 @@
 //! What the computations of a layer go by.
 
 use super::{
-    codec::{Asked, Lives, Replay, sealed::Codec},
-    fresh,
+    codec::{Asked, Codec, Replay},
+    lives::{Lives, jittered},
     status::CacheStatus,
     xfetch::{Beta, Cost, Standing},
 };
 use crate::{
-    cache::{Entry, Event, Hot, Key, Kind, Life, Scope, TAGS_MAX, Task, Told, after, block_on, sleep_on_thread},
+    cache::{Scope, Task, after},
+    store::{Entry, Event, Hot, Key, Kind, Life, SharedValue, TAGS_MAX, block_on, sleep_on_thread},
     error::Error,
     time::nanos,
 };
@@ -34,7 +35,7 @@ pub(super) struct Core<C> {
     pub(super) follow_at_most: Duration,
     pub(super) uncacheable_for: Duration,
     pub(super) share_failures: bool,
-    pub(super) shares: Option<Shares>,
+    pub(super) error_sharing: Option<ErrorSharing>,
     pub(super) runs: Runs,
 }
 
@@ -54,20 +55,20 @@ pub(super) struct Stored<D> {
     pub(super) decoded: D,
 }
 
-/// How the errors of a service are told to others.
+/// How errors of a service are shared between requests.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shares {
-    pub(super) tell: fn(&dyn Any) -> Option<Told>,
-    pub(super) retell: fn(&Told) -> Option<Box<dyn Any>>,
+pub(super) struct ErrorSharing {
+    pub(super) share: fn(&dyn Any) -> Option<SharedValue>,
+    pub(super) restore: fn(&SharedValue) -> Option<Box<dyn Any>>,
 }
 
 struct SharedError<E>(E);
 
-impl Shares {
-    pub(super) fn errors<E: Clone + Send + Sync + 'static>() -> Shares {
-        Shares {
-            tell: |error| Some(Arc::new(SharedError(error.downcast_ref::<E>()?.clone()))),
-            retell: |told| Some(Box::new(told.downcast_ref::<SharedError<E>>()?.0.clone())),
+impl ErrorSharing {
+    pub(super) fn errors<E: Clone + Send + Sync + 'static>() -> ErrorSharing {
+        ErrorSharing {
+            share: |error| Some(Arc::new(SharedError(error.downcast_ref::<E>()?.clone()))),
+            restore: |shared| Some(Box::new(shared.downcast_ref::<SharedError<E>>()?.0.clone())),
         }
     }
 }
@@ -87,7 +88,7 @@ impl<C> Core<C> {
             follow_at_most: FOLLOW_AT_MOST,
             uncacheable_for: UNCACHEABLE_FOR,
             share_failures: false,
-            shares: None,
+            error_sharing: None,
             runs: Runs::OnExecutor,
         }
     }
@@ -161,7 +162,7 @@ impl<C> Core<C> {
     /// The times of an answer that is stored now.
     pub(super) fn life(&self, lives: Lives, now: u64) -> Life {
         let fresh = match self.jitter > 0.0 {
-            true => fresh::jittered(lives.fresh, self.jitter, rand::random()),
+            true => jittered(lives.fresh, self.jitter, rand::random()),
             false => lives.fresh,
         };
         let fresh = after(now, fresh);

@@ -1,12 +1,13 @@
 //! The stampede cache without tower: a value under a name, computed by one of all who want it.
 
 use super::{
-    codec::{Access, Gone, Serde},
+    codec::{Access, SentRequest, Serde},
     core::{Core, Runs},
     plan::Plan,
     serve::Call,
 };
-use crate::cache::{Cache, Kind, Scope, block_on};
+use crate::cache::{Cache, Scope};
+use crate::store::{Kind, block_on};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fmt,
@@ -80,7 +81,7 @@ impl Cache {
 }
 
 impl<F> Fill<F> {
-    engine_settings!();
+    core_setters!(core);
 
     /// Blocks the thread until the value is there; it needs no runtime. An early refresh gets a thread of its own. A thread that
     /// computes itself cannot be stopped by a [`soft_timeout`](Self::soft_timeout). Not for a runtime's threads.
@@ -145,16 +146,16 @@ where
     T: Serialize + DeserializeOwned + Send + 'static,
     E: Send + 'static,
 {
-    let gone = Gone { access: Access::Shared, bodiless: false, kept: () };
-    match core.plan::<(), T>(&name, &gone.as_asked()) {
-        Plan::Refresh(value, takeoff) => {
-            let refreshing = core.clone().refresh_later::<(), T, E>(takeoff, name, gone, Compute(compute));
+    let sent = SentRequest { access: Access::Shared, bodiless: false, kept: () };
+    match core.plan::<(), T>(&name, &sent.as_asked()) {
+        Plan::Refresh(value, computation) => {
+            let refreshing = core.clone().refresh_later::<(), T, E>(computation, name, sent, Compute(compute));
             if let Err(refreshing) = core.in_background(Box::pin(refreshing)) {
                 refreshing.await;
             }
             Ok(value)
         }
-        plan => core.serve::<(), T, E>(name, gone, plan, Compute(compute)).await,
+        plan => core.serve::<(), T, E>(name, sent, plan, Compute(compute)).await,
     }
 }
 

@@ -1,25 +1,26 @@
-//! A computation from its begin to its landing: recorded, stored, told to all who wait.
+//! A computation from its begin to its outcome: recorded, stored, told to all who wait.
 
 use super::{
-    codec::{Ended, Gone, Kept, Kind, NotKept, Recording, Terms, Verdict, sealed::Codec},
+    codec::{Codec, Ended, Kept, Kind, NotKept, Recording, SentRequest, Terms, Verdict},
     core::{Bridge, Core, Stored},
+    leading::{LeaderOutcome, LeaderSlot, Leading},
     marks::Mark,
-    plan::Takeoff,
+    plan::Computation,
     status::CacheStatus,
     xfetch::Cost,
 };
 use crate::{
-    cache::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Landing, Life, Pending, Slot, Task, Told},
+    store::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Life, Outcome, SharedValue},
     error::Error,
 };
 use hyper::body::Bytes;
 use std::{
     any::Any,
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    pin::{Pin, pin},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
@@ -31,24 +32,6 @@ pub(super) struct Beginning {
     key: Key,
     at: u64,
     sequence: Result<u64, Error>,
-}
-
-/// What comes of a computation for the request that leads it.
-pub(super) enum Outcome<Out, Err> {
-    Answer(Out),
-    /// It is a failure, and only to be shown if there is nothing else.
-    Failure(Result<Out, Err>),
-    Panic(Box<dyn Any + Send>),
-}
-
-impl<Out, Err> Outcome<Out, Err> {
-    pub(super) fn shown(self) -> Result<Out, Err> {
-        match self {
-            Outcome::Answer(answer) => Ok(answer),
-            Outcome::Failure(failure) => failure,
-            Outcome::Panic(panic) => resume_unwind(panic),
-        }
-    }
 }
 
 impl<C> Core<C> {
@@ -80,7 +63,7 @@ impl<C> Core<C> {
     pub(super) async fn alone<Req, Res, Err>(
         self,
         name: Box<[u8]>,
-        gone: Gone<C::Kept>,
+        sent: SentRequest<C::Kept>,
         (bridge, marked): (Bridge<C::Decoded>, bool),
         beginning: Beginning,
         computing: impl Future<Output = Result<Res, Err>>,
@@ -89,7 +72,7 @@ impl<C> Core<C> {
         C: Codec<Req, Res> + Clone + Send + Sync + 'static,
         C::Response: Send + 'static,
     {
-        let bridged = || self.bridged(&bridge, &self.codec.of_gone(&gone));
+        let bridged = || self.bridged(&bridge, &self.codec.of_sent(&sent));
         let response = match self.in_time(computing).await {
             Some(Ok(response)) => response,
             Some(Err(error)) => return bridged().ok_or(error),
@@ -99,23 +82,23 @@ impl<C> Core<C> {
             return Ok(self.codec.pass(response, CacheStatus::NotStored { reason: CACHE_FAILED }));
         };
         // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
-        let Recording { response, verdict } = self.codec.record(response, gone.clone(), self.terms(false)).await;
-        let open = match verdict {
+        let Recording { response, verdict } = self.codec.record(response, sent.clone(), self.terms(false)).await;
+        let streaming = match verdict {
             Verdict::Known(Err(NotKept { kind: Kind::Failure, reason, .. })) => {
                 self.scope.note(Event::NotStored);
-                let told = || self.codec.tell(response, CacheStatus::NotStored { reason });
-                return Ok(bridged().unwrap_or_else(told));
+                let own = || self.codec.with_status(response, CacheStatus::NotStored { reason });
+                return Ok(bridged().unwrap_or_else(own));
             }
             Verdict::Known(kept) => {
                 let status = self.store_own(key, &name, kept, (sequence, at), marked).await;
-                return Ok(self.codec.tell(response, status));
+                return Ok(self.codec.with_status(response, status));
             }
-            Verdict::Open(open) => open,
+            Verdict::Streaming(streaming) => streaming,
         };
-        let response = self.codec.tell(response, open.status);
+        let response = self.codec.with_status(response, streaming.status);
         let core = self.clone();
         let recording = self.on_its_own(Box::pin(async move {
-            let Ended { kept, end } = open.ended.await;
+            let Ended { kept, end } = streaming.ended.await;
             core.store_own(key, &name, kept, (sequence, at), marked).await;
             drop(end);
         }));
@@ -155,7 +138,7 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let response = self.codec.timed_out()?;
-        Some(self.codec.tell(response, CacheStatus::NotStored { reason: "timeout" }))
+        Some(self.codec.with_status(response, CacheStatus::NotStored { reason: "timeout" }))
     }
 
     fn entry(&self, kept: Kept, sequence: u64, (began, before): (u64, Option<Cost>), of: Option<&Key>) -> Entry {
@@ -185,12 +168,12 @@ impl<C> Core<C> {
     }
 
     /// Runs a computation to its end, whoever waits for it: as a task of its own, or within the future returned.
-    pub(super) fn fly<Req, Res, Err, F>(
+    pub(super) fn start<Req, Res, Err, F>(
         &self,
-        takeoff: Box<Takeoff>,
-        gone: Gone<C::Kept>,
+        computation: Box<Computation>,
+        sent: SentRequest<C::Kept>,
         computing: F,
-    ) -> Flying<C::Response, Err>
+    ) -> Leading<C::Response, Err>
     where
         C: Codec<Req, Res> + Clone + Send + Sync + 'static,
         C::Response: Send + 'static,
@@ -198,56 +181,52 @@ impl<C> Core<C> {
         Res: Send,
         Err: Send + 'static,
     {
-        self.scope.note(if takeoff.is_refresh(self.now()) { Event::Refreshed } else { Event::Miss });
-        let seat = Seat(Slot::new());
-        let pending = Pending::Queued(seat.0.clone());
+        self.scope.note(if computation.is_refresh(self.now()) { Event::Refreshed } else { Event::Miss });
+        let (slot, pending) = LeaderSlot::new();
         let (core, began) = (self.clone(), self.now());
-        let flight = async move { core.compute(takeoff, began, gone, computing, seat).await };
-        match self.on_its_own(Box::pin(flight)) {
-            Ok(()) => Flying { task: None, pending },
-            Err(task) => Flying { task: Some(task), pending },
-        }
+        let flight = async move { core.compute(computation, began, sent, computing, slot).await };
+        Leading::new(self.on_its_own(Box::pin(flight)).err(), pending)
     }
 
     async fn compute<Req, Res, Err>(
         self,
-        takeoff: Box<Takeoff>,
+        computation: Box<Computation>,
         began: u64,
-        gone: Gone<C::Kept>,
+        sent: SentRequest<C::Kept>,
         computing: impl Future<Output = Result<Res, Err>> + Send,
-        seat: Seat<C::Response, Err>,
+        slot: LeaderSlot<C::Response, Err>,
     ) where
         C: Codec<Req, Res>,
         Err: 'static,
     {
         let recording = async {
             Some(match self.in_time(computing).await? {
-                Ok(response) => Ok(self.codec.record(response, gone, self.terms(true)).await),
+                Ok(response) => Ok(self.codec.record(response, sent, self.terms(true)).await),
                 Err(error) => Err(error),
             })
         };
-        let (failure, told) = match caught(recording).await {
+        let (failure, shared) = match caught(recording).await {
             Ok(Some(Ok(Recording { response, verdict }))) => {
-                return self.land(takeoff, began, response, verdict, seat).await;
+                return self.finish(computation, began, response, verdict, slot).await;
             }
             Ok(Some(Err(error))) => {
-                let told = self.shares.as_ref().and_then(|shares| (shares.tell)(&error));
-                (Outcome::Failure(Err(error)), told)
+                let shared = self.error_sharing.as_ref().and_then(|sharing| (sharing.share)(&error));
+                (LeaderOutcome::Failure(Err(error)), shared)
             }
             Ok(None) => {
                 let response = self.timed_out().expect("only codecs that can say so give up");
-                (Outcome::Failure(Ok(response)), None)
+                (LeaderOutcome::Failure(Ok(response)), None)
             }
-            Err(panic) => (Outcome::Panic(panic), None),
+            Err(panic) => (LeaderOutcome::Panic(panic), None),
         };
-        seat.0.fill(failure);
-        self.fail(takeoff, Landing::Failed(told)).await;
+        slot.fill(failure);
+        self.fail(computation, Outcome::Failed(shared)).await;
     }
 
     /// Tells all who wait of a failure. From then on the service is left alone for a while, if there is something to serve
     /// instead.
-    async fn fail(&self, takeoff: Box<Takeoff>, landing: Landing) {
-        let Takeoff { claim, lead, place, replaces, mark } = *takeoff;
+    async fn fail(&self, computation: Box<Computation>, outcome: Outcome) {
+        let Computation { claim, lead, place, replaces, mark } = *computation;
         if replaces.is_some() {
             // Who waits may have something to serve, and those who have not begin after the pause that they now see.
             let mark = Mark::after_failure(mark, self.now());
@@ -255,28 +234,28 @@ impl<C> Core<C> {
         }
         // Whoever leads next must find it free.
         drop(claim);
-        lead.land(landing);
+        lead.finish(outcome);
     }
 
-    async fn land<Req, Res, Err>(
+    async fn finish<Req, Res, Err>(
         &self,
-        takeoff: Box<Takeoff>,
+        computation: Box<Computation>,
         began: u64,
         response: C::Response,
         verdict: Verdict,
-        seat: Seat<C::Response, Err>,
+        slot: LeaderSlot<C::Response, Err>,
     ) where
         C: Codec<Req, Res>,
     {
         let (kept, end, waiting) = match verdict {
-            Verdict::Known(kept) => (kept, None, Some((response, seat))),
-            Verdict::Open(open) => {
-                let told = self.codec.tell(response, open.status);
-                seat.0.fill(Outcome::Answer(told));
-                if let Some(along) = open.along {
-                    takeoff.lead.record(along);
+            Verdict::Known(kept) => (kept, None, Some((response, slot))),
+            Verdict::Streaming(streaming) => {
+                let response = self.codec.with_status(response, streaming.status);
+                slot.fill(LeaderOutcome::Answer(response));
+                if let Some(along) = streaming.along {
+                    computation.lead.share(along);
                 }
-                let Ended { kept, end } = match caught(open.ended).await {
+                let Ended { kept, end } = match caught(streaming.ended).await {
                     Ok(ended) => ended,
                     Err(_) => Ended { kept: Err(NotKept::new("body-failed", Kind::Failure)), end: None },
                 };
@@ -286,21 +265,21 @@ impl<C> Core<C> {
         let late = self.now().saturating_sub(began) >= LONGEST_FLIGHT;
         match kept {
             Ok(_) if late => {
-                takeoff.lead.land(Landing::Failed(None));
-                self.tell_leader(waiting, CacheStatus::NotStored { reason: "late" }, Outcome::Answer);
+                computation.lead.finish(Outcome::Failed(None));
+                self.answer_leader(waiting, CacheStatus::NotStored { reason: "late" }, LeaderOutcome::Answer);
             }
             Ok(kept) => {
-                let (ttl, sequence) = (kept.lives.fresh, takeoff.lead.sequence());
-                let Takeoff { lead, place, mark, claim, replaces } = *takeoff;
+                let (ttl, sequence) = (kept.lives.fresh, computation.lead.sequence());
+                let Computation { lead, place, mark, claim, replaces } = *computation;
                 let marked = mark.map(|_| place.key);
                 let (key, name, of) = place.for_variant(kept.variant.as_deref());
                 let entry = self.entry(kept, sequence, (began, replaces.map(|replaced| replaced.cost)), of.as_ref());
-                lead.land(self.landing(&entry));
+                lead.finish(self.outcome(&entry));
                 let status = self.store(key, &name, entry, ttl).await;
                 if let Some(key) = marked {
                     self.clear_mark(&key).await;
                 }
-                self.tell_leader(waiting, status, Outcome::Answer);
+                self.answer_leader(waiting, status, LeaderOutcome::Answer);
                 // Only now may others begin.
                 drop(claim);
             }
@@ -309,25 +288,25 @@ impl<C> Core<C> {
                 let status = CacheStatus::NotStored { reason };
                 match kind {
                     Kind::Failure => {
-                        let landing = match self.told(shared, &takeoff) {
-                            Some(told) => Landing::Failed(Some(told)),
-                            None => Landing::NotKept { failed: true },
+                        let outcome = match self.shared_failure(shared, &computation) {
+                            Some(shared) => Outcome::Failed(Some(shared)),
+                            None => Outcome::NotKept { failed: true },
                         };
-                        self.tell_leader(waiting, status, |response| Outcome::Failure(Ok(response)));
-                        self.fail(takeoff, landing).await;
+                        self.answer_leader(waiting, status, |response| LeaderOutcome::Failure(Ok(response)));
+                        self.fail(computation, outcome).await;
                     }
                     Kind::ThisOne => {
-                        takeoff.lead.land(Landing::NotKept { failed: false });
-                        self.tell_leader(waiting, status, Outcome::Answer);
+                        computation.lead.finish(Outcome::NotKept { failed: false });
+                        self.answer_leader(waiting, status, LeaderOutcome::Answer);
                     }
                     Kind::Uncacheable => {
-                        takeoff.lead.land(Landing::NotKept { failed: false });
-                        self.tell_leader(waiting, status, Outcome::Answer);
-                        let (place, sequence) = (&takeoff.place, takeoff.lead.sequence());
+                        computation.lead.finish(Outcome::NotKept { failed: false });
+                        self.answer_leader(waiting, status, LeaderOutcome::Answer);
+                        let (place, sequence) = (&computation.place, computation.lead.sequence());
                         if !self.uncacheable_for.is_zero() {
                             self.set_mark(&place.key, place.plain_key(), Mark::Uncacheable, sequence).await;
                         }
-                        if takeoff.replaces.is_some() {
+                        if computation.replaces.is_some() {
                             // What has ended is not to be served any more, once the service says otherwise.
                             let end = |fresh: Option<&Entry>, _| {
                                 (Ok(()), if fresh.is_some() { Edit::Keep } else { Edit::Remove })
@@ -341,37 +320,37 @@ impl<C> Core<C> {
         drop(end);
     }
 
-    fn tell_leader<Req, Res, Err>(
+    fn answer_leader<Req, Res, Err>(
         &self,
-        waiting: Option<(C::Response, Seat<C::Response, Err>)>,
+        waiting: Option<(C::Response, LeaderSlot<C::Response, Err>)>,
         status: CacheStatus,
-        outcome: impl FnOnce(C::Response) -> Outcome<C::Response, Err>,
+        outcome: impl FnOnce(C::Response) -> LeaderOutcome<C::Response, Err>,
     ) where
         C: Codec<Req, Res>,
     {
-        if let Some((response, seat)) = waiting {
-            seat.0.fill(outcome(self.codec.tell(response, status)));
+        if let Some((response, slot)) = waiting {
+            slot.fill(outcome(self.codec.with_status(response, status)));
         }
     }
 
-    fn landing<Req, Res>(&self, entry: &Entry) -> Landing
+    fn outcome<Req, Res>(&self, entry: &Entry) -> Outcome
     where
         C: Codec<Req, Res>,
     {
         match self.codec.decode(&entry.payload) {
-            Some(decoded) => Landing::Kept(Arc::new(Stored { entry: entry.clone(), decoded })),
-            None => Landing::NotKept { failed: false },
+            Some(decoded) => Outcome::Kept(Arc::new(Stored { entry: entry.clone(), decoded })),
+            None => Outcome::NotKept { failed: false },
         }
     }
 
     /// A failure for those who wait.
-    fn told<Req, Res>(&self, shared: Option<Bytes>, takeoff: &Takeoff) -> Option<Told>
+    fn shared_failure<Req, Res>(&self, shared: Option<Bytes>, computation: &Computation) -> Option<SharedValue>
     where
         C: Codec<Req, Res>,
     {
         let payload = shared?;
         let decoded = self.codec.decode(&payload)?;
-        let (now, sequence) = (self.now(), takeoff.lead.sequence());
+        let (now, sequence) = (self.now(), computation.lead.sequence());
         let life = Life::without_grace(now, now);
         let entry = Entry {
             life,
@@ -387,55 +366,10 @@ impl<C> Core<C> {
     }
 }
 
-impl Takeoff {
+impl Computation {
     /// Whether there is an answer to serve meanwhile.
     fn is_refresh(&self, now: u64) -> bool {
         self.replaces.is_some_and(|replaced| now < replaced.life.fresh.max(replaced.life.revalidate))
-    }
-}
-
-/// A leader's seat; left empty, it says so.
-pub(super) struct Seat<Out, Err>(Arc<Slot<Outcome<Out, Err>>>);
-
-impl<Out, Err> Drop for Seat<Out, Err> {
-    fn drop(&mut self) {
-        self.0.fill(Outcome::Panic(Box::new("the executor dropped a computation that a request was waiting for")));
-    }
-}
-
-/// The leader's wait for its own computation.
-pub(super) struct Flying<Out, Err> {
-    /// The computation, where nothing else runs it.
-    task: Option<Task>,
-    pending: Pending<Outcome<Out, Err>>,
-}
-
-impl<Out, Err> Flying<Out, Err> {
-    /// Whether the computation goes on without this.
-    pub(super) fn is_on_its_own(&self) -> bool {
-        self.task.is_none()
-    }
-
-    /// Does what nothing else does, and forgets the answer.
-    pub(super) async fn forgotten(self) {
-        drop(self.pending);
-        if let Some(task) = self.task {
-            task.await;
-        }
-    }
-}
-
-impl<Out, Err> Future for Flying<Out, Err> {
-    /// The outcome, and what is still to be run.
-    type Output = (Outcome<Out, Err>, Option<Task>);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(task) = &mut self.task
-            && task.as_mut().poll(cx).is_ready()
-        {
-            self.task = None;
-        }
-        Pin::new(&mut self.pending).poll(cx).map(|outcome| (outcome, self.task.take()))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The stampede cache's layer: what is kept, under which name, for how long.
 
-use super::{codec::Serde, core::Core, http_codec::Recorded, service::StampedeCache};
+use super::{codec::Serde, core::Core, http::recorded::Recorded, service::StampedeCache, settings::Settings};
 use crate::{
-    cache::{Kind, Scope},
+    cache::{Scope},
+    store::{Kind},
     error::Error,
     name::{self, Args, Name, Target},
 };
@@ -14,15 +15,15 @@ use tower::Layer;
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct StampedeCacheLayer<N = Target, C = Recorded> {
-    pub(super) core: Core<C>,
-    pub(super) name: N,
+    settings: Settings<N, C>,
 }
 
 impl StampedeCacheLayer {
     /// Keeps HTTP responses. `expire` is the life of a response that names none itself; zero: only those that do are
     /// kept.
     pub fn new(scope: Scope, expire: Duration) -> Self {
-        StampedeCacheLayer { core: Core::new(scope, Kind::Response, expire, Recorded::default()), name: Target::new() }
+        let core = Core::new(scope, Kind::Response, expire, Recorded::default());
+        StampedeCacheLayer { settings: Settings { core, name: Target::new() } }
     }
 }
 
@@ -36,7 +37,8 @@ impl StampedeCacheLayer<Args, Serde> {
     #[track_caller]
     pub fn memoize(scope: Scope, expire: Duration) -> Self {
         assert!(!expire.is_zero(), "memoized responses need a life above zero, not {expire:?}");
-        StampedeCacheLayer { core: Core::new(scope, Kind::Memo, expire, Serde), name: Args::new() }
+        let core = Core::new(scope, Kind::Memo, expire, Serde);
+        StampedeCacheLayer { settings: Settings { core, name: Args::new() } }
     }
 }
 
@@ -44,15 +46,15 @@ impl<N, C> StampedeCacheLayer<N, C> {
     /// Under which name a response is kept: [`Target`] for HTTP, [`Args`] for the rest, unless said otherwise. Whatever
     /// a response depends on must be in it.
     pub fn name<M>(self, name: M) -> StampedeCacheLayer<M, C> {
-        StampedeCacheLayer { core: self.core, name }
+        StampedeCacheLayer { settings: Settings { core: self.settings.core, name } }
     }
 
-    engine_settings!();
+    core_setters!(settings.core);
 
     /// How long it is remembered that the answers of a name may not be stored, so that its requests do not wait for one
     /// another: 5 s unless said otherwise. Zero: not at all.
     pub fn uncacheable_for(mut self, span: Duration) -> Self {
-        self.core.uncacheable_for = span;
+        self.settings.core.uncacheable_for = span;
         self
     }
 
@@ -61,7 +63,7 @@ impl<N, C> StampedeCacheLayer<N, C> {
     where
         N: Name<Req>,
     {
-        name::written(&self.name, request).map(|name| name.to_string())
+        name::written(&self.settings.name, request).map(|name| name.to_string())
     }
 
     /// Drops what is kept for the request's name, with all its variants, in every process, from the moment this
@@ -95,8 +97,8 @@ impl<N, C> StampedeCacheLayer<N, C> {
     where
         N: Name<Req>,
     {
-        match name::written(&self.name, request) {
-            Some(name) => self.core.scope.purge_name(&self.core.key(name.as_bytes()), soft).await,
+        match name::written(&self.settings.name, request) {
+            Some(name) => self.settings.core.scope.purge_name(&self.settings.core.key(name.as_bytes()), soft).await,
             None => Ok(()),
         }
     }
@@ -105,19 +107,19 @@ impl<N, C> StampedeCacheLayer<N, C> {
 impl<C> StampedeCacheLayer<Target, C> {
     /// Query parameters that do not count; `utm_*` stands for all that begin so. See [`Target::ignore`].
     pub fn ignore<T: AsRef<str>>(mut self, parameters: impl IntoIterator<Item = T>) -> Self {
-        self.name = self.name.ignore(parameters);
+        self.settings.name = self.settings.name.ignore(parameters);
         self
     }
 
     /// Request headers that count. See [`Target::vary`].
     pub fn vary<T: AsRef<str>>(mut self, headers: impl IntoIterator<Item = T>) -> Self {
-        self.name = self.name.vary(headers);
+        self.settings.name = self.settings.name.vary(headers);
         self
     }
 
     /// Requests that accept different media types have different names. See [`Target::typed`].
     pub fn typed(mut self) -> Self {
-        self.name = self.name.typed();
+        self.settings.name = self.settings.name.typed();
         self
     }
 }
@@ -125,13 +127,13 @@ impl<C> StampedeCacheLayer<Target, C> {
 impl<C> StampedeCacheLayer<Args, C> {
     /// Fields that do not count. See [`Args::ignore`].
     pub fn ignore<T: AsRef<str>>(mut self, fields: impl IntoIterator<Item = T>) -> Self {
-        self.name = self.name.ignore(fields);
+        self.settings.name = self.settings.name.ignore(fields);
         self
     }
 
     /// Values of different types have different names. See [`Args::typed`].
     pub fn typed(mut self) -> Self {
-        self.name = self.name.typed();
+        self.settings.name = self.settings.name.typed();
         self
     }
 }
@@ -139,7 +141,7 @@ impl<C> StampedeCacheLayer<Args, C> {
 impl<N> StampedeCacheLayer<N, Recorded> {
     /// Bytes that a body may have to be kept: 1 MiB unless said otherwise. Larger ones stream through.
     pub fn body_limit(mut self, bytes: usize) -> Self {
-        self.core.codec.limit = bytes;
+        self.settings.core.codec.limit = bytes;
         self
     }
 
@@ -147,14 +149,14 @@ impl<N> StampedeCacheLayer<N, Recorded> {
     /// before, or since no answer depends on it. Unless this is said, requests with a body pass by the cache, all gRPC calls among them, and
     /// so do methods other than `GET` and `HEAD`, which the name must then tell apart too.
     pub fn bodies_named(mut self) -> Self {
-        self.core.codec.bodies_named = true;
+        self.settings.core.codec.bodies_named = true;
         self
     }
 
     /// How long 404 and 410, or over gRPC `NOT_FOUND`, are kept where they name no life themselves: not at all unless said
     /// otherwise.
     pub fn negative(mut self, life: Duration) -> Self {
-        self.core.codec.negative = life;
+        self.settings.core.codec.negative = life;
         self
     }
 
@@ -164,7 +166,7 @@ impl<N> StampedeCacheLayer<N, Recorded> {
     where
         F: Fn(&request::Parts, &response::Parts) -> Option<Duration> + Send + Sync + 'static,
     {
-        self.core.codec.life_of = Some(Arc::new(life_of));
+        self.settings.core.codec.life_of = Some(Arc::new(life_of));
         self
     }
 
@@ -175,21 +177,21 @@ impl<N> StampedeCacheLayer<N, Recorded> {
         T: IntoIterator<Item: Into<String>>,
     {
         let tags_of = move |request: &_, response: &_| tags_of(request, response).into_iter().map(Into::into).collect();
-        self.core.codec.tags_of = Some(Arc::new(tags_of));
+        self.settings.core.codec.tags_of = Some(Arc::new(tags_of));
         self
     }
 
     /// Responses that tell of a failure are given to all who wait for the same answer in this process, instead of having one
     /// after the other try again; those that are private are not.
     pub fn share_failures(mut self) -> Self {
-        self.core.share_failures = true;
+        self.settings.core.share_failures = true;
         self
     }
 
     /// Gives up on a service that has not begun to respond after this long. An answer that has ended is served within
     /// [`stale_if_error`](StampedeCacheLayer::stale_if_error); otherwise the answer is 504. No limit unless said otherwise.
     pub fn hard_timeout(mut self, patience: Duration) -> Self {
-        self.core.hard_timeout = Some(patience);
+        self.settings.core.hard_timeout = Some(patience);
         self
     }
 }
@@ -198,6 +200,6 @@ impl<S, N: Clone, C: Clone> Layer<S> for StampedeCacheLayer<N, C> {
     type Service = StampedeCache<S, N, C>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        StampedeCache { inner, layer: self.clone() }
+        StampedeCache { inner, settings: self.settings.clone() }
     }
 }

@@ -3,7 +3,8 @@
 
 use super::core::Core;
 use crate::{
-    cache::{Edit, Entry, Key, Kind, Life, after},
+    cache::{after},
+    store::{Edit, Entry, Key, Kind, Life},
     error::Error,
     time::nanos,
 };

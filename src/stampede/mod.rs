@@ -116,30 +116,30 @@
 //! cannot be written, computations are one a process instead of one a machine.
 
 #[macro_use]
-mod settings;
+mod setters;
 
 mod codec;
 mod core;
-mod digest;
 mod fill;
 mod flight;
-mod fresh;
-mod http_codec;
+mod http;
 mod layer;
+mod leading;
+mod lives;
 mod marks;
 mod plan;
 mod serve;
 mod service;
+mod settings;
 mod status;
 #[cfg(test)]
 mod tests;
-mod wire;
 mod xfetch;
 
 pub use codec::{Codec, Serde};
-pub use digest::{BodyDigestFuture, BodyDigestLayer, BodyDigestService};
 pub use fill::{Fill, Filling};
-pub use http_codec::Recorded;
+pub use http::digest::{BodyDigestFuture, BodyDigestLayer, BodyDigestService};
+pub use http::recorded::Recorded;
 pub use layer::StampedeCacheLayer;
 pub use service::{ResponseFuture, StampedeCache};
 pub use status::CacheStatus;

@@ -1,14 +1,14 @@
 //! What becomes of a request: hit, refresh, lead, follow, or alone.
 
 use super::{
-    codec::{Access, Asked, Replay, sealed::Codec},
+    codec::{Access, Asked, Codec, Replay},
     core::{Bridge, Core, Stored, over_for, standing},
     marks::Mark,
     status::CacheStatus,
     xfetch::{self, Cost},
 };
 use crate::{
-    cache::{Event, Flight, Hot, Key, Kind, Landing, Lead, Life, Place, Told},
+    store::{Event, Flight, Hot, Key, Kind, Lead, Life, Outcome, Role, SharedValue},
     error::Error,
     lock::{Acquire, AcquireError, Acquiring, Guard},
     time::nanos,
@@ -19,9 +19,9 @@ use std::{sync::Arc, time::Duration};
 pub(super) enum Plan<Out, D> {
     Hit(Out),
     /// It is answered, and the answer is to be refreshed in the background.
-    Refresh(Out, Box<Takeoff>),
+    Refresh(Out, Box<Computation>),
     /// It computes the answer for all who want it.
-    Lead(Box<Takeoff>, Bridge<D>),
+    Lead(Box<Computation>, Bridge<D>),
     /// Another is computing the answer.
     Follow(Arc<Flight>, Bridge<D>),
     /// It is served by the service, for itself. `marked`: so are all requests of its name.
@@ -38,17 +38,17 @@ impl<Out, D> Plan<Out, D> {
 }
 
 /// A computation that is about to begin: nobody else in this process begins it, and with the claim nobody on the machine.
-pub(super) struct Takeoff {
+pub(super) struct Computation {
     // Dropped before the lead: who leads next must find it free.
     pub(super) claim: Claim,
     pub(super) lead: Lead,
-    pub(super) place: Located,
+    pub(super) place: Place,
     /// What is to be replaced.
     pub(super) replaces: Option<Replaced>,
     pub(super) mark: Option<Mark>,
 }
 
-impl Takeoff {
+impl Computation {
     /// Whether nobody else on the machine has begun it.
     pub(super) fn is_claimed(&self) -> bool {
         matches!(self.claim, Claim::Held(_))
@@ -79,7 +79,7 @@ pub(super) enum Claim {
 
 /// Where an answer is kept.
 #[derive(Clone)]
-pub(super) struct Located {
+pub(super) struct Place {
     pub(super) key: Key,
     pub(super) name: Box<[u8]>,
     /// The key of the name without a variant, where this is one.
@@ -87,9 +87,9 @@ pub(super) struct Located {
     variant: Vec<u8>,
 }
 
-impl Located {
+impl Place {
     fn plain(key: Key, name: &[u8]) -> Self {
-        Located { key, name: name.into(), of: None, variant: Vec::new() }
+        Place { key, name: name.into(), of: None, variant: Vec::new() }
     }
 
     /// The key of the name without its variant.
@@ -113,7 +113,7 @@ struct Asking<'a, H> {
     key: &'a Key,
     name: &'a [u8],
     asked: &'a Asked<'a, H>,
-    located: &'a dyn Fn() -> Located,
+    place: &'a dyn Fn() -> Place,
 }
 
 /// The plan for one key; or the variant that the request wants instead.
@@ -140,8 +140,8 @@ impl<C> Core<C> {
         C: Codec<Req, Res>,
     {
         let key = &self.key(name);
-        let located = &|| Located::plain(*key, name);
-        let suffix = match self.plan_at(&Asking { key, name, asked, located })? {
+        let place = &|| Place::plain(*key, name);
+        let suffix = match self.plan_at(&Asking { key, name, asked, place })? {
             Ok(plan) => return Ok(plan),
             Err(suffix) => suffix,
         };
@@ -149,9 +149,9 @@ impl<C> Core<C> {
         // no request's name may spell it.
         let full = &[name, &suffix].concat()[..];
         let variant = &self.scope.key(Kind::Variant, full);
-        let located =
-            &|| Located { key: *variant, name: full.into(), of: Some((*key, name.into())), variant: suffix.clone() };
-        Ok(self.plan_at(&Asking { key: variant, name: full, asked, located })?.unwrap_or(Plan::alone()))
+        let place =
+            &|| Place { key: *variant, name: full.into(), of: Some((*key, name.into())), variant: suffix.clone() };
+        Ok(self.plan_at(&Asking { key: variant, name: full, asked, place })?.unwrap_or(Plan::alone()))
     }
 
     fn plan_at<Req, Res>(&self, asking: &Asking<'_, C::Head>) -> Result<Planned<C::Response, C::Decoded>, Error>
@@ -198,44 +198,44 @@ impl<C> Core<C> {
         if asked.access == Access::Personal || marked {
             return Ok(Ok(Plan::Alone { bridge, marked }));
         }
-        Ok(Ok(match self.board(key, sequence) {
-            Place::Follow(flight) => Plan::Follow(flight, bridge),
-            Place::Lead(lead) => Plan::Lead(self.takeoff(asking, lead, (replaces, mark), Duration::MAX), bridge),
-            Place::Landed(Landing::Kept(told)) => return self.landed(asking, &told, bridge),
-            Place::Landed(_) => Plan::Alone { bridge, marked },
+        Ok(Ok(match self.join(key, sequence) {
+            Role::Follow(flight) => Plan::Follow(flight, bridge),
+            Role::Lead(lead) => Plan::Lead(self.computation(asking, lead, (replaces, mark), Duration::MAX), bridge),
+            Role::Ended(Outcome::Kept(shared)) => return self.ended(asking, &shared, bridge),
+            Role::Ended(_) => Plan::Alone { bridge, marked },
         }))
     }
 
-    fn board(&self, key: &Key, sequence: u64) -> Place {
+    fn join(&self, key: &Key, sequence: u64) -> Role {
         let flights = &self.scope.handle().shared.flights;
-        flights.board(key.hash, sequence, self.now(), nanos(self.follow_at_most))
+        flights.join(key.hash, sequence, self.now(), nanos(self.follow_at_most))
     }
 
-    fn takeoff<H>(
+    fn computation<H>(
         &self,
         asking: &Asking<'_, H>,
         lead: Lead,
         (replaces, mark): (Option<Replaced>, Option<Mark>),
         patience: Duration,
-    ) -> Box<Takeoff> {
+    ) -> Box<Computation> {
         // Nobody waits for what began before a purge, or too long ago in this process.
         let patience = if lead.is_overdue() { Duration::ZERO } else { patience };
         let claim = Acquire::claim(&self.scope, asking.key, lead.sequence(), patience).acquire();
-        Box::new(Takeoff { claim: Claim::Asked(Box::new(claim)), lead, place: (asking.located)(), replaces, mark })
+        Box::new(Computation { claim: Claim::Asked(Box::new(claim)), lead, place: (asking.place)(), replaces, mark })
     }
 
     /// An answer that has landed and is not on disk yet, so that a purge has to be looked for.
-    fn landed<Req, Res>(
+    fn ended<Req, Res>(
         &self,
         &Asking { key, name, asked, .. }: &Asking<'_, C::Head>,
-        told: &Told,
+        shared: &SharedValue,
         bridge: Bridge<C::Decoded>,
     ) -> Result<Planned<C::Response, C::Decoded>, Error>
     where
         C: Codec<Req, Res>,
     {
         let alone = Plan::Alone { bridge, marked: false };
-        let Some(stored) = told.downcast_ref::<Stored<C::Decoded>>() else { return Ok(Ok(alone)) };
+        let Some(stored) = shared.downcast_ref::<Stored<C::Decoded>>() else { return Ok(Ok(alone)) };
         if !self.scope.is_current(key, name, &stored.entry)? {
             return Ok(Ok(alone));
         }
@@ -304,41 +304,41 @@ impl<C> Core<C> {
         answer: Out,
         known: (Option<Replaced>, Option<Mark>),
     ) -> Plan<Out, D> {
-        match self.board(asking.key, sequence) {
-            Place::Lead(lead) => Plan::Refresh(answer, self.takeoff(asking, lead, known, Duration::ZERO)),
-            Place::Follow(_) | Place::Landed(_) => Plan::Hit(answer),
+        match self.join(asking.key, sequence) {
+            Role::Lead(lead) => Plan::Refresh(answer, self.computation(asking, lead, known, Duration::ZERO)),
+            Role::Follow(_) | Role::Ended(_) => Plan::Hit(answer),
         }
     }
 
     /// Whether a computation may begin; `None`: the claim must be waited for.
     ///
     /// Whoever wins a claim looks once more: the one before may have stored just now.
-    pub(super) fn clear<Req, Res>(
+    pub(super) fn try_claim<Req, Res>(
         &self,
-        takeoff: &mut Takeoff,
+        computation: &mut Computation,
         name: &[u8],
         asked: &Asked<'_, C::Head>,
-    ) -> Option<Clearance<C::Response, C::Decoded>>
+    ) -> Option<Claimed<C::Response, C::Decoded>>
     where
         C: Codec<Req, Res>,
     {
-        let Claim::Asked(claim) = &mut takeoff.claim else { return Some(Clearance::Go) };
+        let Claim::Asked(claim) = &mut computation.claim else { return Some(Claimed::Begin) };
         let claimed = claim.now()?;
-        Some(self.claimed(takeoff, claimed, name, asked))
+        Some(self.claimed(computation, claimed, name, asked))
     }
 
-    /// As [`clear`](Core::clear), once the claim has been waited for.
+    /// As [`try_claim`](Core::try_claim), once the claim has been waited for.
     pub(super) fn claimed<Req, Res>(
         &self,
-        takeoff: &mut Takeoff,
+        computation: &mut Computation,
         claimed: Result<Guard, AcquireError>,
         name: &[u8],
         asked: &Asked<'_, C::Head>,
-    ) -> Clearance<C::Response, C::Decoded>
+    ) -> Claimed<C::Response, C::Decoded>
     where
         C: Codec<Req, Res>,
     {
-        takeoff.claim = match claimed {
+        computation.claim = match claimed {
             Ok(guard) => Claim::Held(guard),
             Err(AcquireError::Cache(_)) => {
                 self.scope.note(Event::CacheFailed);
@@ -346,27 +346,27 @@ impl<C> Core<C> {
             }
             Err(_) => Claim::Without,
         };
-        self.look_again(takeoff, name, asked).unwrap_or(Clearance::Go)
+        self.look_again(computation, name, asked).unwrap_or(Claimed::Begin)
     }
 
     fn look_again<Req, Res>(
         &self,
-        takeoff: &mut Takeoff,
+        computation: &mut Computation,
         name: &[u8],
         asked: &Asked<'_, C::Head>,
-    ) -> Result<Clearance<C::Response, C::Decoded>, Error>
+    ) -> Result<Claimed<C::Response, C::Decoded>, Error>
     where
         C: Codec<Req, Res>,
     {
-        let Located { key, name: full, .. } = &takeoff.place;
+        let Place { key, name: full, .. } = &computation.place;
         let sequence = match self.read(key, full)? {
             Ok(Hot { value: stored, now, .. }) => {
                 let life = stored.entry.life;
-                let is_new = takeoff.replaces.is_none_or(|replaced| replaced.life != life);
+                let is_new = computation.replaces.is_none_or(|replaced| replaced.life != life);
                 if is_new && life.is_fresh(now) {
                     let replayed = self.replay(&stored, asked, now, |ttl| CacheStatus::Collapsed { ttl });
-                    takeoff.lead.land(Landing::Kept(stored));
-                    return Ok(Clearance::Instead(match replayed {
+                    computation.lead.finish(Outcome::Kept(stored));
+                    return Ok(Claimed::Instead(match replayed {
                         Replay::Answer(answer) => {
                             self.scope.note(Event::Followed);
                             Plan::Hit(answer)
@@ -375,24 +375,25 @@ impl<C> Core<C> {
                         Replay::Unusable => Plan::alone(),
                     }));
                 }
-                takeoff.replaces = Replaced::of(&stored);
+                computation.replaces = Replaced::of(&stored);
                 self.scope.sequence(key)?
             }
             Err(sequence) => sequence,
         };
-        takeoff.mark = self.mark(key)?;
-        if takeoff.mark == Some(Mark::Uncacheable) {
-            takeoff.lead.land(Landing::NotKept { failed: false });
-            return Ok(Clearance::Instead(Plan::Alone { bridge: None, marked: true }));
+        computation.mark = self.mark(key)?;
+        if computation.mark == Some(Mark::Uncacheable) {
+            computation.lead.finish(Outcome::NotKept { failed: false });
+            return Ok(Claimed::Instead(Plan::Alone { bridge: None, marked: true }));
         }
-        takeoff.lead.begin(sequence);
-        Ok(Clearance::Go)
+        computation.lead.begin(sequence);
+        Ok(Claimed::Begin)
     }
 }
 
 /// What a claim leads to.
-pub(super) enum Clearance<Out, D> {
-    Go,
+pub(super) enum Claimed<Out, D> {
+    /// The computation may begin.
+    Begin,
     /// Another has computed the answer, or there is none to keep.
     Instead(Plan<Out, D>),
 }

@@ -1,19 +1,20 @@
 //! A request on its way to an answer that is not there at once.
 
 use super::{
-    codec::{Gone, Replay, sealed::Codec},
+    codec::{Codec, Replay, SentRequest},
     core::{Bridge, Core, Stored},
-    flight::{Flying, Outcome},
-    plan::{Claim, Clearance, Plan, Takeoff},
+    leading::{LeaderOutcome, Leading},
+    plan::{Claim, Claimed, Computation, Plan},
     status::CacheStatus,
 };
 use crate::{
-    cache::{Event, Flight, Landing, News, Told},
+    store::{Event, Flight, Outcome, Progress, SharedValue},
     time::nanos,
 };
 use std::{
     future::{Future, poll_fn},
-    pin::Pin,
+    ops::ControlFlow,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -43,15 +44,15 @@ impl Limit {
     }
 }
 
-/// How a wait has ended.
-enum Waited<T> {
-    For(T),
-    /// There is something to serve meanwhile.
-    Bridged,
-    TooLong,
+/// What was waited for has not come in time.
+enum TimedOut {
+    /// There is an answer that has ended, and the soft timeout is over.
+    Soft,
+    /// The request waits for others no longer.
+    Hard,
 }
 
-/// How long to wait for another.
+/// How long to wait for another request's computation, or for its claim.
 struct Patience<'a, C> {
     core: &'a Core<C>,
     /// Where there is something to serve meanwhile.
@@ -62,14 +63,22 @@ struct Patience<'a, C> {
 }
 
 impl<C> Patience<'_, C> {
-    /// To be asked while what is waited for is not there.
-    fn poll_over<T>(&mut self, cx: &mut Context<'_>) -> Poll<Waited<T>> {
+    async fn wait_for<T>(&mut self, future: impl Future<Output = T>) -> Result<T, TimedOut> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_timeout(cx).map(Err),
+        })
+        .await
+    }
+
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<TimedOut> {
         if self.soft.is_over(cx) {
-            return Poll::Ready(Waited::Bridged);
+            return Poll::Ready(TimedOut::Soft);
         }
         let (core, until) = (self.core, self.until);
         let left = || core.sleep(Duration::from_nanos(until.saturating_sub(core.now())));
-        self.limit.get_or_insert_with(left).as_mut().poll(cx).map(|()| Waited::TooLong)
+        self.limit.get_or_insert_with(left).as_mut().poll(cx).map(|()| TimedOut::Hard)
     }
 }
 
@@ -77,7 +86,7 @@ impl<C> Core<C> {
     pub(super) async fn serve<Req, Res, Err>(
         self,
         name: Box<[u8]>,
-        gone: Gone<C::Kept>,
+        sent: SentRequest<C::Kept>,
         plan: Plan<C::Response, C::Decoded>,
         call: impl Call<Res, Err>,
     ) -> Result<C::Response, Err>
@@ -95,64 +104,64 @@ impl<C> Core<C> {
                 Plan::Alone { bridge, marked } => {
                     let beginning = self.begin(&name);
                     let computing = async { call.call(false).await?.await };
-                    // Boxed: most who come this way wait, and need not have room for what they never do.
-                    return Box::pin(self.alone(name, gone, (bridge, marked), beginning, computing)).await;
+                    // Boxed: most requests that come this way wait, and need not have room for what they never do.
+                    return Box::pin(self.alone(name, sent, (bridge, marked), beginning, computing)).await;
                 }
-                Plan::Lead(takeoff, bridge) => {
-                    match Box::pin(self.wait_for_claim(takeoff, &name, &gone, &bridge, follow_until)).await {
-                        Cleared::Go(takeoff) => {
+                Plan::Lead(mut computation, bridge) => {
+                    let claiming = self.wait_for_claim(&mut computation, &name, &sent, &bridge, follow_until);
+                    match Box::pin(claiming).await {
+                        Claimed::Begin => {
                             let computing = match Box::pin(call.call(true)).await {
                                 Ok(computing) => computing,
                                 Err(error) => {
-                                    drop(takeoff);
-                                    return self.bridged(&bridge, &self.codec.of_gone(&gone)).ok_or(error);
+                                    drop(computation);
+                                    return self.bridged(&bridge, &self.codec.of_sent(&sent)).ok_or(error);
                                 }
                             };
-                            let flying = self.fly(takeoff, gone.clone(), computing);
-                            return Box::pin(self.watch(flying, &bridge, &gone)).await;
+                            let leading = self.start(computation, sent.clone(), computing);
+                            return Box::pin(self.watch(leading, &bridge, &sent)).await;
                         }
-                        Cleared::Answer(answer) => return Ok(answer),
-                        Cleared::Instead(plan) => plan,
+                        Claimed::Instead(plan) => plan,
                     }
                 }
-                Plan::Follow(flight, bridge) => match self.follow(flight, &bridge, follow_until, &gone).await {
-                    Waited::TooLong => Plan::Alone { bridge, marked: false },
-                    Waited::Bridged => match self.bridged(&bridge, &self.codec.of_gone(&gone)) {
+                Plan::Follow(flight, bridge) => match self.follow(flight, &bridge, follow_until, &sent).await {
+                    Err(TimedOut::Hard) => Plan::Alone { bridge, marked: false },
+                    Err(TimedOut::Soft) => match self.bridged(&bridge, &self.codec.of_sent(&sent)) {
                         Some(answer) => return Ok(answer),
-                        None => Plan::Alone { bridge: None, marked: false },
+                        None => Plan::alone(),
                     },
-                    Waited::For(Heard::Answer(answer)) => {
+                    Ok(ControlFlow::Break(answer)) => {
                         self.scope.note(Event::Followed);
                         return Ok(answer);
                     }
-                    Waited::For(Heard::Landing(Landing::Kept(told))) => match self.told_answer(&told, &gone) {
+                    Ok(ControlFlow::Continue(Outcome::Kept(stored))) => match self.replay_shared(&stored, &sent) {
                         Some(Replay::Answer(answer)) => {
                             self.scope.note(Event::Followed);
                             return Ok(answer);
                         }
-                        Some(Replay::Other(_)) => self.plan(&name, &self.codec.of_gone(&gone)),
+                        Some(Replay::Other(_)) => self.plan(&name, &self.codec.of_sent(&sent)),
                         Some(Replay::Unusable) | None => Plan::Alone { bridge, marked: false },
                     },
-                    Waited::For(Heard::Landing(Landing::NotKept { failed })) => {
-                        let bridged = || self.bridged(&bridge, &self.codec.of_gone(&gone));
+                    Ok(ControlFlow::Continue(Outcome::NotKept { failed })) => {
+                        let bridged = || self.bridged(&bridge, &self.codec.of_sent(&sent));
                         match failed.then(bridged).flatten() {
                             Some(answer) => return Ok(answer),
                             None => Plan::Alone { bridge, marked: false },
                         }
                     }
-                    Waited::For(Heard::Landing(Landing::Failed(told))) => {
-                        if let Some(answer) = self.bridged(&bridge, &self.codec.of_gone(&gone)) {
+                    Ok(ControlFlow::Continue(Outcome::Failed(failure))) => {
+                        if let Some(answer) = self.bridged(&bridge, &self.codec.of_sent(&sent)) {
                             return Ok(answer);
                         }
-                        if let Some(shared) = told.and_then(|told| self.shared(&told, &gone)) {
+                        if let Some(shared) = failure.and_then(|failure| self.shared(&failure, &sent)) {
                             self.scope.note(Event::Followed);
                             return shared;
                         }
                         failures += 1;
-                        // A service that fails slowly must not be asked by one after the other.
+                        // A service that fails slowly must not be asked by one request after the other.
                         match failures < FAILURES {
-                            true => self.plan(&name, &self.codec.of_gone(&gone)),
-                            false => Plan::Alone { bridge: None, marked: false },
+                            true => self.plan(&name, &self.codec.of_sent(&sent)),
+                            false => Plan::alone(),
                         }
                     }
                 },
@@ -160,32 +169,29 @@ impl<C> Core<C> {
         }
     }
 
+    /// Waits for another's computation: breaks with an answer that can be read along, or continues with the outcome.
     async fn follow<Req, Res>(
         &self,
         flight: Arc<Flight>,
         bridge: &Bridge<C::Decoded>,
         until: u64,
-        gone: &Gone<C::Kept>,
-    ) -> Waited<Heard<C::Response>>
+        sent: &SentRequest<C::Kept>,
+    ) -> Result<ControlFlow<C::Response, Outcome>, TimedOut>
     where
         C: Codec<Req, Res>,
     {
-        let mut landing = flight.clone().landing(true);
-        let mut patience = self.patience(bridge, until);
-        poll_fn(|cx| {
-            while let Poll::Ready(news) = Pin::new(&mut landing).poll(cx) {
-                let told = match news {
-                    News::Landed(landing) => return Poll::Ready(Waited::For(Heard::Landing(landing))),
-                    News::Recording(told) => told,
-                };
-                if let Some(answer) = self.codec.read_along(&told, &self.codec.of_gone(gone)) {
-                    return Poll::Ready(Waited::For(Heard::Answer(answer)));
+        let (mut patience, mut read_along) = (self.patience(bridge, until), true);
+        loop {
+            match patience.wait_for(flight.clone().follow(read_along)).await? {
+                Progress::Ended(outcome) => return Ok(ControlFlow::Continue(outcome)),
+                Progress::Readable(recording) => {
+                    if let Some(answer) = self.codec.read_along(&recording, &self.codec.of_sent(sent)) {
+                        return Ok(ControlFlow::Break(answer));
+                    }
+                    read_along = false;
                 }
-                landing = flight.clone().landing(false);
             }
-            patience.poll_over(cx)
-        })
-        .await
+        }
     }
 
     /// Until a time in ns of machine time, or for less where there is something to serve meanwhile.
@@ -198,63 +204,57 @@ impl<C> Core<C> {
         Limit(self.soft_timeout.filter(|_| bridge.is_some()).map(|patience| self.sleep(patience)))
     }
 
-    fn told_answer<Req, Res>(&self, told: &Told, gone: &Gone<C::Kept>) -> Option<Replay<C::Response>>
+    /// An answer that another request has computed.
+    fn replay_shared<Req, Res>(&self, shared: &SharedValue, sent: &SentRequest<C::Kept>) -> Option<Replay<C::Response>>
     where
         C: Codec<Req, Res>,
     {
-        let stored = told.downcast_ref::<Stored<C::Decoded>>()?;
-        Some(self.replay(stored, &self.codec.of_gone(gone), self.now(), |ttl| CacheStatus::Collapsed { ttl }))
+        let stored = shared.downcast_ref::<Stored<C::Decoded>>()?;
+        Some(self.replay(stored, &self.codec.of_sent(sent), self.now(), |ttl| CacheStatus::Collapsed { ttl }))
     }
 
     /// Another's failure, if it may be shared.
-    fn shared<Req, Res, Err>(&self, told: &Told, gone: &Gone<C::Kept>) -> Option<Result<C::Response, Err>>
+    fn shared<Req, Res, Err>(
+        &self,
+        failure: &SharedValue,
+        sent: &SentRequest<C::Kept>,
+    ) -> Option<Result<C::Response, Err>>
     where
         C: Codec<Req, Res>,
         Err: 'static,
     {
-        if let Some(Replay::Answer(answer)) = self.told_answer(told, gone) {
+        if let Some(Replay::Answer(answer)) = self.replay_shared(failure, sent) {
             return Some(Ok(answer));
         }
-        let error = (self.shares.as_ref()?.retell)(told)?;
+        let error = (self.error_sharing.as_ref()?.restore)(failure)?;
         error.downcast::<Err>().ok().map(|error| Err(*error))
     }
 
+    /// Waits until the computation may begin, or until there is something else to do.
     async fn wait_for_claim<Req, Res>(
         &self,
-        mut takeoff: Box<Takeoff>,
+        computation: &mut Computation,
         name: &[u8],
-        gone: &Gone<C::Kept>,
+        sent: &SentRequest<C::Kept>,
         bridge: &Bridge<C::Decoded>,
         until: u64,
-    ) -> Cleared<C::Response, C::Decoded>
+    ) -> Claimed<C::Response, C::Decoded>
     where
         C: Codec<Req, Res>,
     {
-        let mut patience = self.patience(bridge, until);
-        let waited = poll_fn(|cx| {
-            let Claim::Asked(claim) = &mut takeoff.claim else { return Poll::Ready(Waited::TooLong) };
-            match Pin::new(claim).poll(cx) {
-                Poll::Ready(claimed) => Poll::Ready(Waited::For(claimed)),
-                Poll::Pending => patience.poll_over(cx),
-            }
-        })
-        .await;
-        let asked = self.codec.of_gone(gone);
+        let Claim::Asked(claim) = &mut computation.claim else { return Claimed::Begin };
+        let waited = self.patience(bridge, until).wait_for(claim).await;
+        let asked = self.codec.of_sent(sent);
         match waited {
-            Waited::For(claimed) => match self.claimed(&mut takeoff, claimed, name, &asked) {
-                Clearance::Go => Cleared::Go(takeoff),
-                Clearance::Instead(plan) => Cleared::Instead(plan),
-            },
-            Waited::Bridged => match self.bridged(bridge, &asked) {
-                Some(answer) => Cleared::Answer(answer),
-                None => Cleared::Instead(Plan::Alone { bridge: None, marked: false }),
-            },
-            Waited::TooLong => {
-                if let Claim::Asked(_) = takeoff.claim {
-                    // Whoever has it takes too long.
-                    takeoff.claim = Claim::Without;
-                }
-                Cleared::Go(takeoff)
+            Ok(claimed) => self.claimed(computation, claimed, name, &asked),
+            Err(TimedOut::Soft) => Claimed::Instead(match self.bridged(bridge, &asked) {
+                Some(answer) => Plan::Hit(answer),
+                None => Plan::alone(),
+            }),
+            Err(TimedOut::Hard) => {
+                // The holder of the claim takes too long.
+                computation.claim = Claim::Without;
+                Claimed::Begin
             }
         }
     }
@@ -262,35 +262,35 @@ impl<C> Core<C> {
     /// Waits for one's own computation, or no longer than there is reason to.
     pub(super) async fn watch<Req, Res, Err>(
         &self,
-        mut flying: Flying<C::Response, Err>,
+        mut leading: Leading<C::Response, Err>,
         bridge: &Bridge<C::Decoded>,
-        gone: &Gone<C::Kept>,
+        sent: &SentRequest<C::Kept>,
     ) -> Result<C::Response, Err>
     where
         C: Codec<Req, Res>,
     {
         // What nothing else runs cannot go on without us.
-        let mut soft = if flying.is_on_its_own() { self.soft_limit(bridge) } else { Limit(None) };
+        let mut soft = if leading.is_on_its_own() { self.soft_limit(bridge) } else { Limit(None) };
         loop {
-            let flown = poll_fn(|cx| match Pin::new(&mut flying).poll(cx) {
+            let flown = poll_fn(|cx| match Pin::new(&mut leading).poll(cx) {
                 Poll::Ready(flown) => Poll::Ready(Some(flown)),
                 Poll::Pending if soft.is_over(cx) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
             let Some((outcome, task)) = flown.await else {
-                match self.bridged(bridge, &self.codec.of_gone(gone)) {
+                match self.bridged(bridge, &self.codec.of_sent(sent)) {
                     Some(answer) => return Ok(answer),
                     None => continue,
                 }
             };
             let answer = match outcome {
-                Outcome::Answer(answer) => answer,
+                LeaderOutcome::Answer(answer) => answer,
                 failure => {
                     // It may have something to say to others yet.
                     if let Some(task) = task {
                         task.await;
                     }
-                    return match self.bridged(bridge, &self.codec.of_gone(gone)) {
+                    return match self.bridged(bridge, &self.codec.of_sent(sent)) {
                         Some(answer) => Ok(answer),
                         None => failure.shown(),
                     };
@@ -306,9 +306,9 @@ impl<C> Core<C> {
     /// Refreshes an answer in the background; nobody waits for it.
     pub(super) async fn refresh_later<Req, Res, Err>(
         self,
-        takeoff: Box<Takeoff>,
+        mut computation: Box<Computation>,
         name: Box<[u8]>,
-        gone: Gone<C::Kept>,
+        sent: SentRequest<C::Kept>,
         call: impl Call<Res, Err>,
     ) where
         C: Codec<Req, Res> + Clone + Send + Sync + 'static,
@@ -316,25 +316,11 @@ impl<C> Core<C> {
         Res: Send,
         Err: Send + 'static,
     {
-        if let Cleared::Go(takeoff) = self.wait_for_claim(takeoff, &name, &gone, &None, u64::MAX).await
-            && takeoff.is_claimed()
+        if let Claimed::Begin = self.wait_for_claim(&mut computation, &name, &sent, &None, u64::MAX).await
+            && computation.is_claimed()
             && let Ok(computing) = call.call(true).await
         {
-            self.fly(takeoff, gone, computing).forgotten().await;
+            self.start(computation, sent, computing).detach().await;
         }
     }
-}
-
-/// What one who follows hears of a computation.
-enum Heard<Out> {
-    /// An answer to be read along.
-    Answer(Out),
-    Landing(Landing),
-}
-
-/// What waiting for a claim has led to.
-enum Cleared<Out, D> {
-    Go(Box<Takeoff>),
-    Answer(Out),
-    Instead(Plan<Out, D>),
 }

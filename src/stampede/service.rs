@@ -1,11 +1,11 @@
 //! The stampede cache's service and its future.
 
 use super::{
-    codec::{Access, Codec, sealed},
-    http_codec::Recorded,
-    layer::StampedeCacheLayer,
-    plan::{Clearance, Plan},
+    codec::{Access, Codec, SealedCodec},
+    http::recorded::Recorded,
+    plan::{Claimed, Plan},
     serve::Call,
+    settings::Settings,
     status::CacheStatus,
 };
 use crate::{
@@ -22,11 +22,11 @@ use std::{
 };
 use tower_service::Service;
 
-/// The service of a [`StampedeCacheLayer`].
+/// The service of a [`StampedeCacheLayer`](super::StampedeCacheLayer).
 #[derive(Clone, Debug)]
 pub struct StampedeCache<S, N = Target, C = Recorded> {
     pub(super) inner: S,
-    pub(super) layer: StampedeCacheLayer<N, C>,
+    pub(super) settings: Settings<N, C>,
 }
 
 impl<S, N, C> StampedeCache<S, N, C> {
@@ -34,7 +34,7 @@ impl<S, N, C> StampedeCache<S, N, C> {
 }
 
 /// What comes out of a codec.
-type Out<C, Req, Res> = <C as sealed::Codec<Req, Res>>::Response;
+type Out<C, Req, Res> = <C as SealedCodec<Req, Res>>::Response;
 
 impl<S, N, C, Req> Service<Req> for StampedeCache<S, N, C>
 where
@@ -56,33 +56,34 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let core = &self.layer.core;
+        let core = &self.settings.core;
         let mut name = NameBuf::new();
         let asked = core.codec.asked(&request);
-        if asked.access == Access::Bypass || self.layer.name.name(&request, &mut name) == Named::Pass {
+        if asked.access == Access::Bypass || self.settings.name.name(&request, &mut name) == Named::Pass {
             let future = self.inner.call(request);
             return ResponseFuture { state: State::Passing { future, codec: core.codec.clone() } };
         }
         let name = name.as_bytes();
         let boxed: Boxed<_, _> = match core.plan(name, &asked) {
             Plan::Hit(answer) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
-            Plan::Refresh(answer, mut takeoff) => {
-                let refreshing: Task = match core.clear(&mut takeoff, name, &asked) {
-                    Some(Clearance::Go) if takeoff.is_claimed() => {
-                        let gone = core.codec.keep(&request);
+            Plan::Refresh(answer, mut computation) => {
+                let refreshing: Task = match core.try_claim(&mut computation, name, &asked) {
+                    Some(Claimed::Begin) if computation.is_claimed() => {
+                        let sent = core.codec.keep(&request);
                         core.codec.for_everyone(&mut request);
-                        let flying = core.fly(takeoff, gone, self.inner.call(request));
-                        if flying.is_on_its_own() {
+                        let leading = core.start(computation, sent, self.inner.call(request));
+                        if leading.is_on_its_own() {
                             return ResponseFuture { state: State::Hit { answer: Some(answer) } };
                         }
-                        Box::pin(flying.forgotten())
+                        Box::pin(leading.detach())
                     }
                     // Another refreshes it, or has.
                     Some(_) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                     None => {
-                        let gone = core.codec.keep(&request);
-                        let refreshing = core.clone().refresh_later(takeoff, name.into(), gone, self.later(request));
-                        match self.layer.core.in_background(Box::pin(refreshing)) {
+                        let sent = core.codec.keep(&request);
+                        let refreshing =
+                            core.clone().refresh_later(computation, name.into(), sent, self.later(request));
+                        match self.settings.core.in_background(Box::pin(refreshing)) {
                             Ok(()) => return ResponseFuture { state: State::Hit { answer: Some(answer) } },
                             Err(refreshing) => refreshing,
                         }
@@ -94,25 +95,25 @@ where
                     Ok(answer)
                 })
             }
-            Plan::Lead(mut takeoff, bridge) => match core.clear(&mut takeoff, name, &asked) {
-                Some(Clearance::Go) => {
-                    let gone = core.codec.keep(&request);
+            Plan::Lead(mut computation, bridge) => match core.try_claim(&mut computation, name, &asked) {
+                Some(Claimed::Begin) => {
+                    let sent = core.codec.keep(&request);
                     core.codec.for_everyone(&mut request);
-                    let flying = core.fly(takeoff, gone.clone(), self.inner.call(request));
+                    let leading = core.start(computation, sent.clone(), self.inner.call(request));
                     let core = core.clone();
-                    Box::pin(async move { core.watch(flying, &bridge, &gone).await })
+                    Box::pin(async move { core.watch(leading, &bridge, &sent).await })
                 }
-                Some(Clearance::Instead(Plan::Hit(answer))) => {
+                Some(Claimed::Instead(Plan::Hit(answer))) => {
                     return ResponseFuture { state: State::Hit { answer: Some(answer) } };
                 }
-                Some(Clearance::Instead(plan)) => self.serve(name.into(), plan, request),
-                None => self.serve(name.into(), Plan::Lead(takeoff, bridge), request),
+                Some(Claimed::Instead(plan)) => self.serve(name.into(), plan, request),
+                None => self.serve(name.into(), Plan::Lead(computation, bridge), request),
             },
             Plan::Alone { bridge, marked } => {
-                let gone = core.codec.keep(&request);
+                let sent = core.codec.keep(&request);
                 let beginning = core.begin(name);
                 let computing = self.inner.call(request);
-                Box::pin(core.clone().alone(name.into(), gone, (bridge, marked), beginning, computing))
+                Box::pin(core.clone().alone(name.into(), sent, (bridge, marked), beginning, computing))
             }
             plan @ Plan::Follow(..) => self.serve(name.into(), plan, request),
         };
@@ -137,9 +138,9 @@ impl<S, N, C> StampedeCache<S, N, C> {
         Out<C, Req, S::Response>: Send + 'static,
         Req: Send + 'static,
     {
-        let gone = self.layer.core.codec.keep(&request);
+        let sent = self.settings.core.codec.keep(&request);
         let later = self.later(request);
-        Box::pin(self.layer.core.clone().serve(name, gone, plan, later))
+        Box::pin(self.settings.core.clone().serve(name, sent, plan, later))
     }
 
     /// The clone asks for its own readiness if it has to call.
@@ -148,7 +149,7 @@ impl<S, N, C> StampedeCache<S, N, C> {
         S: Clone,
         C: Clone,
     {
-        Later { inner: to_call_later(&mut self.inner), codec: self.layer.core.codec.clone(), request }
+        Later { inner: to_call_later(&mut self.inner), codec: self.settings.core.codec.clone(), request }
     }
 }
 

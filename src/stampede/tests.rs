@@ -2,10 +2,7 @@
 
 use super::{CacheStatus, StampedeCacheLayer};
 use crate::{
-    cache::{
-        Cache,
-        testing::{Holder, LONG, builder},
-    },
+    cache::{Cache, testing::{Holder, LONG, builder}},
     name::Target,
     store::Kind,
 };
@@ -102,7 +99,7 @@ async fn a_record_that_does_not_decode_is_a_miss() {
     // What is stored there is whole, and no response.
     let (entry, _) = scope.entry(&key, name.as_bytes()).unwrap().unwrap();
     for payload in [&b""[..], b"\x01", b"\xff no such version", &entry.payload[..entry.payload.len() - 1]] {
-        let odd = crate::cache::Entry { payload: Bytes::copy_from_slice(payload), ..entry.clone() };
+        let odd = crate::store::Entry { payload: Bytes::copy_from_slice(payload), ..entry.clone() };
         scope.commit(key, name.as_bytes(), odd).await.unwrap();
         let call = calls.load(SeqCst) + 1;
         let (text, did) = ask(&cache, &calls, false).await;

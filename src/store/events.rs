@@ -1,6 +1,6 @@
 //! What happened, counted; what went wrong, logged as well, once a second at most a kind.
 
-use crate::hush::Hush;
+use crate::log_limit::LogLimit;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Something worth counting.
@@ -37,7 +37,7 @@ const KINDS: usize = Event::LeaseLost as usize + 1;
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     counts: [AtomicU64; KINDS],
-    logged: [Hush; KINDS],
+    logged: [LogLimit; KINDS],
 }
 
 impl Events {
@@ -50,7 +50,7 @@ impl Events {
             Event::LeaseLost => "a lock was lost: its lease ended while it was held",
             _ => return,
         };
-        if self.logged[event as usize].due() {
+        if self.logged[event as usize].allows() {
             tracing::warn!(scope, count = self.count(event), what);
         }
     }

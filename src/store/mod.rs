@@ -55,5 +55,5 @@ pub(crate) use {
         waiting_line::{Line, Step, Transition as LineTransition, Waiter},
     },
     shared::Shared,
-    singleflight::{Flight, Landing, Lead, News, Place, Told},
+    singleflight::{Flight, Lead, Outcome, Progress, Role, SharedValue},
 };

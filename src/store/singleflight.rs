@@ -1,4 +1,5 @@
-//! Computations under way in this process: one a key, followed by everyone who wants the same.
+//! Computations under way in this process, as in Go's `singleflight`: one for each key. The request that leads it computes,
+//! and the others that want the same follow it.
 
 use std::{
     any::Any,
@@ -13,38 +14,39 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// What the computations of a kind tell those who follow them.
-pub(crate) type Told = Arc<dyn Any + Send + Sync>;
+/// A value that a leader shares with its followers. Its type depends on what is computed.
+pub(crate) type SharedValue = Arc<dyn Any + Send + Sync>;
 
 /// How a computation ended.
 #[derive(Clone)]
-pub(crate) enum Landing {
+pub(crate) enum Outcome {
     /// It is being stored.
-    Kept(Told),
-    /// It may not be stored: whoever waited goes on alone, unless the service has `failed` and there is something better.
+    Kept(SharedValue),
+    /// It may not be stored. Each follower goes on alone, unless the service has `failed` and there is a stale answer.
     NotKept { failed: bool },
-    /// The leader failed, panicked or was dropped: another may lead, or share what is told of it.
-    Failed(Option<Told>),
+    /// The leader failed, panicked or was dropped. Another may lead, or share the failure, if there is a value for that.
+    Failed(Option<SharedValue>),
 }
 
-impl fmt::Debug for Landing {
+impl fmt::Debug for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Landing::Kept(_) => "Kept",
-            Landing::NotKept { .. } => "NotKept",
-            Landing::Failed(_) => "Failed",
+            Outcome::Kept(_) => "Kept",
+            Outcome::NotKept { .. } => "NotKept",
+            Outcome::Failed(_) => "Failed",
         })
     }
 }
 
-/// What those who follow a computation hear of it.
+/// What a follower waits for.
 #[derive(Debug)]
-pub(crate) enum News {
-    /// It can be read along.
-    Recording(Told),
-    Landed(Landing),
+pub(crate) enum Progress {
+    /// The answer is being recorded, and can be read meanwhile.
+    Readable(SharedValue),
+    Ended(Outcome),
 }
 
+/// All computations under way.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flights: Mutex<HashMap<[u8; 16], Arc<Flight>>>,
@@ -62,17 +64,17 @@ pub(crate) struct Flight {
 
 #[derive(Debug)]
 enum State {
-    Flying { recording: Option<Told>, wakers: Vec<Option<Waker>>, free: Vec<usize> },
-    Landed(Landing),
+    Running { recording: Option<SharedValue>, wakers: Vec<Option<Waker>>, free: Vec<usize> },
+    Ended(Outcome),
 }
 
-/// What to do about a key.
+/// What a request is to the computation of its key.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum Role {
     Lead(Lead),
     Follow(Arc<Flight>),
-    /// Landed and not yet on disk.
-    Landed(Landing),
+    /// It has ended, and its answer is not on disk yet.
+    Ended(Outcome),
 }
 
 impl Flights {
@@ -80,31 +82,31 @@ impl Flights {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the flight of a key, or leads it. One that began before the purge `sequence` is not followed, nor one that
-    /// began `followed` ns ago: behind one that never lands a name would be lost.
-    pub(crate) fn board(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64, followed: u64) -> Place {
+    /// Follows the flight of a key, or leads a new one. A flight that began before the purge `sequence` is not followed, nor
+    /// one that began `follow_for` ns ago: a flight that never ends must not block its key for ever.
+    pub(crate) fn join(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64, follow_for: u64) -> Role {
         let mut flights = self.lock();
         let follows = |flight: &&Arc<Flight>| {
-            flight.sequence.load(SeqCst) >= sequence && now < flight.began.saturating_add(followed)
+            flight.sequence.load(SeqCst) >= sequence && now < flight.began.saturating_add(follow_for)
         };
         if let Some(flight) = flights.get(&key).filter(follows) {
             return match &*flight.lock() {
-                State::Flying { .. } => Place::Follow(flight.clone()),
-                State::Landed(landing) => Place::Landed(landing.clone()),
+                State::Running { .. } => Role::Follow(flight.clone()),
+                State::Ended(outcome) => Role::Ended(outcome.clone()),
             };
         }
-        let overdue = flights.get(&key).is_some_and(|flight| now >= flight.began.saturating_add(followed));
+        let overdue = flights.get(&key).is_some_and(|flight| now >= flight.began.saturating_add(follow_for));
         let flight = Arc::new(Flight {
             sequence: AtomicU64::new(sequence),
             began: now,
-            state: Mutex::new(State::Flying { recording: None, wakers: Vec::new(), free: Vec::new() }),
+            state: Mutex::new(State::Running { recording: None, wakers: Vec::new(), free: Vec::new() }),
         });
         flights.insert(key, flight.clone());
-        Place::Lead(Lead { flights: self.clone(), key, flight, overdue })
+        Role::Lead(Lead { flights: self.clone(), key, flight, overdue })
     }
 }
 
-/// The right to compute; dropped without a landing, the flight has failed and another may lead.
+/// The right to compute. Where it is dropped before [`finish`](Lead::finish), the flight has failed and another may lead.
 #[derive(Debug)]
 pub(crate) struct Lead {
     flights: Arc<Flights>,
@@ -114,7 +116,7 @@ pub(crate) struct Lead {
 }
 
 impl Lead {
-    /// Whether there is another that has been under way for too long.
+    /// Whether an older flight of the key has been under way for too long.
     pub(crate) fn is_overdue(&self) -> bool {
         self.overdue
     }
@@ -124,25 +126,25 @@ impl Lead {
         self.flight.sequence.load(SeqCst)
     }
 
-    /// The computation begins only now.
+    /// Says that the computation begins only now, at this purge sequence.
     pub(crate) fn begin(&self, sequence: u64) {
         self.flight.sequence.fetch_max(sequence, SeqCst);
     }
 
-    /// Lets the followers read along.
-    pub(crate) fn record(&self, told: Told) {
+    /// Lets the followers read the answer while it is recorded.
+    pub(crate) fn share(&self, shared: SharedValue) {
         let mut state = self.flight.lock();
-        let State::Flying { recording, wakers, .. } = &mut *state else { return };
-        *recording = Some(told);
+        let State::Running { recording, wakers, .. } = &mut *state else { return };
+        *recording = Some(shared);
         let wakers: Vec<_> = wakers.iter_mut().filter_map(Option::take).collect();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Tells the followers. The flight stays visible until this is dropped, which is when the answer is on disk.
-    pub(crate) fn land(&self, landing: Landing) {
-        let before = std::mem::replace(&mut *self.flight.lock(), State::Landed(landing));
-        if let State::Flying { wakers, .. } = before {
+    /// Wakes the followers with the outcome. The flight stays visible until the lead is dropped, when the answer is on disk.
+    pub(crate) fn finish(&self, outcome: Outcome) {
+        let before = std::mem::replace(&mut *self.flight.lock(), State::Ended(outcome));
+        if let State::Running { wakers, .. } = before {
             wakers.into_iter().flatten().for_each(Waker::wake);
         }
     }
@@ -155,9 +157,9 @@ impl Drop for Lead {
             flights.remove(&self.key);
         }
         drop(flights);
-        let flying = matches!(&*self.flight.lock(), State::Flying { .. });
-        if flying {
-            self.land(Landing::Failed(None));
+        let is_running = matches!(&*self.flight.lock(), State::Running { .. });
+        if is_running {
+            self.finish(Outcome::Failed(None));
         }
     }
 }
@@ -167,32 +169,32 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the landing or, to `read_along`, for the recording.
-    pub(crate) fn landing(self: Arc<Self>, read_along: bool) -> Following {
-        Following { flight: self, read_along, at: None }
+    /// Waits for the outcome or, with `read_along`, for a recording that can be read.
+    pub(crate) fn follow(self: Arc<Self>, read_along: bool) -> Follower {
+        Follower { flight: self, read_along, at: None }
     }
 }
 
-/// The wait for a flight's landing.
+/// The future of [`Flight::follow`].
 #[derive(Debug)]
-pub(crate) struct Following {
+pub(crate) struct Follower {
     flight: Arc<Flight>,
     read_along: bool,
-    /// Where our waker is.
+    /// The place of its waker.
     at: Option<usize>,
 }
 
-impl Future for Following {
-    type Output = News;
+impl Future for Follower {
+    type Output = Progress;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<News> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Progress> {
         let this = &mut *self;
         match &mut *this.flight.lock() {
-            State::Landed(landing) => Poll::Ready(News::Landed(landing.clone())),
-            State::Flying { recording: Some(told), .. } if this.read_along => {
-                Poll::Ready(News::Recording(told.clone()))
+            State::Ended(outcome) => Poll::Ready(Progress::Ended(outcome.clone())),
+            State::Running { recording: Some(shared), .. } if this.read_along => {
+                Poll::Ready(Progress::Readable(shared.clone()))
             }
-            State::Flying { wakers, free, .. } => {
+            State::Running { wakers, free, .. } => {
                 let at = *this.at.get_or_insert_with(|| {
                     free.pop().unwrap_or_else(|| {
                         wakers.push(None);
@@ -206,9 +208,9 @@ impl Future for Following {
     }
 }
 
-impl Drop for Following {
+impl Drop for Follower {
     fn drop(&mut self) {
-        if let (Some(at), State::Flying { wakers, free, .. }) = (self.at, &mut *self.flight.lock()) {
+        if let (Some(at), State::Running { wakers, free, .. }) = (self.at, &mut *self.flight.lock()) {
             wakers[at] = None;
             free.push(at);
         }
@@ -224,24 +226,24 @@ mod tests {
     const FOLLOWED: u64 = 60;
 
     fn lead(flights: &Arc<Flights>, sequence: u64, now: u64) -> Lead {
-        match flights.board(KEY, sequence, now, FOLLOWED) {
-            Place::Lead(lead) => lead,
+        match flights.join(KEY, sequence, now, FOLLOWED) {
+            Role::Lead(lead) => lead,
             other => panic!("{other:?} is under way"),
         }
     }
 
-    fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Following {
-        match flights.board(KEY, sequence, now, FOLLOWED) {
-            Place::Follow(flight) => flight.landing(true),
+    fn follow(flights: &Arc<Flights>, sequence: u64, now: u64) -> Follower {
+        match flights.join(KEY, sequence, now, FOLLOWED) {
+            Role::Follow(flight) => flight.follow(true),
             other => panic!("{other:?} is no flight under way"),
         }
     }
 
-    fn poll(following: &mut Following) -> Poll<Landing> {
-        let polled = Pin::new(following).poll(&mut Context::from_waker(Waker::noop()));
-        polled.map(|news| match news {
-            News::Landed(landing) => landing,
-            News::Recording(_) => panic!("nothing is recorded"),
+    fn poll(follower: &mut Follower) -> Poll<Outcome> {
+        let polled = Pin::new(follower).poll(&mut Context::from_waker(Waker::noop()));
+        polled.map(|progress| match progress {
+            Progress::Ended(outcome) => outcome,
+            Progress::Readable(_) => panic!("nothing is recorded"),
         })
     }
 
@@ -263,23 +265,23 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_lead_has_failed_and_a_landed_one_stays_landed() {
+    fn a_dropped_lead_has_failed_and_an_ended_one_stays_ended() {
         let flights = Arc::<Flights>::default();
         let dropped = lead(&flights, 0, 0);
         let mut follower = follow(&flights, 0, 0);
         assert!(poll(&mut follower).is_pending());
         drop(dropped);
-        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::Failed(None))));
+        assert!(matches!(poll(&mut follower), Poll::Ready(Outcome::Failed(None))));
 
-        let landed = lead(&flights, 0, 0);
+        let ended = lead(&flights, 0, 0);
         let mut follower = follow(&flights, 0, 0);
-        landed.land(Landing::NotKept { failed: false });
+        ended.finish(Outcome::NotKept { failed: false });
         assert!(
-            matches!(flights.board(KEY, 0, 0, FOLLOWED), Place::Landed(Landing::NotKept { .. })),
+            matches!(flights.join(KEY, 0, 0, FOLLOWED), Role::Ended(Outcome::NotKept { .. })),
             "visible until it is on disk"
         );
-        drop(landed);
-        assert!(matches!(poll(&mut follower), Poll::Ready(Landing::NotKept { .. })));
+        drop(ended);
+        assert!(matches!(poll(&mut follower), Poll::Ready(Outcome::NotKept { .. })));
     }
 
     #[test]
@@ -290,7 +292,7 @@ mod tests {
             let mut pair = [follow(&flights, 0, 0), follow(&flights, 0, 0)];
             pair.iter_mut().for_each(|one| assert!(poll(one).is_pending()));
         }
-        let State::Flying { wakers, free, .. } = &*lead.flight.lock() else { panic!("it flies") };
+        let State::Running { wakers, free, .. } = &*lead.flight.lock() else { panic!("it has ended") };
         assert_eq!((wakers.len(), free.len()), (2, 2));
     }
 }

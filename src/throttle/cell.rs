@@ -1,12 +1,16 @@
 //! What is stored of a name, and what is decided about it: pure functions of a cell, a moment and a request.
 
 use super::{
-    Advice, Quota,
-    algorithm::{LONGEST_SPAN, Moment, Slot},
+    advice::Advice,
     learnt::{self, Learnt},
-    limits::{Budget, Limit, Limits, MOST, Stored},
+    limit::{
+        algorithm::{LONGEST_SPAN, Moment},
+        budget::{Budget, Stored},
+        limits::{Limit, Limits, MOST},
+    },
+    slots::Slots,
 };
-use crate::store::u64_at;
+use crate::{store::u64_at, decision::Quota, rejection::Reason};
 use std::time::Duration;
 
 /// How often the limits are asked for a turn that suits all of them: each time one of them goes on to a later gap, of which
@@ -48,16 +52,6 @@ pub(super) struct Block {
     pub(super) hold: u64,
 }
 
-/// The slots that one admission took, one a limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slots {
-    pub(super) cost: u32,
-    /// Machine time at which they were taken, or a moment later where limits changed just then.
-    asked: u64,
-    first: Slot,
-    others: Vec<Slot>,
-}
-
 /// What is left of each limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Quotas {
@@ -69,14 +63,14 @@ pub(super) struct Quotas {
 /// Why a request is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    pub(super) by: By,
+    pub(super) by: RefusedBy,
     /// A request like it is admitted after just that time, if nobody else comes. `None`: never.
     pub(super) after: Option<Duration>,
 }
 
 /// What refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum RefusedBy {
     /// The limit of that position.
     Limit(usize),
     /// Too many refusals before, or somebody who said so.
@@ -85,6 +79,17 @@ pub(super) enum By {
     Learnt,
     /// Too many wait already.
     Queue,
+}
+
+impl Refusal {
+    pub(super) fn reason(&self) -> Reason {
+        match (self.by, self.after) {
+            (RefusedBy::Ban, _) => Reason::Blocked,
+            (RefusedBy::Queue, _) => Reason::QueueFull,
+            (RefusedBy::Limit(_), Some(_)) | (RefusedBy::Learnt, _) => Reason::Throttled,
+            (RefusedBy::Limit(_), None) => Reason::TooCostly,
+        }
+    }
 }
 
 impl Cell {
@@ -153,7 +158,7 @@ impl Cell {
         if cost == 0 {
             return Ok(now);
         }
-        let (turn, by) = self.turn(now, cost).map_err(|place| Refusal { by: By::Limit(place), after: None })?;
+        let (turn, by) = self.turn(now, cost).map_err(|place| Refusal { by: RefusedBy::Limit(place), after: None })?;
         let wait = Duration::from_nanos(turn - now);
         if wait > patience { Err(Refusal { by, after: Some(wait - patience) }) } else { Ok(turn) }
     }
@@ -171,14 +176,14 @@ impl Cell {
 
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
     #[inline]
-    fn turn(&self, now: u64, cost: u32) -> Result<(u64, By), usize> {
+    fn turn(&self, now: u64, cost: u32) -> Result<(u64, RefusedBy), usize> {
         // Beyond the end of time there is no turn, and who never has one would be taken for too costly.
         let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_SPAN)));
-        let mut by = By::Ban;
+        let mut by = RefusedBy::Ban;
         if let Some(learnt) = &self.learnt
             && learnt.earliest(turn) > turn
         {
-            (turn, by) = (learnt.earliest(turn), By::Learnt);
+            (turn, by) = (learnt.earliest(turn), RefusedBy::Learnt);
         }
         let alone = self.others.is_empty();
         for _ in 0..ROUNDS {
@@ -186,7 +191,7 @@ impl Cell {
             for (place, budget) in self.budgets().enumerate() {
                 let earliest = budget.earliest(turn, cost).ok_or(place)?;
                 if earliest > turn {
-                    (turn, by) = (earliest, By::Limit(place));
+                    (turn, by) = (earliest, RefusedBy::Limit(place));
                 }
             }
             if alone || turn == before {
@@ -255,7 +260,7 @@ impl Cell {
         let learnt = self.learnt(now);
         learnt.returned(sent);
         if let Some(advice) = advice {
-            learnt.told(advice, sent, now);
+            learnt.heed(advice, sent, now);
         }
     }
 
@@ -286,7 +291,7 @@ impl Cell {
 
     /// What is left, that of `by` or else the scarcest first.
     #[inline]
-    pub(super) fn quotas(&self, limits: &Limits, by: Option<By>, now: u64) -> Quotas {
+    pub(super) fn quotas(&self, limits: &Limits, by: Option<RefusedBy>, now: u64) -> Quotas {
         let quota = |budget: &Budget, limit: &Limit| Quota { name: limit.name.clone(), ..budget.quota(now) };
         let mut first = quota(&self.first, &limits.first);
         if let Some(left) = self.banned(now) {
@@ -298,7 +303,7 @@ impl Cell {
         let mut others: Vec<Quota> =
             self.others.iter().zip(limits.others()).map(|(budget, limit)| quota(budget, limit)).collect();
         let leading = match by {
-            Some(By::Limit(place)) => place,
+            Some(RefusedBy::Limit(place)) => place,
             _ => {
                 let share = |quota: &Quota| (u64::from(quota.remaining) << 32) / u64::from(quota.limit.max(1));
                 let scarcest = others.iter().enumerate().min_by_key(|(_, quota)| share(quota));
@@ -397,28 +402,6 @@ fn read(bytes: &[u8]) -> Option<Read> {
         _ => Some(Learnt::read(rest.last_chunk::<{ learnt::SIZE }>()?)?),
     };
     Some(Read { since: u64::from_le_bytes(*since), first, others, ban, learnt })
-}
-
-impl Slots {
-    /// Their stored form. `mark` tells the limits that they were taken of: for others they mean something else.
-    pub(super) fn write(&self, mark: u32) -> Vec<u8> {
-        let head = u64::from(self.cost) | u64::from(mark) << 32;
-        let mut out = [head.to_le_bytes(), self.asked.to_le_bytes()].concat();
-        for slot in std::iter::once(&self.first).chain(&self.others) {
-            out.extend_from_slice(&slot.start.to_le_bytes());
-            out.extend_from_slice(&slot.end.to_le_bytes());
-        }
-        out
-    }
-
-    /// `None`: damaged, or taken of other limits.
-    pub(super) fn read(bytes: &[u8], mark: u32) -> Option<Slots> {
-        let (head, slots) = bytes.split_at_checked(16)?;
-        let cost = u64_at(head, 0).filter(|cost| (cost >> 32) as u32 == mark)? as u32;
-        let mut slots =
-            slots.chunks_exact(16).map_while(|slot| Some(Slot { start: u64_at(slot, 0)?, end: u64_at(slot, 8)? }));
-        Some(Slots { cost, asked: u64_at(head, 8)?, first: slots.next()?, others: slots.collect() })
-    }
 }
 
 #[cfg(test)]

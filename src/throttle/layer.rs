@@ -1,12 +1,17 @@
 //! The throttle's layer: what is counted, how fast, and what becomes of the rest.
 
 use super::{
-    Limit, Limiter, Limits, Rate,
-    ask::{Ask, MOST_WAITING},
     cell::Block,
-    limits::Rule,
+    limit::{
+        budget::Rule,
+        limits::{Limit, Limits},
+        rate::Rate,
+    },
+    limiter::Limiter,
     policy::{Allowing, Costing, Denying, Flat, Learning, LearningBy, RateOf, Refunding, Settling},
     service::Throttle,
+    settings::{Options, Settings},
+    terms::{Ask, MOST_WAITING},
 };
 use crate::{
     answer::{Http, Patient},
@@ -21,23 +26,7 @@ use tower::Layer;
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added to a service"]
 pub struct ThrottleLayer<N = All, A = Http, P = Flat> {
-    pub(super) scope: Scope,
-    pub(super) ask: Ask,
-    pub(super) name: N,
-    pub(super) answer: A,
-    pub(super) policy: P,
-    pub(super) manner: Manner,
-}
-
-/// What is done about a decision.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Manner {
-    /// Refuses while the cache cannot be used.
-    pub(super) fail_closed: bool,
-    /// Lets pass what it would refuse.
-    pub(super) shadow: bool,
-    /// Refuses some whatever is left.
-    pub(super) denies: bool,
+    settings: Settings<N, A, P>,
 }
 
 impl ThrottleLayer {
@@ -57,16 +46,15 @@ impl ThrottleLayer {
 
     /// As [`new`](ThrottleLayer::new), by a [`Rate`], another kind of limit, or several [`Limits`] at once.
     pub fn of(scope: Scope, limits: impl Into<Limits>) -> Self {
-        let ask = Ask::new(limits.into());
-        ThrottleLayer { scope, ask, name: All, answer: Http::new(), policy: Flat, manner: Manner::default() }
+        let (ask, options) = (Ask::new(limits.into()), Options::default());
+        ThrottleLayer { settings: Settings { scope, ask, name: All, answer: Http::new(), policy: Flat, options } }
     }
 }
 
 impl<N, A, P> ThrottleLayer<N, A, P> {
-    /// What is counted together: each name has a budget of its own. See [`name`](crate::name) for ready-made ones.
+    /// What is counted together: each name has a budget of its own. See [`name`] for ready-made ones.
     pub fn name<M>(self, name: M) -> ThrottleLayer<M, A, P> {
-        let ThrottleLayer { scope, ask, answer, policy, manner, .. } = self;
-        ThrottleLayer { scope, ask, name, answer, policy, manner }
+        ThrottleLayer { settings: self.settings.with_name(name) }
     }
 
     /// One more limit for every name. A request is admitted if all of them have room for it, and then taken from all:
@@ -77,7 +65,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// If there are eight limits already.
     #[track_caller]
     pub fn and(mut self, limit: impl Into<Limit>) -> Self {
-        let terms = self.ask.terms_mut();
+        let terms = self.settings.ask.terms_mut();
         terms.limits = terms.limits.clone().and(limit);
         self
     }
@@ -89,7 +77,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// If it is zero, or takes more than 100 years to regain, or if the first limit is not a [`Rate`].
     #[track_caller]
     pub fn burst(mut self, burst: u32) -> Self {
-        match &mut self.ask.terms_mut().limits.first.rule {
+        match &mut self.settings.ask.terms_mut().limits.first.rule {
             Rule::Rate(rate) => *rate = rate.burst(burst),
             other => panic!("a burst of {burst} is for a rate, not for {other}: give it to the `Rate`"),
         }
@@ -138,7 +126,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
         let mut layer = self.wrap(|inner| Denying { inner, f: denied });
-        layer.manner.denies = true;
+        layer.settings.options.denies = true;
         layer
     }
 
@@ -149,7 +137,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// Responses must be [`http::Response`]s; for others, and for other words, there is [`learn_by`](ThrottleLayer::learn_by).
     /// A name should be what the server counts by: mostly the host, or the host and the credentials.
     pub fn learn(self) -> ThrottleLayer<N, A, Learning<P>> {
-        let scope = self.scope.clone();
+        let scope = self.settings.scope.clone();
         self.learning().wrap(|inner| Learning { inner, scope })
     }
 
@@ -168,7 +156,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     }
 
     fn learning(mut self) -> Self {
-        self.ask.terms_mut().learns = true;
+        self.settings.ask.terms_mut().learns = true;
         self
     }
 
@@ -181,7 +169,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     #[track_caller]
     pub fn hold_at_most(mut self, longest: Duration) -> Self {
         assert!(!longest.is_zero(), "a hold of {longest:?} at most never holds");
-        self.ask.terms_mut().longest = longest;
+        self.settings.ask.terms_mut().longest = longest;
         self
     }
 
@@ -194,32 +182,30 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     }
 
     fn wrap<Q>(self, wrap: impl FnOnce(P) -> Q) -> ThrottleLayer<N, A, Q> {
-        let ThrottleLayer { scope, ask, name, answer, policy, manner } = self;
-        ThrottleLayer { scope, ask, name, answer, policy: wrap(policy), manner }
+        ThrottleLayer { settings: self.settings.map_policy(wrap) }
     }
 
     /// A tag, by which [`Cache::evict`](crate::Cache::evict) makes the budgets full again.
     pub fn tag(mut self, tag: &str) -> Self {
-        self.ask.terms_mut().tag = self.scope.tag(tag);
+        self.settings.ask.terms_mut().tag = self.settings.scope.tag(tag);
         self
     }
 
     /// How long a name's cell is kept at least. Once it is full again it means nothing, so there is rarely a need.
     pub fn expire(mut self, retention: Duration) -> Self {
-        self.ask.terms_mut().retention = nanos(retention);
+        self.settings.ask.terms_mut().retention = nanos(retention);
         self
     }
 
     /// Refused requests are answered by this: [`Http`] unless said otherwise.
     pub fn answer<B>(self, answer: B) -> ThrottleLayer<N, B, P> {
-        let ThrottleLayer { scope, ask, name, policy, manner, .. } = self;
-        ThrottleLayer { scope, ask, name, answer, policy, manner }
+        ThrottleLayer { settings: self.settings.with_answer(answer) }
     }
 
     /// Lets a request wait for its turn if that comes within `patience`, and refuses it at once if not: at the time of asking,
     /// not after waiting.
     pub fn wait_at_most(mut self, patience: Duration) -> Self {
-        self.ask.patience = patience;
+        self.settings.ask.patience = patience;
         self
     }
 
@@ -235,7 +221,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     #[track_caller]
     pub fn queue_at_most(mut self, waiting: usize) -> Self {
         assert!(waiting <= MOST_WAITING, "a queue of {waiting} is too long: {MOST_WAITING} at most");
-        self.ask.terms_mut().queue = waiting;
+        self.settings.ask.terms_mut().queue = waiting;
         self
     }
 
@@ -248,7 +234,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     #[track_caller]
     pub fn block_for(mut self, hold: Duration, refusals: u32) -> Self {
         assert!(refusals > 0 && !hold.is_zero(), "a block of {hold:?} after {refusals} refusals never holds");
-        self.ask.terms_mut().block = Some(Block { refusals, hold: nanos(hold) });
+        self.settings.ask.terms_mut().block = Some(Block { refusals, hold: nanos(hold) });
         self
     }
 
@@ -261,7 +247,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// After [`deny`](ThrottleLayer::deny) or [`fail_closed`](ThrottleLayer::fail_closed), which need somebody who refuses.
     #[track_caller]
     pub fn wait(self) -> WaitingThrottleLayer<N, P> {
-        let Manner { denies, fail_closed, .. } = self.manner;
+        let Options { denies, fail_closed, .. } = self.settings.options;
         assert!(!denies, "`.wait()` cannot refuse whom `.deny(..)` is for: use `.wait_at_most(Duration::MAX)`");
         assert!(!fail_closed, "`.wait()` cannot refuse as `.fail_closed()` asks: use `.wait_at_most(Duration::MAX)`");
         WaitingThrottleLayer(self.wait_at_most(Duration::MAX).answer(Patient::new()))
@@ -269,14 +255,14 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
 
     /// Refuses requests while the cache cannot be used, in place of letting them pass.
     pub fn fail_closed(mut self) -> Self {
-        self.manner.fail_closed = true;
+        self.settings.options.fail_closed = true;
         self
     }
 
     /// Decides and counts, but lets pass what it would refuse, without waiting: to try a limit before it bites. See
     /// [`Stats::shadowed`](crate::Stats::shadowed), and [`Decision::shadow`](super::Decision::shadow) in the extensions.
     pub fn shadow(mut self) -> Self {
-        self.manner.shadow = true;
+        self.settings.options.shadow = true;
         self
     }
 
@@ -285,7 +271,7 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     where
         N: Name<Req>,
     {
-        name::written(&self.name, request).map(|name| name.to_string())
+        name::written(&self.settings.name, request).map(|name| name.to_string())
     }
 
     /// The budget of a name, as [`name_of`](ThrottleLayer::name_of) writes it: to look at, reset, penalise or block.
@@ -293,12 +279,12 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     /// It goes by the layer's own limits. For a name to which [`rate_of`](ThrottleLayer::rate_of) gives others,
     /// [`Scope::throttle`] takes those: by the wrong ones, all but the reading and the reset changes the limits of the name.
     pub fn limiter(&self, name: &str) -> Limiter {
-        let mut ask = self.ask.clone();
+        let mut ask = self.settings.ask.clone();
         // What it admits is answered elsewhere.
         if ask.terms.learns {
             ask.terms_mut().learns = false;
         }
-        Limiter::new(&self.scope, name.as_bytes(), ask)
+        Limiter::new(&self.settings.scope, name.as_bytes(), ask)
     }
 }
 
@@ -306,7 +292,7 @@ impl<S, N: Clone, A: Clone, P: Clone> Layer<S> for ThrottleLayer<N, A, P> {
     type Service = Throttle<S, N, A, P>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Throttle { inner, layer: self.clone() }
+        Throttle { inner, settings: self.settings.clone() }
     }
 }
 

@@ -8,7 +8,7 @@
 //! When the server's window ends, nothing is known but that there is more. One request goes ahead to ask, and the others
 //! follow at the server's own average pace until its answer is there.
 
-use super::Advice;
+use super::advice::Advice;
 use crate::{store::u64_at, time::nanos};
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ impl Learnt {
     }
 
     /// What the answer says to a request that went at `sent`.
-    pub(super) fn told(&mut self, advice: &Advice, sent: u64, now: u64) {
+    pub(super) fn heed(&mut self, advice: &Advice, sent: u64, now: u64) {
         if let Some(hold) = advice.hold {
             self.held = self.held.max(now.saturating_add(nanos(hold)));
         }

@@ -146,30 +146,32 @@
 //! [`fail_closed`](ThrottleLayer::fail_closed) refuses it instead. A damaged cell counts as a full budget.
 
 mod advice;
-mod algorithm;
 mod ask;
-mod calendar;
 mod cell;
 mod layer;
 mod learnt;
+mod limit;
 mod limiter;
-mod limits;
 pub mod policy;
-mod quota;
-mod rate;
+mod row;
 mod service;
-mod sliding;
-mod text;
+mod settings;
+mod slots;
+mod terms;
+mod transition;
 mod turn;
+mod wait;
 
+pub use crate::decision::{Decision, Quota};
 pub use advice::Advice;
-pub use calendar::CalendarWindow;
 pub use layer::{ThrottleLayer, WaitingThrottleLayer};
+pub use limit::{
+    calendar::CalendarWindow,
+    limits::{Limit, Limits},
+    rate::Rate,
+    sliding::SlidingWindow,
+    text::ParseLimitError,
+};
 pub use limiter::{LimitError, Limiter, Permit};
-pub use limits::{Limit, Limits};
 pub use policy::Policy;
-pub use quota::{Decision, Quota};
-pub use rate::Rate;
 pub use service::{ResponseFuture, Throttle};
-pub use sliding::SlidingWindow;
-pub use text::ParseLimitError;

@@ -1,6 +1,6 @@
 //! Whom a throttle counts, how, and what the response changes about it.
 
-use super::{Advice, Limits};
+use super::{advice::Advice, limit::limits::Limits};
 use crate::cache::Scope;
 use http::Response;
 use std::fmt;

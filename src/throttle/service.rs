@@ -1,16 +1,18 @@
 //! The throttle's service and its future.
 
 use super::{
-    Decision,
-    ask::{self, Ask, Verdict},
-    layer::{Manner, ThrottleLayer},
+    ask::{self, Verdict},
     policy::{Flat, Policy, Standing},
-    turn::{Spent, Waiting},
+    settings::{Options, Settings},
+    turn::Spent,
+    wait::Waiting,
 };
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
-    cache::{Event, Kind, Pending, Scope},
+    cache::{Scope},
+    store::{Event, Kind, Pending},
+    decision::Decision,
     error::Error,
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
@@ -26,11 +28,11 @@ use std::{
 };
 use tower_service::Service;
 
-/// The service of a [`ThrottleLayer`].
+/// The service of a [`ThrottleLayer`](super::ThrottleLayer).
 #[derive(Clone, Debug)]
 pub struct Throttle<S, N = All, A = Http, P = Flat> {
     pub(super) inner: S,
-    pub(super) layer: ThrottleLayer<N, A, P>,
+    pub(super) settings: Settings<N, A, P>,
 }
 
 impl<S, N, A, P> Throttle<S, N, A, P> {
@@ -53,20 +55,21 @@ where
     }
 
     fn call(&mut self, mut request: Req) -> Self::Future {
-        let layer = &self.layer;
-        let mut future = ResponseFuture { state: State::Empty, told: None, open: None, outcome: Outcome::new(layer) };
-        let step = match layer.policy.standing(&request) {
+        let settings = &self.settings;
+        let mut future =
+            ResponseFuture { state: State::Empty, decision: None, open: None, responder: Responder::new(settings) };
+        let step = match settings.policy.standing(&request) {
             Standing::Allowed => Step::Call(None),
-            Standing::Denied => future.outcome.deny(&request),
+            Standing::Denied => future.responder.deny(&request),
             Standing::Counted => {
                 let mut name = NameBuf::new();
-                match layer.name.name(&request, &mut name) {
+                match settings.name.name(&request, &mut name) {
                     Named::Pass => Step::Call(None),
                     Named::Yes => {
-                        let key = layer.scope.key(Kind::Throttle, name.as_bytes());
-                        let mut verdict = ask::ask(&layer.scope, key, layer.ask(&request));
+                        let key = settings.scope.key(Kind::Throttle, name.as_bytes());
+                        let mut verdict = ask::ask(&settings.scope, key, settings.ask_for(&request));
                         match verdict.now() {
-                            Some(verdict) => future.outcome.judge(verdict, &mut request, &mut future.told),
+                            Some(verdict) => future.responder.judge(verdict, &mut request, &mut future.decision),
                             None => Step::Decide(verdict),
                         }
                     }
@@ -76,29 +79,15 @@ where
         future.state = match step {
             // The instance that was made ready serves the request.
             Step::Call(spent) => {
-                future.open = spent.map(|spent| (spent, layer.policy.keep(&request)));
+                future.open = spent.map(|spent| (spent, settings.policy.keep(&request)));
                 State::Calling { future: self.inner.call(request) }
             }
             // The clone asks for its own readiness when its turn comes.
             Step::Decide(verdict) => State::Deciding { verdict, next: Some((to_call_later(&mut self.inner), request)) },
             Step::Wait(waiting) => State::Waiting { waiting, next: Some((to_call_later(&mut self.inner), request)) },
-            Step::Say(output) => State::Said { output: Some(output) },
+            Step::Answer(output) => State::Reply { output: Some(output) },
         };
         future
-    }
-}
-
-impl<N, A, P> ThrottleLayer<N, A, P> {
-    fn ask<Req, Res>(&self, request: &Req) -> Ask
-    where
-        P: Policy<Req, Res>,
-    {
-        let ask = match self.policy.limits(request) {
-            Some(limits) => self.ask.by(limits),
-            None => self.ask.clone(),
-        };
-        let patience = if self.manner.shadow { Duration::ZERO } else { ask.patience };
-        Ask { cost: self.policy.cost(request), patience, ..ask }
     }
 }
 
@@ -107,30 +96,30 @@ enum Step<Out> {
     Call(Option<Spent>),
     Decide(Pending<Result<Verdict, Error>>),
     Wait(Waiting),
-    Say(Out),
+    Answer(Out),
 }
 
 /// The part of the layer that the future needs.
-struct Outcome<A, P> {
+struct Responder<A, P> {
     scope: Scope,
     answer: A,
     policy: P,
-    manner: Manner,
+    options: Options,
     patience: Duration,
 }
 
-impl<A, P> Outcome<A, P> {
-    fn new<N>(layer: &ThrottleLayer<N, A, P>) -> Self
+impl<A, P> Responder<A, P> {
+    fn new<N>(settings: &Settings<N, A, P>) -> Self
     where
         A: Clone,
         P: Clone,
     {
-        Outcome {
-            scope: layer.scope.clone(),
-            answer: layer.answer.clone(),
-            policy: layer.policy.clone(),
-            manner: layer.manner,
-            patience: layer.ask.patience,
+        Responder {
+            scope: settings.scope.clone(),
+            answer: settings.answer.clone(),
+            policy: settings.policy.clone(),
+            options: settings.options,
+            patience: settings.ask.patience,
         }
     }
 
@@ -140,7 +129,7 @@ impl<A, P> Outcome<A, P> {
     {
         let scope = self.scope.shared_name();
         self.scope.note(Event::Denied);
-        tracing::debug!(%scope, reason = ?Reason::Denied, shadow = self.manner.shadow, "throttled");
+        tracing::debug!(%scope, reason = ?Reason::Denied, shadow = self.options.shadow, "throttled");
         self.refuse(request, Rejection::new(Reason::Denied, scope))
     }
 
@@ -148,12 +137,12 @@ impl<A, P> Outcome<A, P> {
     where
         A: Answer<Req, Res, Err>,
     {
-        if self.manner.shadow {
+        if self.options.shadow {
             self.scope.note(Event::Shadowed);
             return Step::Call(None);
         }
         match self.answer.refuse(request, why) {
-            ControlFlow::Break(output) => Step::Say(output),
+            ControlFlow::Break(output) => Step::Answer(output),
             ControlFlow::Continue(()) => Step::Call(None),
         }
     }
@@ -162,7 +151,7 @@ impl<A, P> Outcome<A, P> {
         &self,
         verdict: Result<Verdict, Error>,
         request: &mut Req,
-        told: &mut Option<Decision>,
+        made: &mut Option<Decision>,
     ) -> Step<Result<A::Response, Err>>
     where
         A: Answer<Req, Res, Err>,
@@ -170,7 +159,7 @@ impl<A, P> Outcome<A, P> {
         let name = self.scope.shared_name();
         let Ok(mut verdict) = verdict else {
             self.scope.note(Event::ThrottleFailed);
-            if !self.manner.fail_closed {
+            if !self.options.fail_closed {
                 return Step::Call(None);
             }
             let retry_after = Some(Duration::from_secs(1));
@@ -192,12 +181,12 @@ impl<A, P> Outcome<A, P> {
                     }
                     false => Step::Wait(turn.comes_after(wait, self.patience, &self.scope)),
                 };
-                *told = Some(decision);
+                *made = Some(decision);
                 step
             }
             Err(refusal) => {
                 let reason = refusal.reason();
-                ask::note_refused(&self.scope, &refusal, &quota, self.manner.shadow);
+                ask::note_refused(&self.scope, &refusal, &quota, self.options.shadow);
                 let why = Rejection {
                     retry_after: refusal.after,
                     quota: Some(quota.clone()),
@@ -208,7 +197,7 @@ impl<A, P> Outcome<A, P> {
                 if let Step::Call(_) = step {
                     let decision = Decision { shadow: true, others, ..Decision::new(name, quota) };
                     self.answer.mark(request, &decision);
-                    *told = Some(decision);
+                    *made = Some(decision);
                 }
                 step
             }
@@ -226,10 +215,10 @@ where
 {
     #[pin]
     state: State<S, S::Future, Req, Result<A::Response, S::Error>>,
-    told: Option<Decision>,
+    decision: Option<Decision>,
     /// What was taken for the call, and what settles it.
     open: Option<(Spent, P::Kept)>,
-    outcome: Outcome<A, P>,
+    responder: Responder<A, P>,
 }
 
 #[pin_project(project = StateProj)]
@@ -249,7 +238,7 @@ enum State<S, F, Req, Out> {
         #[pin]
         future: F,
     },
-    Said {
+    Reply {
         output: Option<Out>,
     },
     Empty,
@@ -273,14 +262,14 @@ where
                     let verdict = ready!(Pin::new(verdict).poll(cx));
                     let mut next = next.take();
                     let request = &mut next.as_mut().expect(POLLED_AGAIN).1;
-                    match this.outcome.judge(verdict, request, this.told) {
+                    match this.responder.judge(verdict, request, this.decision) {
                         Step::Call(spent) => {
-                            *this.open = spent.map(|spent| (spent, this.outcome.policy.keep(request)));
+                            *this.open = spent.map(|spent| (spent, this.responder.policy.keep(request)));
                             State::Readying { next }
                         }
                         Step::Decide(verdict) => State::Deciding { verdict, next },
                         Step::Wait(waiting) => State::Waiting { waiting, next },
-                        Step::Say(output) => State::Said { output: Some(output) },
+                        Step::Answer(output) => State::Reply { output: Some(output) },
                     }
                 }
                 StateProj::Waiting { waiting, next } => {
@@ -288,12 +277,12 @@ where
                     let next = next.take();
                     match waited {
                         Ok(spent) => {
-                            if let Some(decision) = this.told {
+                            if let Some(decision) = this.decision {
                                 decision.waited = waiting.waited();
-                                ask::note_admitted(&this.outcome.scope, &decision.quota, decision.waited);
+                                ask::note_admitted(&this.responder.scope, &decision.quota, decision.waited);
                             }
                             let request = &next.as_ref().expect(POLLED_AGAIN).1;
-                            *this.open = Some((spent, this.outcome.policy.keep(request)));
+                            *this.open = Some((spent, this.responder.policy.keep(request)));
                             State::Readying { next }
                         }
                         // What a foreign server said meanwhile leaves it no turn.
@@ -308,13 +297,13 @@ where
                 StateProj::Calling { future } => {
                     let response = ready!(future.poll(cx))?;
                     if let Some((spent, kept)) = this.open.take() {
-                        let policy = &this.outcome.policy;
+                        let policy = &this.responder.policy;
                         spent.settle(policy.settle(kept, &response), policy.advice(&response));
                     }
-                    let admission = Admission { decision: this.told.take(), ..Admission::default() };
-                    return Poll::Ready(Ok(this.outcome.answer.admit(response, admission)));
+                    let admission = Admission { decision: this.decision.take(), ..Admission::default() };
+                    return Poll::Ready(Ok(this.responder.answer.admit(response, admission)));
                 }
-                StateProj::Said { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
+                StateProj::Reply { output } => return Poll::Ready(output.take().expect(POLLED_AGAIN)),
                 StateProj::Empty => unreachable!("replaced before the future is returned"),
             };
             this.state.set(state);

@@ -1,7 +1,10 @@
-use super::{form::*, *};
+use super::{attempt::*, encoding, encoding::*, transition::*};
 use crate::{
-    lock::rule::{Holder, Lock, OneOwner, ReadWrite, Semaphore},
-    store::{Row, Rows, Waiter},
+    store::{Change, Found, Line, Row, Rows, Step, Waiter},
+    lock::{
+        owner::Owner,
+        rule::{Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore},
+    },
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::{cell::Cell, collections::BTreeMap, ops::Bound};
@@ -61,13 +64,13 @@ impl Bench {
         }
     }
 
-    fn ask<R: Rule>(&mut self, wish: &Wish<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
-        let label = form::write_label("scope", b"name");
-        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, wish, &label, turn))
+    fn ask<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
+        let label = encoding::write_label("scope", b"name");
+        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, request, &label, turn))
     }
 
     fn enter<R: Rule>(&mut self, rule: R, owner: u128) -> Answer {
-        self.ask(&wish(rule, owner, 1), None, &[], &[]).answer
+        self.ask(&request(rule, owner, 1), None, &[], &[]).answer
     }
 
     fn held<R: Rule>(&mut self, rule: R, owner: u128) -> u64 {
@@ -78,14 +81,14 @@ impl Bench {
     }
 
     fn joined<R: Rule>(&mut self, rule: R, owner: u128, instance: u64) -> Turn {
-        match self.ask(&wish(rule, owner, instance), None, &[], &[]).answer {
+        match self.ask(&request(rule, owner, instance), None, &[], &[]).answer {
             Answer::Waiting(turn) => turn,
             other => panic!("{other:?}"),
         }
     }
 
     fn accept<R: Rule>(&mut self, rule: R, owner: u128, turn: Turn) -> Answer {
-        self.ask(&wish(rule, owner, 1), Some(turn), &[], &[]).answer
+        self.ask(&request(rule, owner, 1), Some(turn), &[], &[]).answer
     }
 
     fn release(&mut self, number: u64) -> Released {
@@ -112,9 +115,9 @@ impl Bench {
     }
 }
 
-fn wish<R>(rule: R, owner: u128, instance: u64) -> Wish<R> {
-    let manners = Manners { waits: true, queue_at_most: u32::MAX, deadline: u64::MAX };
-    Wish { rule, owner: Owner(owner), lease: LEASE, at_least: 0, tag: 7, instance, manners }
+fn request<R>(rule: R, owner: u128, instance: u64) -> LockRequest<R> {
+    let wait_options = WaitOptions { waits: true, queue_at_most: u32::MAX, deadline: u64::MAX };
+    LockRequest { rule, owner: Owner(owner), lease: LEASE, at_least: 0, tag: 7, instance, wait_options }
 }
 
 fn numbers(called: &[Called]) -> Vec<u64> {
@@ -125,8 +128,11 @@ fn numbers(called: &[Called]) -> Vec<u64> {
 fn one_holder_and_a_foreign_release_changes_nothing() {
     let mut lock = Bench::default();
     let fence = lock.held(Lock, 1);
-    let wish = Wish { manners: Manners { waits: false, ..wish(Lock, 2, 1).manners }, ..wish(Lock, 2, 1) };
-    assert_eq!(lock.ask(&wish, None, &[], &[]).answer, Answer::Busy);
+    let request = LockRequest {
+        wait_options: WaitOptions { waits: false, ..request(Lock, 2, 1).wait_options },
+        ..request(Lock, 2, 1)
+    };
+    assert_eq!(lock.ask(&request, None, &[], &[]).answer, Answer::Busy);
     let before = lock.row.clone();
     assert!(!lock.release(fence + 1).ours);
     assert_eq!(lock.row, before);
@@ -163,41 +169,44 @@ fn who_enters_again_waits_no_longer() {
 #[test]
 fn an_owner_that_is_inside_in_two_processes_outlives_either() {
     let mut lock = Bench::default();
-    let Answer::Held(fence) = lock.ask(&wish(OneOwner, 1, 11), None, &[], &[]).answer else { panic!("free") };
-    assert_eq!(lock.ask(&wish(OneOwner, 1, 12), None, &[], &[]).answer, Answer::Held(fence));
+    let Answer::Held(fence) = lock.ask(&request(OneOwner, 1, 11), None, &[], &[]).answer else { panic!("free") };
+    assert_eq!(lock.ask(&request(OneOwner, 1, 12), None, &[], &[]).answer, Answer::Held(fence));
     let turn = lock.joined(OneOwner, 2, 13);
     let looked = lock.look(&[11, 12]);
-    assert_eq!((looked.called.len(), looked.strangers, looked.next), (0, vec![13], LEASE));
+    assert_eq!((looked.called.len(), looked.suspects, looked.next), (0, vec![13], LEASE));
     // The outer one leaves first, and ends; then it is known again who is inside.
     lock.release(fence);
     assert!(lock.renew_in(12, fence, LEASE));
     assert!(lock.look(&[11]).called.is_empty());
-    assert_eq!(lock.look(&[]).strangers, [12, 13]);
+    assert_eq!(lock.look(&[]).suspects, [12, 13]);
     assert_eq!(numbers(&lock.look(&[12]).called), [turn.number]);
 }
 
 #[test]
 fn a_dead_writer_at_the_head_does_not_keep_readers_out() {
     let mut lock = Bench::default();
-    lock.ask(&wish(ReadWrite.read(), 1, 11), None, &[], &[]);
+    lock.ask(&request(ReadWrite.read(), 1, 11), None, &[], &[]);
     lock.joined(ReadWrite.write(), 2, 12);
     let reader = lock.joined(ReadWrite.read(), 3, 13);
-    assert_eq!(lock.look(&[]).strangers, [11, 12]);
+    assert_eq!(lock.look(&[]).suspects, [11, 12]);
     assert_eq!(numbers(&lock.look(&[12]).called), [reader.number]);
 }
 
 #[test]
 fn the_dead_do_not_fill_the_queue() {
     let mut lock = Bench::default();
-    lock.ask(&wish(Lock, 1, 11), None, &[], &[]);
+    lock.ask(&request(Lock, 1, 11), None, &[], &[]);
     let alive = lock.joined(Lock, 2, 12);
     lock.joined(Lock, 3, 13);
-    let bounded = Wish { manners: Manners { queue_at_most: 2, ..wish(Lock, 4, 14).manners }, ..wish(Lock, 4, 14) };
+    let bounded = LockRequest {
+        wait_options: WaitOptions { queue_at_most: 2, ..request(Lock, 4, 14).wait_options },
+        ..request(Lock, 4, 14)
+    };
     let asked = lock.ask(&bounded, None, &[], &[]);
-    assert_eq!((asked.answer, asked.strangers), (Answer::QueueFull, vec![11, 12, 13]));
+    assert_eq!((asked.answer, asked.suspects), (Answer::QueueFull, vec![11, 12, 13]));
     let asked = lock.ask(&bounded, None, &[13], &[]);
     assert!(matches!(asked.answer, Answer::Waiting(_)));
-    assert_eq!(asked.strangers, [11, 12]);
+    assert_eq!(asked.suspects, [11, 12]);
     assert_eq!((lock.line.len(), lock.row().waiting, lock.line[&(alive.number, 0)].instance), (2, 2, 12));
 }
 
@@ -245,15 +254,15 @@ fn an_offer_that_nobody_takes_passes_on_and_keeps_its_place_in_the_line() {
 #[test]
 fn the_dead_lose_their_places_and_their_turns() {
     let mut lock = Bench::default();
-    lock.ask(&wish(Lock, 1, 11), None, &[], &[]);
+    lock.ask(&request(Lock, 1, 11), None, &[], &[]);
     let (_dead, alive) = (lock.joined(Lock, 2, 12), lock.joined(Lock, 3, 13));
-    assert_eq!(lock.look(&[]).strangers, [11, 12]);
+    assert_eq!(lock.look(&[]).suspects, [11, 12]);
     assert_eq!(numbers(&lock.look(&[11, 12]).called), [alive.number]);
     assert_eq!((lock.line.len(), lock.row().waiting), (0, 0));
-    let newcomer = lock.ask(&wish(Lock, 4, 14), None, &[], &[]);
-    assert_eq!(newcomer.strangers, [13], "whoever has an offer may be gone as well");
+    let newcomer = lock.ask(&request(Lock, 4, 14), None, &[], &[]);
+    assert_eq!(newcomer.suspects, [13], "whoever has an offer may be gone as well");
     let Answer::Waiting(turn) = newcomer.answer else { panic!("offered to another") };
-    let asked = lock.ask(&wish(Lock, 4, 14), Some(turn), &[13], &[]);
+    let asked = lock.ask(&request(Lock, 4, 14), Some(turn), &[13], &[]);
     assert!(matches!(asked.answer, Answer::Held(_)), "{asked:?}");
 }
 
@@ -262,7 +271,7 @@ fn a_lease_that_ended_is_no_hold_unless_its_guard_lives_here() {
     let mut lock = Bench::default();
     let fence = lock.held(Lock, 1);
     lock.now += LEASE;
-    let turn = match lock.ask(&wish(Lock, 2, 1), None, &[], &[fence]).answer {
+    let turn = match lock.ask(&request(Lock, 2, 1), None, &[], &[fence]).answer {
         Answer::Waiting(turn) => turn,
         other => panic!("{other:?}"),
     };
@@ -325,8 +334,8 @@ fn a_rule_of_ones_own_decides_when_it_is_asked() {
 #[test]
 fn a_minimum_time_outlasts_release_and_death() {
     let mut lock = Bench::default();
-    let wish = |instance| Wish { at_least: 100, ..wish(Lock, 1, instance) };
-    let Answer::Held(fence) = lock.ask(&wish(5), None, &[], &[]).answer else { panic!("free") };
+    let request = |instance| LockRequest { at_least: 100, ..request(Lock, 1, instance) };
+    let Answer::Held(fence) = lock.ask(&request(5), None, &[], &[]).answer else { panic!("free") };
     let waiter = lock.joined(Lock, 2, 6);
     lock.now += 50;
     let released = lock.release(fence);
@@ -338,16 +347,16 @@ fn a_minimum_time_outlasts_release_and_death() {
     assert_eq!(numbers(&lock.look(&[]).called), [waiter.number]);
     lock.leave(waiter.number);
 
-    lock.ask(&wish(7), None, &[], &[]);
-    assert!(matches!(lock.ask(&wish(8), None, &[7], &[]).answer, Answer::Waiting(_)), "its holder died");
+    lock.ask(&request(7), None, &[], &[]);
+    assert!(matches!(lock.ask(&request(8), None, &[7], &[]).answer, Answer::Waiting(_)), "its holder died");
 }
 
 #[test]
 fn the_queue_is_bounded_and_the_wait_is_estimated() {
     let mut lock = Bench::default();
     let fence = lock.held(Lock, 1);
-    let polite = |manners| Wish { manners, ..wish(Lock, 9, 1) };
-    let bounded = polite(Manners { queue_at_most: 2, ..wish(Lock, 9, 1).manners });
+    let polite = |wait_options| LockRequest { wait_options, ..request(Lock, 9, 1) };
+    let bounded = polite(WaitOptions { queue_at_most: 2, ..request(Lock, 9, 1).wait_options });
     for _ in 0..2 {
         assert!(matches!(lock.ask(&bounded, None, &[], &[]).answer, Answer::Waiting(_)));
     }
@@ -356,10 +365,10 @@ fn the_queue_is_bounded_and_the_wait_is_estimated() {
     let first = lock.release(fence).called[0].number;
     assert!(matches!(lock.accept(Lock, 9, Turn { number: first, since: 0 }), Answer::Held(_)));
     // It was held for 500 once, and one waits: the holder and that one come first.
-    let hurried = polite(Manners { deadline: 999, ..wish(Lock, 9, 1).manners });
+    let hurried = polite(WaitOptions { deadline: 999, ..request(Lock, 9, 1).wait_options });
     let asked = lock.ask(&hurried, None, &[], &[]);
     assert_eq!((asked.answer, asked.wait), (Answer::Busy, Some(1_000)));
-    let patient = polite(Manners { deadline: 1_000, ..wish(Lock, 9, 1).manners });
+    let patient = polite(WaitOptions { deadline: 1_000, ..request(Lock, 9, 1).wait_options });
     assert!(matches!(lock.ask(&patient, None, &[], &[]).answer, Answer::Waiting(_)));
 }
 
@@ -381,7 +390,10 @@ fn who_waits_behind_a_row_that_was_damaged_comes_first() {
     lock.held(Lock, 1);
     let turn = lock.joined(Lock, 2, 1);
     lock.row = Some((0, 0, vec![9; 40]));
-    let hasty = Wish { manners: Manners { waits: false, ..wish(Lock, 3, 1).manners }, ..wish(Lock, 3, 1) };
+    let hasty = LockRequest {
+        wait_options: WaitOptions { waits: false, ..request(Lock, 3, 1).wait_options },
+        ..request(Lock, 3, 1)
+    };
     assert_eq!(lock.ask(&hasty, None, &[], &[]).answer, Answer::Busy);
     lock.now += LEASE;
     assert_eq!(lock.ask(&hasty, None, &[], &[]).answer, Answer::Busy);
@@ -394,8 +406,8 @@ fn a_row_keeps_name_and_tag_and_is_full_some_time() {
     let held = (0..).take_while(|&owner| matches!(lock.enter(Semaphore(u32::MAX), owner), Answer::Held(_))).count();
     assert_eq!(held, PLACES_MAX);
     let (_, tag, payload) = lock.row.clone().unwrap();
-    assert!(payload.len() <= crate::cache::PAYLOAD_MAX);
-    assert_eq!((form::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
+    assert!(payload.len() <= crate::store::PAYLOAD_MAX);
+    assert_eq!((encoding::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
     assert_eq!(lock.row().waiting, 1);
 }
 
@@ -453,9 +465,9 @@ proptest! {
                 Happens::Ask { owner, weight, waits } => {
                     let instance = u64::from(owner) + 1;
                     if dead.contains(&instance) { continue }
-                    let manners = Manners { waits, ..wish(Lock, 0, 0).manners };
-                    let wish = Wish { manners, ..wish(rule(weight), rand::random(), instance) };
-                    match lock.ask(&wish, None, &dead, &[]).answer {
+                    let wait_options = WaitOptions { waits, ..request(Lock, 0, 0).wait_options };
+                    let request = LockRequest { wait_options, ..request(rule(weight), rand::random(), instance) };
+                    match lock.ask(&request, None, &dead, &[]).answer {
                         Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
                         Answer::Waiting(turn) => waiting.push((turn, weight, instance)),
                         Answer::Busy => prop_assert!(!waits),
@@ -465,8 +477,8 @@ proptest! {
                 Happens::Accept(which) if !waiting.is_empty() => {
                     let at = which % waiting.len();
                     let (turn, weight, instance) = waiting[at];
-                    let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
-                    match lock.ask(&wish, Some(turn), &dead, &[]).answer {
+                    let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+                    match lock.ask(&request, Some(turn), &dead, &[]).answer {
                         Answer::Held(fence) => {
                             waiting.remove(at);
                             entered(&mut held, fence, weight, instance)?;
@@ -499,8 +511,8 @@ proptest! {
         // not heeded every call.
         let mut again = std::mem::take(&mut waiting);
         for (turn, weight, instance) in again.drain(..) {
-            let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
-            match lock.ask(&wish, Some(turn), &dead, &[]).answer {
+            let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+            match lock.ask(&request, Some(turn), &dead, &[]).answer {
                 Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
                 other => {
                     prop_assert_eq!(other, Answer::Waiting(turn));
@@ -521,8 +533,8 @@ proptest! {
             for number in called {
                 let Some(at) = waiting.iter().position(|waiter| waiter.0.number == number) else { continue };
                 let (turn, weight, instance) = waiting[at];
-                let wish = Wish { owner: Owner::random(), ..wish(rule(weight), 0, instance) };
-                if let Answer::Held(fence) = lock.ask(&wish, Some(turn), &dead, &[]).answer {
+                let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+                if let Answer::Held(fence) = lock.ask(&request, Some(turn), &dead, &[]).answer {
                     waiting.remove(at);
                     entered(&mut held, fence, weight, instance)?;
                 }

@@ -16,7 +16,8 @@ use std::fmt::Display;
 
 use serde::ser::{self, Serialize, Serializer};
 
-use super::{MAX_DEPTH, MAX_LEN, NameBuf, Unnamed};
+use super::unnamed::{MAX_DEPTH, MAX_LEN, Unnamed};
+use crate::name::buf::NameBuf;
 
 type Encoded = Result<(), Unnamed>;
 

@@ -1,10 +1,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::{
+    Serialize, Serializer,
+    ser::{self, SerializeMap},
+};
 
 use super::{
     super::tests::{bytes_of, name_of},
+    unnamed::{MAX_DEPTH, MAX_LEN},
     *,
 };
 

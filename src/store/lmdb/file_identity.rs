@@ -4,7 +4,7 @@ use super::{
     files::{Files, Found, Id, NAMES, id_of},
     metas::Metas,
 };
-use crate::{error::Error, hush::Hush, store::os::boot::coarse_time};
+use crate::{error::Error, log_limit::LogLimit, store::os::boot::coarse_time};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ pub(crate) struct Guard {
     pub(super) metas: Metas,
     /// When its files were looked at, in ns of [`coarse_time`].
     looked: AtomicU64,
-    gone: Hush,
+    gone: LogLimit,
 }
 
 impl Guard {
@@ -45,7 +45,7 @@ impl Guard {
             files,
             metas: Metas::map(&data)?,
             looked: AtomicU64::new(0),
-            gone: Hush::new(),
+            gone: LogLimit::new(),
         })
     }
 
@@ -75,7 +75,7 @@ impl Guard {
             );
         }
         let found = self.files.look(&self.path);
-        if found == Found::Gone && self.gone.due() {
+        if found == Found::Gone && self.gone.allows() {
             tracing::error!(
                 path = %self.path.display(),
                 "removed or replaced while in use: no other process can join before every one that uses the cache has been \

@@ -40,7 +40,7 @@ fn several_limits_are_decided_all_or_nothing() {
             }
         }
     }
-    assert_eq!(refused, [By::Limit(1); 9], "7 in an hour, and nothing more is taken of the 5 a second");
+    assert_eq!(refused, [RefusedBy::Limit(1); 9], "7 in an hour, and nothing more is taken of the 5 a second");
     let cell = open(stored.as_deref(), &limits, NOW + 4 * SECOND);
     let quotas = cell.quotas(&limits, None, NOW + 4 * SECOND);
     assert_eq!((quotas.first.name.as_deref(), quotas.first.remaining), (Some("hourly"), 0), "the scarcest first");
@@ -48,8 +48,12 @@ fn several_limits_are_decided_all_or_nothing() {
 
     let mut stored = None;
     let by: Vec<_> = (0..6).map(|_| ask(&mut stored, &limits, NOW, 1, Duration::ZERO).err()).collect();
-    assert_eq!(by[5].map(|refusal| refusal.by), Some(By::Limit(0)));
-    assert_eq!(ask(&mut None, &limits, NOW, 6, EVER), Err(Refusal { by: By::Limit(0), after: None }), "never fits");
+    assert_eq!(by[5].map(|refusal| refusal.by), Some(RefusedBy::Limit(0)));
+    assert_eq!(
+        ask(&mut None, &limits, NOW, 6, EVER),
+        Err(Refusal { by: RefusedBy::Limit(0), after: None }),
+        "never fits"
+    );
 }
 
 #[test]
@@ -133,7 +137,7 @@ fn what_a_foreign_server_says_is_one_more_limit() {
     cell.sent(NOW);
     let mut cell = open(Some(&cell.write()), &limits, NOW + 1);
     let refusal = cell.plan(NOW, 1, Duration::ZERO).unwrap_err();
-    assert_eq!(refusal, Refusal { by: By::Learnt, after: Some(Duration::from_secs(60)) });
+    assert_eq!(refusal, Refusal { by: RefusedBy::Learnt, after: Some(Duration::from_secs(60)) });
     assert_eq!((cell.plan(NOW, 1, EVER), cell.is_open(NOW)), (Ok(NOW + 60 * SECOND), false));
     assert_eq!(cell.quotas(&limits, None, NOW).first.remaining, 0);
     // Ours counts too: a turn after the reset is after the spent budget.
@@ -155,7 +159,7 @@ fn a_name_that_is_refused_too_often_is_blocked() {
     let now = NOW + 64 * SECOND;
     assert_eq!(cell.banned(now), Some(Duration::from_secs(59)));
     let refusal = cell.plan(now, 1, Duration::ZERO).unwrap_err();
-    assert_eq!(refusal, Refusal { by: By::Ban, after: Some(Duration::from_secs(59)) });
+    assert_eq!(refusal, Refusal { by: RefusedBy::Ban, after: Some(Duration::from_secs(59)) });
     assert!(!cell.refused(block, now), "a block is not prolonged");
     let cell = open(Some(&cell.write()), &limits, now);
     assert_eq!(cell.quotas(&limits, None, now).first.remaining, 0);
@@ -355,7 +359,7 @@ fn who_is_shut_out_for_ever_is_told_so() {
         let mut cell = open(None, &limits, NOW);
         cell.hold(u64::MAX);
         let refusal = cell.plan(NOW, 1, Duration::ZERO).unwrap_err();
-        assert_eq!(refusal.by, By::Ban, "{limits} {refusal:?}");
+        assert_eq!(refusal.by, RefusedBy::Ban, "{limits} {refusal:?}");
         assert!(
             refusal.after.is_some_and(|after| after > Duration::from_secs(50 * 365 * 86_400)),
             "{limits} {refusal:?}"

@@ -27,7 +27,7 @@ fn sent(learnt: &mut Learnt, calls: u32, now: u64) {
 fn answered(learnt: &mut Learnt, advice: Advice, sent: u64, now: u64) {
     learnt.advance(now);
     learnt.returned(sent);
-    learnt.told(&advice, sent, now);
+    learnt.heed(&advice, sent, now);
 }
 
 fn room(learnt: &Learnt, now: u64) -> Option<u32> {
@@ -157,7 +157,7 @@ proptest! {
         learnt.sent();
         learnt.returned(sent_at);
         let span = Duration::from_nanos(span);
-        learnt.told(&Advice { hold: Some(span), ..Advice::left(remaining, span) }, sent_at, now);
+        learnt.heed(&Advice { hold: Some(span), ..Advice::left(remaining, span) }, sent_at, now);
         let _ = (learnt.room(now), learnt.ends());
         prop_assert!(Learnt::read(&bytes[1..]).is_none());
     }
@@ -189,7 +189,7 @@ proptest! {
                 let (sent, left) = back.swap_remove(which.index(back.len()));
                 let reset = Duration::from_nanos(end - now);
                 learnt.returned(sent);
-                learnt.told(&Advice { limit: Some(limit), window: Some(secs(60)), ..Advice::left(left, reset) }, sent, now);
+                learnt.heed(&Advice { limit: Some(limit), window: Some(secs(60)), ..Advice::left(left, reset) }, sent, now);
                 told = true;
             }
         }

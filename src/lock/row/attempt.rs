@@ -1,0 +1,96 @@
+//! What goes into a transition of a lock's row, and what comes out of it.
+
+use super::encoding::Called;
+use crate::{
+    store::{Change, Step},
+    lock::owner::Owner,
+};
+use std::time::Duration;
+
+/// How long a place is kept for the one that it is offered to.
+pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
+
+/// What an attempt wants.
+#[derive(Clone, Debug)]
+pub(crate) struct LockRequest<R> {
+    pub(crate) rule: R,
+    pub(crate) owner: Owner,
+    /// In ns.
+    pub(crate) lease: u64,
+    /// For how many ns it is held at least.
+    pub(crate) at_least: u64,
+    /// Digest of its tag, 0 for none.
+    pub(crate) tag: u64,
+    /// Where it is asked from, 0 if that cannot be told.
+    pub(crate) instance: u64,
+    pub(crate) wait_options: WaitOptions,
+}
+
+/// Whether and how long one is ready to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WaitOptions {
+    pub(crate) waits: bool,
+    /// Joins the line if fewer than so many wait.
+    pub(crate) queue_at_most: u32,
+    /// Joins the line if it is not expected to take longer, in ns.
+    pub(crate) deadline: u64,
+}
+
+/// When, and what is known of others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment<'a> {
+    pub(crate) now: u64,
+    /// Instances that are gone.
+    pub(crate) dead: &'a [u64],
+    /// The numbers of this process' guards: their leases do not end while they live.
+    pub(crate) held_here: &'a [u64],
+}
+
+/// A place in the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) number: u64,
+    /// Machine time in ns since when it waits.
+    pub(crate) since: u64,
+}
+
+/// What an attempt led to: a lock that is held or a turn to wait for, in whatever form, or neither.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer<Held = u64, Waiting = Turn> {
+    /// In the row it is the number of the place, which is the fence.
+    Held(Held),
+    Waiting(Waiting),
+    Busy,
+    /// As many wait as may.
+    QueueFull,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) answer: Answer,
+    /// In how many ns it may be one's turn, if that can be guessed.
+    pub(crate) wait: Option<u64>,
+    pub(crate) called: Vec<Called>,
+    /// Who is in the way: instances that may be gone.
+    pub(crate) suspects: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Looked {
+    pub(crate) called: Vec<Called>,
+    pub(crate) suspects: Vec<u64>,
+    /// When the next place ends by itself, in ns of machine time.
+    pub(crate) next: u64,
+    /// As long as it is the same, nobody has entered, left or been offered anything.
+    pub(crate) mark: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Whether it was held until now.
+    pub(crate) ours: bool,
+    pub(crate) called: Vec<Called>,
+}
+
+/// What a transition answers, what becomes of the row, and what of the line.
+pub(crate) type Transition<T> = (T, Change, Vec<Step>);

@@ -1,0 +1,314 @@
+//! A row while it is changed: who leaves, who enters, and to whom it is offered.
+
+use super::{
+    attempt::{Answer, LockRequest, Moment, OFFER, Transition, Turn, WaitOptions},
+    encoding::{Called, LockRow, PLACES_MAX, Place, Standing, Ticket, WAITER},
+};
+use crate::{
+    store::{Change, Line, Step, Waiter},
+    lock::rule::{Demand, Holder, Lock, Rule},
+};
+use std::time::Duration;
+
+/// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
+const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
+/// A candidate that no one is.
+pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
+/// Of so many waiters at the head of the line it is asked whether they live, where the line is full.
+const SUSPECTS: usize = 8;
+/// The number of one who has none yet.
+pub(super) const LAST: u64 = u64::MAX;
+
+fn has_left(steps: &[Step], number: u64) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Leave { turn, .. } if *turn == number))
+}
+
+/// A row while it is changed.
+pub(super) struct Draft<'a> {
+    pub(super) row: LockRow,
+    pub(super) line: &'a Line<'a>,
+    pub(super) moment: Moment<'a>,
+    pub(super) changed: bool,
+    pub(super) steps: Vec<Step>,
+    pub(super) called: Vec<Called>,
+    /// Instances of waiters whose end would make room.
+    pub(super) ahead: Vec<u64>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Draft<'a> {
+        Draft { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
+    }
+
+    /// Removes the places of those who are dead, gone for too long, or do not accept.
+    pub(super) fn tidy(&mut self) {
+        let Moment { now, dead, held_here } = self.moment;
+        let (called, mut changed) = (&mut self.called, false);
+        self.row.places.retain_mut(|place| {
+            let is_dead = dead.contains(&place.instance);
+            if place.lease > now && !is_dead {
+                return true;
+            }
+            changed = true;
+            if place.is_held() && !is_dead && held_here.contains(&place.number) {
+                place.lease = now.saturating_add(STILL_HELD);
+                return true;
+            }
+            if place.is_held() && place.stays > now {
+                place.linger();
+                return true;
+            }
+            if place.is_offered() && !is_dead {
+                called.push(place.called());
+            }
+            false
+        });
+        self.changed |= changed;
+        if dead.is_empty() {
+            return;
+        }
+        for waiter in self.line.first(SUSPECTS).iter().filter(|waiter| dead.contains(&waiter.instance)) {
+            self.leave_line(waiter.turn);
+        }
+    }
+
+    /// They may be why the line is so long.
+    pub(super) fn suspect_waiters(&mut self) {
+        self.ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.row.places.iter().map(Place::holder).collect()
+    }
+
+    /// An owner that is inside already enters once more, and waits no longer.
+    pub(super) fn enter_again<R: Rule>(
+        &mut self,
+        request: &LockRequest<R>,
+        lease: u64,
+        turn: Option<Turn>,
+    ) -> Option<Answer> {
+        let at = self.row.places.iter().position(|place| place.is_held() && place.owner == request.owner)?;
+        if !request.rule.admits(&self.holders(), &request.owner) {
+            return None;
+        }
+        let place = &mut self.row.places[at];
+        place.entered = place.entered.checked_add(1)?;
+        place.lease = place.lease.max(lease);
+        if place.instance != request.instance {
+            // The end of either must not take the place from the other: it has an end of its own.
+            place.instance = 0;
+        }
+        let fence = place.number;
+        self.changed = true;
+        if let Some(turn) = turn {
+            self.give_up(turn.number);
+        }
+        Some(Answer::Held(fence))
+    }
+
+    /// Leaves the line, or the offer that came of it.
+    pub(super) fn give_up(&mut self, number: u64) {
+        match self.row.places.iter().position(|place| place.is_offered_to(number)) {
+            Some(at) => {
+                self.row.places.remove(at);
+                self.changed = true;
+            }
+            None if self.is_in_line(number) => self.leave_line(number),
+            None => return,
+        }
+        self.settle(NOBODY, true);
+    }
+
+    /// Takes the place that was offered to the number, if there is one.
+    pub(super) fn accept<R: Rule>(&mut self, request: &LockRequest<R>, number: u64) -> Option<Answer> {
+        let at = self.row.places.iter().position(|place| place.is_offered_to(number))?;
+        let offer = self.row.places.swap_remove(at);
+        self.changed = true;
+        if offer.standing == Standing::Offered {
+            return Some(Answer::Held(self.hold(request)));
+        }
+        // Its own rule decides, and those behind it have waited for that.
+        let fence = self.enter(request)?;
+        self.settle(NOBODY, true);
+        Some(Answer::Held(fence))
+    }
+
+    /// Enters if the rule allows it.
+    pub(super) fn enter<R: Rule>(&mut self, request: &LockRequest<R>) -> Option<u64> {
+        let fits = self.row.places.len() < PLACES_MAX
+            && match request.rule.demand() {
+                Some(demand) => demand.fits(self.row.taken()),
+                None => self.row.is_known() && request.rule.admits(&self.holders(), &request.owner),
+            };
+        fits.then(|| self.hold(request))
+    }
+
+    /// Makes a place; its number is the fence.
+    fn hold<R: Rule>(&mut self, request: &LockRequest<R>) -> u64 {
+        let (now, number) = (self.moment.now, self.line.number());
+        self.changed = true;
+        self.row.places.push(Place {
+            owner: request.owner.clone(),
+            number,
+            since: now,
+            lease: now.saturating_add(request.lease),
+            stays: if request.at_least == 0 { 0 } else { now.saturating_add(request.at_least) },
+            instance: request.instance,
+            entered: 1,
+            weight: request.rule.demand().map_or(1, Demand::weight),
+            standing: Standing::Held,
+        });
+        number
+    }
+
+    /// Offers what is free to the first in the line. A candidate stands there too, without a row or with that of its number,
+    /// and enters at once if it is its turn: the answer is its fence.
+    ///
+    /// `eager`: something has changed, so who goes by a rule of its own is to ask again.
+    pub(super) fn settle<R: Rule>(
+        &mut self,
+        mut candidate: Option<(u64, &LockRequest<R>)>,
+        eager: bool,
+    ) -> Option<u64> {
+        if candidate.is_none() && self.row.waiting == 0 {
+            return None;
+        }
+        let (mut won, mut behind, left) = (None, None, self.steps.len());
+        loop {
+            let most = if behind.is_none() { 2 } else { 16 };
+            let waiters = match behind {
+                None => self.line.first(most),
+                Some(turn) => self.line.behind(turn, u64::MAX, most),
+            };
+            let is_end = waiters.len() < most;
+            for waiter in waiters {
+                behind = Some(waiter.turn);
+                if has_left(&self.steps[..left], waiter.turn) {
+                    continue;
+                }
+                if let Some((number, request)) = candidate.filter(|(number, _)| *number <= waiter.turn) {
+                    won = Some(self.enter(request)?);
+                    candidate = None;
+                    if number == waiter.turn {
+                        self.leave_line(number);
+                        continue;
+                    }
+                }
+                let gone = waiter.until <= self.moment.now || self.moment.dead.contains(&waiter.instance);
+                match Ticket::read(&waiter).filter(|_| !gone) {
+                    None => self.leave_line(waiter.turn),
+                    Some(ticket) if self.may_offer(&ticket, eager) => self.offer(&waiter, ticket),
+                    Some(_) => {
+                        self.row.waiting = self.row.waiting.max(1);
+                        self.ahead.push(waiter.instance);
+                        return won;
+                    }
+                }
+            }
+            if is_end {
+                // Nobody is left in the line, whatever its count says.
+                self.changed |= self.row.waiting != 0;
+                self.row.waiting = 0;
+                return won.or_else(|| self.enter(candidate?.1));
+            }
+        }
+    }
+
+    fn may_offer(&self, ticket: &Ticket, eager: bool) -> bool {
+        let is_asked = self.row.places.iter().any(|place| place.standing == Standing::Asked);
+        !is_asked
+            && self.row.places.len() < PLACES_MAX
+            && ticket.demand.map_or(eager, |demand| demand.fits(self.row.taken()))
+    }
+
+    fn offer(&mut self, waiter: &Waiter, ticket: Ticket) {
+        let now = self.moment.now;
+        self.leave_line(waiter.turn);
+        self.row.places.push(Place {
+            owner: ticket.owner,
+            number: waiter.turn,
+            since: now,
+            lease: now.saturating_add(OFFER),
+            stays: 0,
+            instance: waiter.instance,
+            entered: 0,
+            weight: ticket.demand.map_or(1, Demand::weight),
+            standing: if ticket.demand.is_some() { Standing::Offered } else { Standing::Asked },
+        });
+        self.called.push(Called { instance: waiter.instance, number: waiter.turn });
+    }
+
+    /// Joins the line, or says why not. Who stands there already stays, with a row that counts from now on.
+    pub(super) fn wait<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>) -> Answer {
+        let now = self.moment.now;
+        if turn.is_none()
+            && let Some(refusal) = self.refusal(request.wait_options)
+        {
+            return refusal;
+        }
+        let turn = turn.unwrap_or_else(|| Turn { number: self.line.number(), since: now });
+        let others = self.row.waiting.saturating_sub(u32::from(self.is_in_line(turn.number)));
+        self.row.waiting = others.saturating_add(1);
+        let ticket = Ticket { owner: request.owner.clone(), since: turn.since, demand: request.rule.demand() };
+        self.steps.push(Step::Join(ticket.into_waiter(turn.number, now.saturating_add(WAITER), request.instance)));
+        self.changed = true;
+        Answer::Waiting(turn)
+    }
+
+    /// Why one who comes now does not join the line, if so.
+    fn refusal(&self, options: WaitOptions) -> Option<Answer> {
+        if !options.waits {
+            return Some(Answer::Busy);
+        }
+        if self.row.waiting >= options.queue_at_most {
+            return Some(Answer::QueueFull);
+        }
+        let wait = self.row.wait(self.moment.now).filter(|_| self.row.mean > 0);
+        wait.is_some_and(|wait| wait > options.deadline).then_some(Answer::Busy)
+    }
+
+    fn is_in_line(&self, number: u64) -> bool {
+        let Some(before) = number.checked_sub(1) else { return false };
+        self.line.behind(before, u64::MAX, 1).first().is_some_and(|waiter| waiter.turn == number)
+    }
+
+    fn leave_line(&mut self, number: u64) {
+        self.steps.push(Step::Leave { turn: number, ticket: 0 });
+        self.row.waiting = self.row.waiting.saturating_sub(1);
+        self.changed = true;
+    }
+
+    pub(super) fn leave_place(&mut self, number: u64) -> bool {
+        let Some(at) = self.row.places.iter().position(|place| place.is_held_by(number)) else { return false };
+        let now = self.moment.now;
+        let place = &mut self.row.places[at];
+        self.changed = true;
+        place.entered = place.entered.saturating_sub(1);
+        if place.entered > 0 {
+            return true;
+        }
+        let held = now.max(place.stays).saturating_sub(place.since);
+        if place.stays > now {
+            place.linger();
+        } else {
+            self.row.places.swap_remove(at);
+        }
+        self.row.learn(held);
+        true
+    }
+
+    /// The instances whose end would make room, without those that are known to have ended.
+    pub(super) fn suspects(&self) -> Vec<u64> {
+        let all = self.row.places.iter().map(|place| place.instance).chain(self.ahead.iter().copied());
+        let mut suspects: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
+    }
+
+    pub(super) fn finish(self, label: &[u8]) -> Transition<Vec<Called>> {
+        let change = if self.changed { self.row.write(self.moment.now, label) } else { Change::Keep };
+        (self.called, change, self.steps)
+    }
+}

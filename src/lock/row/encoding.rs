@@ -1,0 +1,292 @@
+//! The bytes of a lock's row, and of a waiter's.
+
+use crate::{
+    store::{Change, Found, PAYLOAD_MAX, Waiter},
+    lock::{
+        owner::Owner,
+        rule::{Demand, Holder},
+    },
+};
+use std::{sync::Arc, time::Duration};
+
+const VERSION: u8 = 2;
+const HEAD: usize = 16;
+const PLACE: usize = 65;
+const TICKET: usize = 32;
+/// Bytes of the scope and the name that are kept in the row, to be read from outside.
+const SCOPE_MAX: usize = 64;
+const NAME_MAX: usize = 256;
+const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
+/// How long the row of a waiter counts, who asks again far more often than that while it lives.
+pub(super) const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
+/// Places that a row may have.
+pub(in crate::lock) const PLACES_MAX: usize = 1_000;
+const _: () = assert!(HEAD + PLACES_MAX * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
+
+/// What a lock's row says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::lock) struct LockRow {
+    pub(in crate::lock) places: Vec<Place>,
+    /// How many wait; their rows count if it is wrong.
+    pub(in crate::lock) waiting: u32,
+    /// How long the lock was held on average of late, in ns; 0 if it is not known.
+    pub(in crate::lock) mean: u64,
+    pub(in crate::lock) tag: u64,
+}
+
+/// One that was offered a place or has lost an offer: it should ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Called {
+    pub(crate) instance: u64,
+    pub(crate) number: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(in crate::lock) enum Standing {
+    Held = 0,
+    /// Kept for one who waits.
+    Offered = 1,
+    /// Kept for one who waits, whose rule only its own process knows.
+    Asked = 2,
+    /// Left, but kept for its minimum time.
+    Lingering = 3,
+    /// Stands for whoever was in a row that cannot be read.
+    Unknown = 4,
+}
+
+/// A share of the lock that somebody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::lock) struct Place {
+    pub(in crate::lock) owner: Owner,
+    /// Its fence, or the number of the waiter to whom it is offered.
+    pub(in crate::lock) number: u64,
+    /// Machine time in ns at which it was entered first.
+    pub(in crate::lock) since: u64,
+    /// Machine time in ns at which it is lost unless it is renewed.
+    pub(in crate::lock) lease: u64,
+    /// Machine time in ns until which it is kept, whatever its holder does.
+    pub(in crate::lock) stays: u64,
+    /// Where it is held; 0 if that cannot be told.
+    pub(in crate::lock) instance: u64,
+    pub(in crate::lock) entered: u32,
+    pub(in crate::lock) weight: u32,
+    pub(in crate::lock) standing: Standing,
+}
+
+impl Place {
+    pub(in crate::lock) fn is_held(&self) -> bool {
+        self.standing == Standing::Held
+    }
+
+    pub(in crate::lock) fn is_held_by(&self, number: u64) -> bool {
+        self.is_held() && self.number == number
+    }
+
+    pub(in crate::lock) fn is_offered(&self) -> bool {
+        matches!(self.standing, Standing::Offered | Standing::Asked)
+    }
+
+    pub(in crate::lock) fn is_offered_to(&self, number: u64) -> bool {
+        self.is_offered() && self.number == number
+    }
+
+    pub(in crate::lock) fn called(&self) -> Called {
+        Called { instance: self.instance, number: self.number }
+    }
+
+    pub(in crate::lock) fn holder(&self) -> Holder {
+        Holder { owner: self.owner.clone(), entered: self.entered, weight: self.weight }
+    }
+
+    /// From now on nobody's, to the end of its minimum time.
+    pub(in crate::lock) fn linger(&mut self) {
+        (self.standing, self.lease, self.instance) = (Standing::Lingering, self.stays, 0);
+    }
+
+    /// For how many more ns it is taken, where it is guessed that such places are held for `each`.
+    fn stays_for(&self, each: u64, now: u64) -> u64 {
+        let minimum = self.stays.saturating_sub(now);
+        if self.standing == Standing::Lingering { minimum } else { minimum.max(each) }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Place> {
+        let (owner, rest) = bytes.split_first_chunk::<16>()?;
+        let number = |at: usize| Some(u64::from_le_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+        let small = |at: usize| Some(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?));
+        Some(Place {
+            owner: Owner(u128::from_le_bytes(*owner)),
+            number: number(0)?,
+            since: number(8)?,
+            lease: number(16)?,
+            stays: number(24)?,
+            instance: number(32)?,
+            entered: small(40)?,
+            weight: small(44)?,
+            standing: match rest.get(48)? {
+                0 => Standing::Held,
+                1 => Standing::Offered,
+                2 => Standing::Asked,
+                3 => Standing::Lingering,
+                4 => Standing::Unknown,
+                _ => return None,
+            },
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.owner.0.to_le_bytes());
+        for number in [self.number, self.since, self.lease, self.stays, self.instance] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.entered.to_le_bytes());
+        out.extend_from_slice(&self.weight.to_le_bytes());
+        out.push(self.standing as u8);
+    }
+}
+
+fn places_of(payload: &[u8]) -> Option<usize> {
+    (*payload.first()? == VERSION && payload.len() >= HEAD)
+        .then(|| usize::from(u16::from_le_bytes([payload[1], payload[2]])))
+}
+
+/// What a row says of whose lock it is: the length of the scope's name, that, and the lock's name.
+pub(in crate::lock) fn label(payload: &[u8]) -> &[u8] {
+    places_of(payload).and_then(|places| payload.get(HEAD + places * PLACE..)).unwrap_or_default()
+}
+
+pub(in crate::lock) fn write_label(scope: &str, name: &[u8]) -> Arc<[u8]> {
+    let scope = &scope.as_bytes()[..scope.len().min(SCOPE_MAX)];
+    let name = &name[..name.len().min(NAME_MAX)];
+    let mut label = [0; LABEL_MAX];
+    let (scope_end, end) = (1 + scope.len(), 1 + scope.len() + name.len());
+    label[0] = scope.len() as u8;
+    label[1..scope_end].copy_from_slice(scope);
+    label[scope_end..end].copy_from_slice(name);
+    label[..end].into()
+}
+
+/// Scope and name of the row with these bytes.
+pub(in crate::lock) fn names(payload: &[u8]) -> (&[u8], &[u8]) {
+    let label = label(payload);
+    let Some((&scope, rest)) = label.split_first() else { return (&[], &[]) };
+    rest.split_at_checked(scope.into()).unwrap_or((&[], rest))
+}
+
+impl LockRow {
+    /// `None`: the row cannot be read.
+    pub(in crate::lock) fn read(found: Found<'_>) -> Option<LockRow> {
+        let row = match found {
+            Found::Absent => return Some(LockRow::default()),
+            Found::Row(row) => row,
+            Found::Damaged => return None,
+        };
+        let payload = row.payload;
+        let places = payload.get(HEAD..HEAD + places_of(payload)? * PLACE)?.chunks_exact(PLACE).map(Place::read);
+        Some(LockRow {
+            places: places.collect::<Option<_>>()?,
+            waiting: u32::from_le_bytes(payload[4..8].try_into().ok()?),
+            mean: u64::from_le_bytes(payload[8..16].try_into().ok()?),
+            tag: row.tag,
+        })
+    }
+
+    /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended. Nor
+    /// how many wait: their rows tell.
+    pub(in crate::lock) fn unknown(now: u64, lease: u64) -> LockRow {
+        let somebody = Place {
+            owner: Owner::random(),
+            number: 0,
+            since: now,
+            lease,
+            stays: lease,
+            instance: 0,
+            entered: 1,
+            weight: u32::MAX,
+            standing: Standing::Unknown,
+        };
+        LockRow { places: vec![somebody], waiting: 1, ..LockRow::default() }
+    }
+
+    /// What the row becomes.
+    pub(in crate::lock) fn write(&self, now: u64, label: &[u8]) -> Change {
+        if self.places.is_empty() && self.waiting == 0 {
+            return Change::Remove;
+        }
+        let mut payload = Vec::with_capacity(HEAD + self.places.len() * PLACE + label.len());
+        payload.push(VERSION);
+        payload.extend_from_slice(&(self.places.len() as u16).to_le_bytes());
+        payload.push(0);
+        payload.extend_from_slice(&self.waiting.to_le_bytes());
+        payload.extend_from_slice(&self.mean.to_le_bytes());
+        self.places.iter().for_each(|place| place.write(&mut payload));
+        payload.extend_from_slice(label);
+        let waits = if self.waiting > 0 { now.saturating_add(WAITER) } else { 0 };
+        let expires = self.places.iter().map(|place| place.lease).fold(waits, u64::max);
+        Change::Put { expires, tag: self.tag, payload }
+    }
+
+    /// Whether it is known who has places.
+    pub(in crate::lock) fn is_known(&self) -> bool {
+        self.places.iter().all(|place| place.standing != Standing::Unknown)
+    }
+
+    /// Hardly ever the same of two states of a lock: numbers only grow.
+    pub(in crate::lock) fn mark(&self) -> u64 {
+        let places = self.places.iter().fold(0_u64, |sum, place| sum.wrapping_add(place.number));
+        places.wrapping_mul(1 << 20).wrapping_add(self.waiting.into())
+    }
+
+    /// The weight of all together.
+    pub(in crate::lock) fn taken(&self) -> u64 {
+        self.places.iter().map(|place| u64::from(place.weight)).sum()
+    }
+
+    /// Somebody held it for so many ns: a mean in which older times fade, by an eighth each time.
+    pub(in crate::lock) fn learn(&mut self, held: u64) {
+        self.mean = if self.mean == 0 { held } else { self.mean - self.mean / 8 + held / 8 }.max(1);
+    }
+
+    /// In how many ns it may be the turn of one who comes now.
+    pub(in crate::lock) fn wait(&self, now: u64) -> Option<u64> {
+        let oldest = self.places.iter().map(|place| place.since).min()?;
+        let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };
+        let first = self.places.iter().map(|place| place.stays_for(each, now)).min()?;
+        let turns = u64::from(self.waiting) / self.places.len() as u64;
+        Some(each.saturating_mul(turns).saturating_add(first))
+    }
+}
+
+/// What a waiter's row says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::lock) struct Ticket {
+    pub(in crate::lock) owner: Owner,
+    /// Machine time in ns since when it waits.
+    pub(in crate::lock) since: u64,
+    /// `None`: only its own process knows its rule.
+    pub(in crate::lock) demand: Option<Demand>,
+}
+
+impl Ticket {
+    pub(in crate::lock) fn read(waiter: &Waiter) -> Option<Ticket> {
+        let bytes: &[u8; TICKET] = waiter.payload.as_slice().try_into().ok()?;
+        let small = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let (owner, rest) = bytes.split_first_chunk::<16>()?;
+        let capacity = small(24);
+        Some(Ticket {
+            owner: Owner(u128::from_le_bytes(*owner)),
+            since: u64::from_le_bytes(*rest.first_chunk()?),
+            demand: (capacity > 0).then(|| Demand::new(capacity, small(28))),
+        })
+    }
+
+    pub(in crate::lock) fn into_waiter(self, number: u64, until: u64, instance: u64) -> Waiter {
+        let mut payload = Vec::with_capacity(TICKET);
+        payload.extend_from_slice(&self.owner.0.to_le_bytes());
+        payload.extend_from_slice(&self.since.to_le_bytes());
+        let (capacity, weight) = self.demand.map_or((0, 0), |demand| (demand.capacity(), demand.weight()));
+        payload.extend_from_slice(&capacity.to_le_bytes());
+        payload.extend_from_slice(&weight.to_le_bytes());
+        Waiter { turn: number, ticket: 0, until, instance, payload }
+    }
+}

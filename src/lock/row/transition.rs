@@ -1,0 +1,119 @@
+//! The transitions of a lock's row.
+
+use super::{
+    attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
+    draft::{Draft, LAST, NOBODY},
+    encoding::{self, Called, LockRow, Place},
+};
+use crate::{
+    store::{Change, Found, Line},
+    lock::rule::Rule,
+};
+
+/// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
+pub(crate) fn ask<R: Rule>(
+    found: Found<'_>,
+    line: &Line<'_>,
+    moment: Moment<'_>,
+    request: &LockRequest<R>,
+    label: &[u8],
+    turn: Option<Turn>,
+) -> Transition<Asked> {
+    let lease = moment.now.saturating_add(request.lease);
+    let read = LockRow::read(found);
+    let damaged = read.is_none();
+    let mut draft = Draft::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
+    draft.changed = damaged;
+    draft.tidy();
+    let tidied = draft.changed;
+    let answer =
+        draft.enter_again(request, lease, turn).or_else(|| draft.accept(request, turn?.number)).unwrap_or_else(|| {
+            let first = turn.is_none() && draft.row.waiting == 0;
+            let number = turn.map_or(LAST, |turn| turn.number);
+            let won = if first { draft.enter(request) } else { draft.settle(Some((number, request)), tidied) };
+            match won {
+                Some(fence) => Answer::Held(fence),
+                None => draft.wait(request, turn),
+            }
+        });
+    if answer == Answer::QueueFull {
+        draft.suspect_waiters();
+    }
+    let (wait, suspects) = match answer {
+        Answer::Held(_) => (None, Vec::new()),
+        _ => (draft.row.wait(moment.now), draft.suspects()),
+    };
+    draft.row.tag = request.tag;
+    let (called, change, steps) = draft.finish(label);
+    (Asked { answer, wait, called, suspects }, change, steps)
+}
+
+/// Leaves once. If the place was lost before, nothing changes. `offers`: those who wait are offered what is free, for which
+/// the row may need more room.
+pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64, offers: bool) -> Transition<Released> {
+    let Some(row) = LockRow::read(found) else {
+        return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
+    };
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let ours = draft.leave_place(number);
+    if ours && offers {
+        draft.settle(NOBODY, true);
+    }
+    let (called, change, steps) = draft.finish(label_of(found));
+    (Released { ours, called }, change, steps)
+}
+
+/// Gives up waiting, or the offer that came of it.
+pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
+    let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    draft.give_up(number);
+    draft.finish(label_of(found))
+}
+
+/// Extends the lease, for a guard that lives in the instance. `false`: the place is lost.
+pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instance: u64) -> (bool, Change) {
+    let Some(mut row) = LockRow::read(found) else { return (false, Change::Keep) };
+    let Some(place) = row.places.iter_mut().find(|place| place.is_held_by(number)) else {
+        return (false, Change::Keep);
+    };
+    place.lease = place.lease.max(now.saturating_add(lease));
+    if place.entered == 1 {
+        // Of those who have entered, the others have left.
+        place.instance = instance;
+    }
+    (true, row.write(now, label_of(found)))
+}
+
+/// Sees whether time or a death has made room.
+pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
+    let Some(row) = LockRow::read(found) else {
+        let unknown = Looked { called: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
+        return (unknown, Change::Keep, Vec::new());
+    };
+    let mut draft = Draft::new(row, line, moment);
+    draft.tidy();
+    let tidied = draft.changed;
+    let lapsed = draft.called.len();
+    draft.settle(NOBODY, tidied);
+    // Who has an offer is told once more: the first word may be lost.
+    draft.called.truncate(lapsed);
+    draft.called.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
+    let suspects = draft.suspects();
+    let next = draft.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
+    let mark = draft.row.mark();
+    let (called, change, steps) = draft.finish(label_of(found));
+    (Looked { called, suspects, next, mark }, change, steps)
+}
+
+/// Whether an offer can have been made and ended between two looks.
+pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
+    now.saturating_sub(before) >= OFFER
+}
+
+fn label_of(found: Found<'_>) -> &[u8] {
+    match found {
+        Found::Row(row) => encoding::label(row.payload),
+        Found::Absent | Found::Damaged => &[],
+    }
+}
