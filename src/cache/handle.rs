@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    store::{Farewell, Pending, Shared, Subject},
+    store::{Pending, Shared, Subject, WorkerPause},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -23,7 +23,7 @@ pub(crate) struct Handle {
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
     // The last field: it ends when `shared` has been dropped.
-    farewell: Farewell,
+    worker_pause: WorkerPause,
 }
 
 #[cfg(feature = "tokio")]
@@ -38,14 +38,14 @@ pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.say_farewell(&mut self.farewell);
+        self.shared.pause_worker(&mut self.worker_pause);
     }
 }
 
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
-        let farewell = shared.farewell();
-        Handle { shared, clock, executor, farewell }
+        let worker_pause = shared.worker_pause();
+        Handle { shared, clock, executor, worker_pause }
     }
 
     /// Machine time in ns, the same in every process that shares the directory.

@@ -4,8 +4,8 @@ use super::handle::Handle;
 use crate::{
     error::Error,
     store::{
-        Calls, Edit, Entry, Event, Found, Hot, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, ScopeId,
-        Subject, Table, Transition, scope_mark,
+        Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, ScopeId, Subject,
+        Table, Transition, WakeUps, scope_mark,
     },
 };
 use std::{fmt, future::Future, sync::Arc};
@@ -77,10 +77,10 @@ impl Scope {
         handle.settled(handle.shared.state.update(table, key, move || clock.now(), transition, settle))
     }
 
-    /// See [`State::glance`].
-    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
+    /// See [`State::read_recent`].
+    pub(crate) fn read_recent<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
         let handle = self.handle();
-        handle.shared.state.glance(key, |found| f(found, handle.now()))
+        handle.shared.state.read_recent(key, |found| f(found, handle.now()))
     }
 
     /// See [`State::update_line`].
@@ -104,7 +104,7 @@ impl Scope {
 
     /// See [`Env::is_orphaned`](crate::store::Env::is_orphaned).
     pub(crate) fn is_orphaned(&self) -> bool {
-        self.handle().shared.state.lane.env.is_orphaned()
+        self.handle().shared.state.queue.env.is_orphaned()
     }
 
     /// See [`State::post_then`].
@@ -121,7 +121,7 @@ impl Scope {
 
     /// The last commit to `state/`, by any process. `None`: that was found damaged.
     pub(crate) fn last_commit(&self) -> Option<u64> {
-        let env = &self.handle().shared.state.lane.env;
+        let env = &self.handle().shared.state.queue.env;
         env.look_if_due();
         env.is_sound().then(|| env.last_transaction())
     }
@@ -142,14 +142,14 @@ impl Scope {
         scope_mark(key) == scope_mark(&self.key(Kind::Lock, b"").hash)
     }
 
-    /// The number of this opening of the directory, see [`Presence::instance`](crate::store::Presence::instance).
+    /// The number of this opening of the directory, see [`Instances::instance`](crate::store::Instances::instance).
     pub(crate) fn instance(&self) -> Option<u64> {
-        self.handle().shared.presence.instance()
+        self.handle().shared.instances.instance()
     }
 
-    /// Whether an opening is gone for good, see [`Presence::is_dead`](crate::store::Presence::is_dead).
+    /// Whether an opening is gone for good, see [`Instances::is_dead`](crate::store::Instances::is_dead).
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
-        self.handle().shared.presence.is_dead(instance)
+        self.handle().shared.instances.is_dead(instance)
     }
 
     /// Those of the openings that are gone for good.
@@ -159,28 +159,28 @@ impl Scope {
 
     /// Makes an instance that has died.
     #[cfg(test)]
-    pub(crate) fn bury(&self, instance: u64) {
-        self.handle().shared.presence.bury(instance);
+    pub(crate) fn add_dead(&self, instance: u64) {
+        self.handle().shared.instances.add_dead(instance);
     }
 
-    /// The process of an instance, see [`Presence::process`](crate::store::Presence::process).
+    /// The process of an instance, see [`Instances::process`](crate::store::Instances::process).
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
-        self.handle().shared.presence.process(instance)
+        self.handle().shared.instances.process(instance)
     }
 
-    /// Whether one that should have answered is gone, see [`Presence::is_dead_now`](crate::store::Presence::is_dead_now).
+    /// Whether one that should have answered is gone, see [`Instances::is_dead_now`](crate::store::Instances::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
-        self.handle().shared.presence.is_dead_now(instance)
+        self.handle().shared.instances.is_dead_now(instance)
     }
 
     /// Who waits in this process.
-    pub(crate) fn calls(&self) -> &Arc<Calls> {
-        &self.handle().shared.calls
+    pub(crate) fn wake_ups(&self) -> &Arc<WakeUps> {
+        &self.handle().shared.wake_ups
     }
 
-    /// Calls who waits with a number in an instance, this one or another: see [`Calls::call`]. Never blocks.
-    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
-        self.handle().shared.call(instance, number)
+    /// WakeUps who waits with a number in an instance, this one or another: see [`WakeUps::call`]. Never blocks.
+    pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
+        self.handle().shared.wake(instance, number)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
@@ -195,7 +195,7 @@ impl Scope {
         key: &Key,
         name: &[u8],
         decode: impl FnOnce(&Entry) -> Option<T>,
-    ) -> Result<Result<Hot<T>, u64>, Error> {
+    ) -> Result<Result<Hit<T>, u64>, Error> {
         let shared = &self.handle().shared;
         shared.shard(key).read(&shared.tier, key, name, || self.handle().now(), decode)
     }

@@ -158,9 +158,9 @@ impl Cache {
         stats.cells_evicted = shared.state.local.room.evicted.load(Relaxed);
         stats.damaged = shared.state.local.damaged.load(Relaxed);
         stats.waiters_left_out = shared.state.local.room.left_out.load(Relaxed);
-        let crowd = shared.calls.crowd();
-        stats.lock_waiters = crowd.waiting as u64;
-        stats.longest_wait = crowd.longest.unwrap_or_default();
+        let waiting_counts = shared.wake_ups.waiting_counts();
+        stats.lock_waiters = waiting_counts.waiting as u64;
+        stats.longest_wait = waiting_counts.longest.unwrap_or_default();
         for shard in &shared.entries {
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;

@@ -2,7 +2,7 @@
 
 use super::{builder::Builder, cache::Cache};
 use crate::{
-    store::{Env, Gate, Lane, State, Txn},
+    store::{Env, Gate, State, Txn, WriteQueue},
     time::clock_fn,
 };
 use nix::{
@@ -63,8 +63,8 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn of(lane: &Lane) -> Holder {
-        Holder::at(lane.env.path().join("gate"))
+    pub(crate) fn of(queue: &WriteQueue) -> Holder {
+        Holder::at(queue.env.path().join("gate"))
     }
 
     pub(crate) fn at(path: PathBuf) -> Holder {
@@ -91,9 +91,9 @@ impl Drop for Holder {
     }
 }
 
-/// Runs `f` in a write transaction of the lane's environment, behind everybody's back.
-pub(crate) fn tamper<T>(lane: &Lane, f: impl FnOnce(&mut Txn<'_>) -> T) -> T {
-    let env: &Env = &lane.env;
+/// Runs `f` in a write transaction of the queue's environment, behind everybody's back.
+pub(crate) fn tamper<T>(queue: &WriteQueue, f: impl FnOnce(&mut Txn<'_>) -> T) -> T {
+    let env: &Env = &queue.env;
     let held = env.gate.lock_for(LONG).unwrap().unwrap();
     env.write(&held, |txn| Ok((f(txn), true))).unwrap()
 }

@@ -1,7 +1,7 @@
 //! Who holds a lock, and how that is told over HTTP: by tokens that only processes of one cache can write.
 
-use crate::cache::{Scope};
-use crate::store::{Kind};
+use crate::cache::Scope;
+use crate::store::Kind;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt, time::Duration};
 

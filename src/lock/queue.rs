@@ -5,7 +5,7 @@ use super::row::{
     encoding::Called,
     transition,
 };
-use crate::cache::{Scope};
+use crate::cache::Scope;
 use crate::store::{Key, LOCKS, Reached, Watch};
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use std::{
 
 /// Calls those who were offered a place. What was offered to the dead goes to the next.
 pub(super) fn deliver(scope: &Scope, key: Key, called: Vec<Called>) {
-    let unreached = called.into_iter().filter(|to| scope.call(to.instance, to.number) == Reached::No);
+    let unreached = called.into_iter().filter(|to| scope.wake(to.instance, to.number) == Reached::No);
     let dead: Vec<u64> = unreached.map(|to| to.instance).filter(|&instance| scope.is_dead_now(instance)).collect();
     if !dead.is_empty() {
         look(scope, key, dead, None);
@@ -47,7 +47,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
                 };
                 // An offer that was made and ended since the last look was not seen, and its calls may be lost.
                 if !is_same && transition::may_have_lapsed(before, now) {
-                    after.calls().call_all(&key);
+                    after.wake_ups().wake_all(&key);
                 }
             }
             drop(on_behalf);
@@ -135,7 +135,7 @@ impl Watch for Watcher {
             look(&self.scope, key, dead, Some(Looking { watcher: self.clone(), commit }));
         }
         if asks_again {
-            self.scope.calls().call_all(&key);
+            self.scope.wake_ups().wake_all(&key);
         }
         let seen = self.seen();
         match commit.is_some() && seen.commit == commit {

@@ -3,8 +3,8 @@
 use super::row::encoding::{self, LockRow, Standing, Ticket};
 use crate::{
     cache::{Cache, HolderStats, LockStats, Scope, Stats, WaiterStats},
-    store::{Found, Listed, Pending, block_on},
     error::Error,
+    store::{Found, Listed, Pending, block_on},
 };
 use std::time::Duration;
 

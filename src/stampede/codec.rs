@@ -2,7 +2,7 @@
 
 use super::{lives::Lives, status::CacheStatus};
 use crate::cache::{Task, decode_value, encode_value};
-use crate::store::{SharedValue};
+use crate::store::SharedValue;
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     cache::{Scope, Task, after},
-    store::{Entry, Event, Hot, Key, Kind, Life, SharedValue, TAGS_MAX, block_on, sleep_on_thread},
     error::Error,
+    store::{Entry, Event, Hit, Key, Kind, Life, SharedValue, TAGS_MAX, block_on, sleep_on_thread},
     time::nanos,
 };
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -219,7 +219,7 @@ impl<C> Core<C> {
 }
 
 /// What [`Core::read`] finds.
-pub(super) type Read<D> = Result<Hot<Stored<D>>, u64>;
+pub(super) type Read<D> = Result<Hit<Stored<D>>, u64>;
 
 /// An answer that has ended, to be served where a new one cannot be had.
 pub(super) type Bridge<D> = Option<Arc<Stored<D>>>;

@@ -1,6 +1,6 @@
 //! The wait of a leader for its own computation.
 
-use crate::cache::{Task};
+use crate::cache::Task;
 use crate::store::{Pending, Slot};
 use std::{
     any::Any,

@@ -3,9 +3,9 @@
 
 use super::core::Core;
 use crate::{
-    cache::{after},
-    store::{Edit, Entry, Key, Kind, Life},
+    cache::after,
     error::Error,
+    store::{Edit, Entry, Key, Kind, Life},
     time::nanos,
 };
 use hyper::body::Bytes;

@@ -2,7 +2,10 @@
 
 use super::{CacheStatus, StampedeCacheLayer};
 use crate::{
-    cache::{Cache, testing::{Holder, LONG, builder}},
+    cache::{
+        Cache,
+        testing::{Holder, LONG, builder},
+    },
     name::Target,
     store::Kind,
 };
@@ -51,7 +54,7 @@ async fn behind_a_gate_that_stays_shut_the_service_answers() {
     for cookie in [false, true] {
         let cache = builder().patience(Duration::from_millis(30)).open().unwrap();
         let calls = Arc::default();
-        let holder = Holder::of(&cache.root().handle().shared.entries[0].lane);
+        let holder = Holder::of(&cache.root().handle().shared.entries[0].queue);
         for call in 1..=5 {
             assert_eq!(ask(&cache, &calls, cookie).await, failed(call));
             assert_eq!(cache.stats().failures, call as u64);
@@ -70,7 +73,7 @@ async fn behind_a_gate_that_stays_shut_the_service_answers() {
 async fn while_an_answer_waits_for_the_gate_it_is_served() {
     let cache = builder().open().unwrap();
     let calls = Arc::default();
-    let holder = Holder::of(&cache.root().handle().shared.entries[0].lane);
+    let holder = Holder::of(&cache.root().handle().shared.entries[0].queue);
     let first = tokio::spawn({
         let (cache, calls) = (cache.clone(), Arc::clone(&calls));
         async move { ask(&cache, &calls, false).await }

@@ -1,7 +1,7 @@
-//! What the housekeeping thread of an opening does: it serves the queues, renews what is held, looks after the files, tidies.
+//! What the worker thread of an opening does: it serves the queues, renews what is held, looks after the files, tidies.
 
 use super::{
-    commit::{worker::Chores, write_queue::Lane},
+    commit::{worker::Chores, write_queue::WriteQueue},
     shared::Shared,
 };
 use std::{
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the housekeeping thread waits at one gate before it looks at the others.
+/// How long the worker thread waits at one gate before it looks at the others.
 const SLICE: Duration = Duration::from_millis(5);
 /// How often readers and files of dead processes are cleared away and expired entries swept.
 const TIDY: Duration = Duration::from_secs(10);
@@ -24,10 +24,10 @@ impl Chores for Shared {
         self.planned.store(u64::MAX, SeqCst);
         self.look_after();
         let next = self.holdings.renew(TIDY).min(self.tidy()).min(LOOK);
-        self.calls.be_heard();
+        self.wake_ups.ensure_listening();
         self.planned.store(self.since_began(Instant::now() + next), SeqCst);
-        self.lanes().for_each(|lane| lane.serve(SLICE));
-        if self.lanes().any(Lane::has_queued) { Duration::ZERO } else { next }
+        self.queues().for_each(|queue| queue.serve(SLICE));
+        if self.queues().any(WriteQueue::has_queued) { Duration::ZERO } else { next }
     }
 }
 
@@ -38,8 +38,8 @@ impl Shared {
             return;
         }
         *looked = Instant::now();
-        self.state.lane.env.look();
-        self.presence.stay();
+        self.state.queue.env.look();
+        self.instances.stay();
     }
 
     fn tidy(&self) -> Duration {
@@ -51,8 +51,8 @@ impl Shared {
         tidied.some = Instant::now();
         if all {
             tidied.all = tidied.some;
-            self.lanes().for_each(|lane| lane.env.clear_stale_readers());
-            self.presence.tidy();
+            self.queues().for_each(|queue| queue.env.clear_stale_readers());
+            self.instances.tidy();
         }
         let mut more = false;
         for shard in &self.entries {

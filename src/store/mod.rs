@@ -18,7 +18,7 @@ mod singleflight;
 
 #[cfg(test)]
 pub(crate) use {
-    commit::write_queue::Lane,
+    commit::write_queue::WriteQueue,
     lmdb::{env::Env, gate::Gate, transaction::Txn},
     record::row::Row,
     rows::{state::State, waiting_line::Rows},
@@ -26,7 +26,7 @@ pub(crate) use {
 pub(crate) use {
     commit::{
         pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread},
-        worker::Farewell,
+        worker::WorkerPause,
     },
     directory::layout::{Wanted, is_state_size},
     entries::{
@@ -34,7 +34,7 @@ pub(crate) use {
         entry::{Entry, Life, TAGS_MAX},
         purge_rule::{PREFIX_MAX, Subject},
         purges::LONGEST_FLIGHT,
-        shard::Hot,
+        shard::Hit,
     },
     events::{Event, Events},
     lmdb::transaction::Table,
@@ -42,7 +42,7 @@ pub(crate) use {
     peers::{
         holdings::{Holding, Renew},
         listener::Reached,
-        wake_ups::{Call, Calls, Watch},
+        wake_ups::{WakeUp, WakeUps, Watch},
     },
     record::{
         key::{Key, Kind, ScopeId, scope_mark},
@@ -52,7 +52,7 @@ pub(crate) use {
         listing::Listed,
         tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
         update::Transition,
-        waiting_line::{Line, Step, Transition as LineTransition, Waiter},
+        waiting_line::{Step, Transition as LineTransition, Waiter, WaitingLine},
     },
     shared::Shared,
     singleflight::{Flight, Lead, Outcome, Progress, Role, SharedValue},

@@ -1,20 +1,20 @@
 //! How a directory is opened: its layout, its environments, and what this process adds to them.
 
 use super::{
-    commit::{worker::Bell, write_queue::Lane},
+    commit::{worker::Worker, write_queue::WriteQueue},
     directory::{
         layout::{Directory, Layout, Wanted},
         registry::{DirectoryId, Registry},
     },
-    entries::{memory_tier::Tier, shard::Entries, table},
+    entries::{memory_tier::MemoryTier, shard::Entries, table},
     events::Events,
     lmdb::{env::Env, opening::Options},
     os::file_system::FileSystem,
     peers::{
         holdings::Holdings,
-        instances::{self, Presence},
+        instances::{self, Instances},
         listener::Sockets,
-        wake_ups::Calls,
+        wake_ups::WakeUps,
     },
     record::key::Secret,
     rows::{room, state::State, tables},
@@ -73,14 +73,14 @@ impl Shared {
             let path = fs::canonicalize(&path).map_err(fail)?;
             let shared = Arc::new(open_files(&path, temporary, id, settings)?);
             let chores: Weak<Shared> = Arc::downgrade(&shared);
-            shared.bell.serve(chores);
+            shared.worker.serve(chores);
             Ok(shared)
         })
     }
 }
 
 fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings) -> Result<Shared, Error> {
-    let bell = Arc::new(Bell::default());
+    let worker = Arc::new(Worker::default());
     let opened = Directory::open(path, &settings.wanted, |directory, layout, alone| {
         if alone {
             instances::clear(&directory.run_path());
@@ -106,19 +106,19 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
     })?;
     let budget = settings.size / entries.len() as u64;
-    let presence = Arc::new(Presence::new(directory.run_path()));
-    let sockets = Sockets::new(directory.run_path(), &presence);
-    let lane = |env, make_room| Lane::new(env, settings.patience, bell.clone(), make_room);
+    let instances = Arc::new(Instances::new(directory.run_path()));
+    let sockets = Sockets::new(directory.run_path(), &instances);
+    let queue = |env, make_room| WriteQueue::new(env, settings.patience, worker.clone(), make_room);
     Ok(Shared {
         temporary,
         secret: Secret::new(directory.layout().secret),
         offset: directory.layout().offset,
-        state: Arc::new(State::new(lane(state, room::make_room), directory.layout().numbers)),
-        entries: entries.into_iter().map(|env| Arc::new(Entries::new(lane(env, table::make_room), budget))).collect(),
-        tier: Tier::new(settings.memory),
+        state: Arc::new(State::new(queue(state, room::make_room), directory.layout().numbers)),
+        entries: entries.into_iter().map(|env| Arc::new(Entries::new(queue(env, table::make_room), budget))).collect(),
+        tier: MemoryTier::new(settings.memory),
         events: Events::default(),
-        presence,
-        calls: Calls::new(Box::new(sockets.clone())),
+        instances,
+        wake_ups: WakeUps::new(Box::new(sockets.clone())),
         sockets,
         flights: Arc::default(),
         holdings: Holdings::default(),
@@ -126,7 +126,7 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
         planned: AtomicU64::new(u64::MAX),
         began: Instant::now(),
-        bell,
+        worker,
         directory,
         closing: OPEN.closing(id),
     })

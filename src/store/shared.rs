@@ -2,17 +2,17 @@
 
 use super::{
     commit::{
-        worker::{Bell, Farewell},
-        write_queue::Lane,
+        worker::{Worker, WorkerPause},
+        write_queue::WriteQueue,
     },
     directory::{layout::Directory, registry::Closing},
-    entries::{memory_tier::Tier, shard::Entries},
+    entries::{memory_tier::MemoryTier, shard::Entries},
     events::Events,
     peers::{
         holdings::{Holding, Holdings, Renew},
-        instances::Presence,
+        instances::Instances,
         listener::{Reached, Sockets},
-        wake_ups::Calls,
+        wake_ups::WakeUps,
     },
     record::key::{Key, Secret},
     rows::state::State,
@@ -37,27 +37,27 @@ pub(crate) struct Shared {
     pub(crate) offset: u64,
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
-    pub(crate) tier: Tier,
+    pub(crate) tier: MemoryTier,
     pub(crate) events: Events,
-    pub(crate) presence: Arc<Presence>,
+    pub(crate) instances: Arc<Instances>,
     pub(super) sockets: Arc<Sockets>,
     /// Who waits in this process for what may come from another.
-    pub(crate) calls: Arc<Calls>,
+    pub(crate) wake_ups: Arc<WakeUps>,
     /// What is being computed in this process.
     pub(crate) flights: Arc<Flights>,
     pub(super) holdings: Holdings,
     pub(super) tidied: Mutex<Tidied>,
     pub(super) looked: Mutex<Instant>,
-    /// When the housekeeping thread wakes by itself, in ns since `began`.
+    /// When the worker thread wakes by itself, in ns since `began`.
     pub(super) planned: AtomicU64,
     pub(super) began: Instant,
-    pub(super) bell: Arc<Bell>,
+    pub(super) worker: Arc<Worker>,
     pub(super) directory: Directory,
     // The last field, dropped after the environments are closed.
     pub(super) closing: Closing<Shared>,
 }
 
-/// When the housekeeping thread tidied last: everything, and where there was more to do.
+/// When the worker thread tidied last: everything, and where there was more to do.
 pub(super) struct Tidied {
     pub(super) all: Instant,
     pub(super) some: Instant,
@@ -66,19 +66,19 @@ pub(super) struct Tidied {
 impl Shared {
     /// Whether this process is a forked child of the one that opened it.
     pub(super) fn forked(&self) -> bool {
-        self.state.lane.env.forked()
+        self.state.queue.env.forked()
     }
 
-    /// Has the housekeeping thread let go before a handle does, see [`Farewell`].
-    pub(crate) fn say_farewell(&self, farewell: &mut Farewell) {
-        // The child of a fork has no such thread, though the bell may say that it is at work.
+    /// Has the worker thread let go before a handle does, see [`WorkerPause`].
+    pub(crate) fn pause_worker(&self, worker_pause: &mut WorkerPause) {
+        // The child of a fork has no such thread, though the worker may say that it is at work.
         if !self.forked() {
-            farewell.begin();
+            worker_pause.begin();
         }
     }
 
-    pub(crate) fn farewell(&self) -> Farewell {
-        Farewell::new(&self.bell)
+    pub(crate) fn worker_pause(&self) -> WorkerPause {
+        WorkerPause::new(&self.worker)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -89,10 +89,10 @@ impl Shared {
         &self.entries[key.hash[0] as usize % self.entries.len()]
     }
 
-    /// Calls a waiter, in whichever process it waits. Never blocks.
-    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
-        match self.presence.is_own(instance) || instance == 0 {
-            true if self.calls.call(number) => Reached::Yes,
+    /// WakeUps a waiter, in whichever process it waits. Never blocks.
+    pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
+        match self.instances.is_own(instance) || instance == 0 {
+            true if self.wake_ups.wake(number) => Reached::Yes,
             // It is about to wait, and will find that it was called.
             true if instance != 0 => Reached::Yes,
             true => Reached::No,
@@ -100,12 +100,12 @@ impl Shared {
         }
     }
 
-    /// Has the housekeeping thread renew something until it is released.
+    /// Has the worker thread renew something until it is released.
     pub(crate) fn hold(&self, key: &Key, holding: Holding) {
         let due = self.since_began(holding.due);
         self.holdings.add(key, holding);
         if due < self.planned.load(SeqCst) {
-            self.bell.ring();
+            self.worker.notify();
         }
     }
 
@@ -123,8 +123,8 @@ impl Shared {
         nanos(time.saturating_duration_since(self.began))
     }
 
-    pub(super) fn lanes(&self) -> impl Iterator<Item = &Lane> {
-        std::iter::once(&self.state.lane).chain(self.entries.iter().map(|shard| &shard.lane))
+    pub(super) fn queues(&self) -> impl Iterator<Item = &WriteQueue> {
+        std::iter::once(&self.state.queue).chain(self.entries.iter().map(|shard| &shard.queue))
     }
 }
 
@@ -134,17 +134,17 @@ impl Drop for Shared {
             // The files, the locks on them and what is queued are the parent's.
             return;
         }
-        self.bell.close();
-        self.calls.close();
+        self.worker.close();
+        self.wake_ups.close();
         // What was queued is still wanted, but nobody waits for ever behind a stopped process.
-        for lane in self.lanes() {
-            lane.serve(Duration::from_millis(100));
-            lane.shut();
+        for queue in self.queues() {
+            queue.serve(Duration::from_millis(100));
+            queue.shut();
         }
         if self.temporary {
             let _ = fs::remove_dir_all(self.path());
         } else {
-            let opening = self.directory.close(|| self.lanes().all(|lane| lane.env.sync().is_ok()));
+            let opening = self.directory.close(|| self.queues().all(|queue| queue.env.sync().is_ok()));
             self.closing.keep(opening);
         }
     }

@@ -8,7 +8,7 @@
 //! send was never one (`10, 10;w=1` beside dates, floats and `6m0s`), and a strict parser would drop the whole list for
 //! one bad item in it.
 
-use super::calendar::utc::first_day_of_month;
+use super::limit::calendar::utc::first_day_of_month;
 use http::{HeaderMap, StatusCode};
 use std::{
     cmp::Reverse,

@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     cache::{Cache, Scope},
-    store::{CELLS, Change, Event, Found, Key, Kind, Pending},
     decision::Quota,
     error::Error,
     rejection::Reason,
+    store::{CELLS, Change, Event, Found, Key, Kind, Pending},
     time::nanos,
 };
 use std::{fmt, time::Duration};

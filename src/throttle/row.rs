@@ -4,7 +4,7 @@ use super::{
     cell::Cell,
     limit::{algorithm::Moment, limits::Limits},
 };
-use crate::cache::{Scope};
+use crate::cache::Scope;
 use crate::store::{Change, Found};
 use std::time::UNIX_EPOCH;
 

@@ -6,7 +6,7 @@ use super::{
     slots::Slots,
     terms::{Ask, MOST_WAITING},
 };
-use crate::store::{Change, Found, Line, Step, Waiter};
+use crate::store::{Change, Found, Step, Waiter, WaitingLine};
 use std::time::Duration;
 
 /// Who waits for a name is looked at so far.
@@ -40,12 +40,12 @@ pub(super) struct Transition {
 }
 
 impl Transition {
-    pub(super) fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Reply, Change, Vec<Step>) {
+    pub(super) fn run(&self, found: Found<'_>, line: &WaitingLine<'_>, now: u64) -> (Reply, Change, Vec<Step>) {
         let (ask, terms) = (&self.ask, &*self.ask.terms);
         let mut opened = Opened::new(found, &terms.limits, self.times, now);
         let mut steps = Vec::new();
         if !self.dead.is_empty() {
-            self.bury(&mut opened.cell, line, now, &mut steps);
+            self.add_dead(&mut opened.cell, line, now, &mut steps);
         }
         if let Some(Held { slots, row }) = &self.held {
             steps.extend(row.map(|(turn, ticket)| Step::Leave { turn, ticket }));
@@ -99,7 +99,7 @@ impl Transition {
 
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
     /// in the line for who comes later: a cell keeps few holes.
-    fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
+    fn add_dead(&self, cell: &mut Cell, line: &WaitingLine<'_>, now: u64, steps: &mut Vec<Step>) {
         let fingerprint = self.ask.terms.limits.fingerprint();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
@@ -113,7 +113,7 @@ impl Transition {
         }
     }
 
-    fn alive(&self, line: &Line<'_>, most: usize) -> Vec<Waiter> {
+    fn alive(&self, line: &WaitingLine<'_>, most: usize) -> Vec<Waiter> {
         let mut waiting = line.waiting(most);
         waiting.retain(|waiter| !self.dead.contains(&waiter.instance));
         waiting

@@ -6,7 +6,7 @@ use super::{
     slots::Slots,
     terms::Terms,
 };
-use crate::cache::{Scope};
+use crate::cache::Scope;
 use crate::store::{CELLS, Change, Found, Key, Step};
 use std::sync::Arc;
 

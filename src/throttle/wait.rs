@@ -7,7 +7,7 @@ use super::{
     turn::{Spent, Taken, Turn},
 };
 use crate::{
-    cache::{Scope},
+    cache::Scope,
     store::{CELLS, Event, Pending},
     time::nanos,
 };

@@ -8,21 +8,20 @@ mod env;
 #[path = "../../../src/error.rs"]
 mod error;
 mod models;
+#[path = "../../../src/store/commit/pending.rs"]
+mod pending;
 mod sync;
+#[path = "../../../src/store/peers/wake_ups.rs"]
+mod wake_ups;
+#[path = "../../../src/store/commit/write_queue.rs"]
+mod write_queue;
 
-/// The rooms of the crate's engine, as far as they are needed.
+mod worker {
+    pub use crate::env::Worker;
+}
+
+/// The rooms of the engine by the paths that these files know them by.
 mod store {
-    pub mod commit {
-        #[path = "../../../../../src/store/commit/pending.rs"]
-        pub mod pending;
-        #[path = "../../../../../src/store/commit/write_queue.rs"]
-        pub mod write_queue;
-
-        pub mod worker {
-            pub use crate::env::Bell;
-        }
-    }
-
     pub mod lmdb {
         pub mod env {
             pub use crate::env::Env;
@@ -36,12 +35,7 @@ mod store {
     }
 
     pub mod os {
-        pub use crate::sync;
-    }
-
-    pub mod peers {
-        #[path = "../../../../../src/store/peers/wake_ups.rs"]
-        pub mod wake_ups;
+        pub(crate) use crate::sync;
     }
 
     pub mod record {

@@ -2,8 +2,8 @@
 
 use super::encoding::Called;
 use crate::{
-    store::{Change, Step},
     lock::owner::Owner,
+    store::{Change, Step},
 };
 use std::time::Duration;
 

@@ -5,8 +5,8 @@ use super::{
     encoding::{Called, LockRow, PLACES_MAX, Place, Standing, Ticket, WAITER},
 };
 use crate::{
-    store::{Change, Line, Step, Waiter},
     lock::rule::{Demand, Holder, Lock, Rule},
+    store::{Change, Step, Waiter, WaitingLine},
 };
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn has_left(steps: &[Step], number: u64) -> bool {
 /// A row while it is changed.
 pub(super) struct Draft<'a> {
     pub(super) row: LockRow,
-    pub(super) line: &'a Line<'a>,
+    pub(super) line: &'a WaitingLine<'a>,
     pub(super) moment: Moment<'a>,
     pub(super) changed: bool,
     pub(super) steps: Vec<Step>,
@@ -36,7 +36,7 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(row: LockRow, line: &'a Line<'a>, moment: Moment<'a>) -> Draft<'a> {
+    pub(super) fn new(row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Draft<'a> {
         Draft { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
     }
 

@@ -1,11 +1,11 @@
 //! The bytes of a lock's row, and of a waiter's.
 
 use crate::{
-    store::{Change, Found, PAYLOAD_MAX, Waiter},
     lock::{
         owner::Owner,
         rule::{Demand, Holder},
     },
+    store::{Change, Found, PAYLOAD_MAX, Waiter},
 };
 use std::{sync::Arc, time::Duration};
 

@@ -1,10 +1,10 @@
 use super::{attempt::*, encoding, encoding::*, transition::*};
 use crate::{
-    store::{Change, Found, Line, Row, Rows, Step, Waiter},
     lock::{
         owner::Owner,
         rule::{Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore},
     },
+    store::{Change, Found, Row, Rows, Step, Waiter, WaitingLine},
 };
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::{cell::Cell, collections::BTreeMap, ops::Bound};
@@ -34,13 +34,13 @@ impl Rows for Shown<'_> {
 }
 
 impl Bench {
-    fn apply<T>(&mut self, transition: impl FnOnce(Found<'_>, &Line<'_>, u64) -> Transition<T>) -> T {
+    fn apply<T>(&mut self, transition: impl FnOnce(Found<'_>, &WaitingLine<'_>, u64) -> Transition<T>) -> T {
         let found = match &self.row {
             None => Found::Absent,
             Some((expires, tag, payload)) => Found::Row(Row { expires: *expires, tag: *tag, payload }),
         };
         let shown = Shown(&self.line, &self.last);
-        let (result, change, steps) = transition(found, &Line::new(&shown, self.now), self.now);
+        let (result, change, steps) = transition(found, &WaitingLine::new(&shown, self.now), self.now);
         match change {
             Change::Keep => {}
             Change::Remove => self.row = None,

@@ -6,14 +6,14 @@ use super::{
     encoding::{self, Called, LockRow, Place},
 };
 use crate::{
-    store::{Change, Found, Line},
     lock::rule::Rule,
+    store::{Change, Found, WaitingLine},
 };
 
 /// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
 pub(crate) fn ask<R: Rule>(
     found: Found<'_>,
-    line: &Line<'_>,
+    line: &WaitingLine<'_>,
     moment: Moment<'_>,
     request: &LockRequest<R>,
     label: &[u8],
@@ -50,7 +50,13 @@ pub(crate) fn ask<R: Rule>(
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: those who wait are offered what is free, for which
 /// the row may need more room.
-pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64, offers: bool) -> Transition<Released> {
+pub(crate) fn release(
+    found: Found<'_>,
+    line: &WaitingLine<'_>,
+    now: u64,
+    number: u64,
+    offers: bool,
+) -> Transition<Released> {
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
     };
@@ -64,7 +70,7 @@ pub(crate) fn release(found: Found<'_>, line: &Line<'_>, now: u64, number: u64, 
 }
 
 /// Gives up waiting, or the offer that came of it.
-pub(crate) fn leave(found: Found<'_>, line: &Line<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
+pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     draft.give_up(number);
@@ -86,7 +92,7 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
 }
 
 /// Sees whether time or a death has made room.
-pub(crate) fn look(found: Found<'_>, line: &Line<'_>, moment: Moment<'_>) -> Transition<Looked> {
+pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
         let unknown = Looked { called: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
         return (unknown, Change::Keep, Vec::new());

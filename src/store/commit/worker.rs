@@ -1,4 +1,4 @@
-//! The housekeeping thread: serves the queues that nobody else can, renews leases, sweeps. Started when first needed,
+//! The worker thread: serves the queues that nobody else can, renews leases, sweeps. Started when first needed,
 //! tied to no runtime, gone with the last handle of its cache.
 
 use std::{
@@ -15,9 +15,9 @@ pub(crate) trait Chores: Send + Sync + 'static {
     fn work(&self) -> Duration;
 }
 
-/// Wakes the housekeeping thread, which it starts when it rings for the first time.
+/// Wakes the worker thread, which it starts when it rings for the first time.
 #[derive(Default)]
-pub(crate) struct Bell {
+pub(crate) struct Worker {
     state: Mutex<State>,
     changed: Condvar,
     chores: OnceLock<Weak<dyn Chores>>,
@@ -25,7 +25,7 @@ pub(crate) struct Bell {
 
 #[derive(Default)]
 struct State {
-    rung: bool,
+    notified: bool,
     started: bool,
     closed: bool,
     /// The thread is at work, or a handle is being dropped.
@@ -34,31 +34,31 @@ struct State {
 }
 
 /// How long the drop of a handle waits for the thread.
-const FAREWELL: Duration = Duration::from_secs(1);
+const PAUSED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Keeps the housekeeping thread from work while a handle is dropped. Otherwise the thread may be the last to hold what
+/// Keeps the worker thread from work while a handle is dropped. Otherwise the thread may be the last to hold what
 /// the handles share, and the process ends before it has closed the files.
 #[derive(Debug)]
-pub(crate) struct Farewell {
-    bell: Arc<Bell>,
+pub(crate) struct WorkerPause {
+    worker: Arc<Worker>,
     taken: bool,
 }
 
-impl Farewell {
-    pub(crate) fn new(bell: &Arc<Bell>) -> Farewell {
-        Farewell { bell: bell.clone(), taken: false }
+impl WorkerPause {
+    pub(crate) fn new(worker: &Arc<Worker>) -> WorkerPause {
+        WorkerPause { worker: worker.clone(), taken: false }
     }
 
     /// From now until this is dropped. Not for ever, and not on the thread itself.
     pub(crate) fn begin(&mut self) {
-        let mut state = self.bell.lock();
+        let mut state = self.worker.lock();
         if state.keeper == Some(std::thread::current().id()) {
             return;
         }
         let (waited, late) = self
-            .bell
+            .worker
             .changed
-            .wait_timeout_while(state, FAREWELL, |state| state.busy)
+            .wait_timeout_while(state, PAUSED_WITHIN, |state| state.busy)
             .unwrap_or_else(PoisonError::into_inner);
         state = waited;
         if !late.timed_out() {
@@ -68,29 +68,29 @@ impl Farewell {
     }
 }
 
-impl Drop for Farewell {
+impl Drop for WorkerPause {
     fn drop(&mut self) {
         if self.taken {
-            self.bell.lock().busy = false;
-            self.bell.changed.notify_all();
+            self.worker.lock().busy = false;
+            self.worker.changed.notify_all();
         }
     }
 }
 
-impl Bell {
+impl Worker {
     pub(crate) fn serve(&self, chores: Weak<dyn Chores>) {
         let _ = self.chores.set(chores);
     }
 
-    pub(crate) fn ring(self: &Arc<Self>) {
+    pub(crate) fn notify(self: &Arc<Self>) {
         let mut state = self.lock();
         if state.closed {
             return;
         }
-        state.rung = true;
+        state.notified = true;
         if !state.started {
-            let bell = self.clone();
-            let spawned = std::thread::Builder::new().name("floodgate-keeper".into()).spawn(move || bell.keep());
+            let worker = self.clone();
+            let spawned = std::thread::Builder::new().name("floodgate-worker".into()).spawn(move || worker.keep());
             state.started = spawned.is_ok();
         }
         drop(state);
@@ -111,13 +111,13 @@ impl Bell {
         while let Some(pause) = self.work() {
             let deadline = Instant::now() + pause;
             let mut state = self.lock();
-            while !state.rung && !state.closed {
+            while !state.notified && !state.closed {
                 let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                     break;
                 };
                 state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
-            state.rung = false;
+            state.notified = false;
         }
     }
 
@@ -142,8 +142,8 @@ impl Bell {
     }
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bell").finish_non_exhaustive()
+        f.debug_struct("Worker").finish_non_exhaustive()
     }
 }

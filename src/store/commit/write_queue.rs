@@ -1,11 +1,11 @@
 //! How writes share a transaction.
 //!
 //! Who gets the gate applies its own operation and what others have queued, in one transaction, then looks at the queue
-//! once more. Who does not get it leaves the operation queued and awaits; the housekeeping thread alone may block.
+//! once more. Who does not get it leaves the operation queued and awaits; the worker thread alone may block.
 
 use super::{
     pending::{Pending, Slot},
-    worker::Bell,
+    worker::Worker,
 };
 use crate::{
     error::Error,
@@ -25,7 +25,7 @@ use std::{
 const BATCH: usize = 256;
 
 /// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
-pub(crate) trait Run {
+pub(crate) trait Operation {
     /// Called before the transaction: the place for the user's code, such as the clock.
     fn prepare(&mut self) {}
 
@@ -34,7 +34,7 @@ pub(crate) trait Run {
 }
 
 /// An operation in the queue.
-trait Job: Run + Send {
+trait Job: Operation + Send {
     /// Called once, after the commit or the failure.
     fn finish(self: Box<Self>, result: Result<(), Error>);
 
@@ -49,7 +49,7 @@ struct Queued {
 }
 
 /// The way into one environment.
-pub(crate) struct Lane {
+pub(crate) struct WriteQueue {
     pub(crate) env: Env,
     /// A thread of this process is at the gate; it looks at the queue after it has left.
     busy: AtomicBool,
@@ -58,20 +58,20 @@ pub(crate) struct Lane {
     /// The gate could not be had for a whole `patience`: fail at once until it can.
     stuck: AtomicBool,
     patience: Duration,
-    bell: Arc<Bell>,
+    worker: Arc<Worker>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
 }
 
-/// A turn at the gate. Its end gives the gate back, also by a panic: the lane would be shut for ever.
+/// A turn at the gate. Its end gives the gate back, also by a panic: the queue would be shut for ever.
 struct Turn<'a> {
-    lane: &'a Lane,
+    queue: &'a WriteQueue,
     held: Option<Held<'a>>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.held = None;
-        self.lane.busy.store(false, SeqCst);
+        self.queue.busy.store(false, SeqCst);
     }
 }
 
@@ -83,28 +83,28 @@ enum Attempt<'a> {
     Shut,
 }
 
-impl Lane {
+impl WriteQueue {
     pub(crate) fn new(
         env: Env,
         patience: Duration,
-        bell: Arc<Bell>,
+        worker: Arc<Worker>,
         make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
-    ) -> Lane {
-        Lane {
+    ) -> WriteQueue {
+        WriteQueue {
             env,
             busy: AtomicBool::new(false),
             queue: Mutex::default(),
             queued: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
             patience,
-            bell,
+            worker,
             make_room,
         }
     }
 
     /// Applies the operation here and now, unless the gate is taken.
     #[inline]
-    fn try_now(&self, own: &mut impl Run) -> Option<Result<(), Error>> {
+    fn try_now(&self, own: &mut impl Operation) -> Option<Result<(), Error>> {
         if self.env.forked() {
             return Some(Err(Error::Forked));
         }
@@ -138,7 +138,7 @@ impl Lane {
         settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
-        R: Run + Send + 'static,
+        R: Operation + Send + 'static,
         G: Send + 'static,
     {
         if let Some(result) = self.try_now(&mut run) {
@@ -151,7 +151,7 @@ impl Lane {
 
     /// As `submit`, for what must happen however late and whose result nobody awaits: `settle` is told of it. Never
     /// blocks.
-    pub(crate) fn post<R: Run + Send + 'static>(
+    pub(crate) fn post<R: Operation + Send + 'static>(
         &self,
         mut run: R,
         settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
@@ -160,19 +160,19 @@ impl Lane {
             Some(result @ (Ok(()) | Err(Error::Forked | Error::Panicked))) => {
                 let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
             }
-            // A full disk may be a moment's: one more time, by the housekeeping thread.
+            // A full disk may be a moment's: one more time, by the worker thread.
             None | Some(Err(_)) => self.push(Box::new(Posted { run, settle }), false),
         }
     }
 
-    /// As `submit`, but always left to the housekeeping thread, which puts many into one transaction.
+    /// As `submit`, but always left to the worker thread, which puts many into one transaction.
     pub(crate) fn delegate<R, G>(
         &self,
         run: R,
         settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
-        R: Run + Send + 'static,
+        R: Operation + Send + 'static,
         G: Send + 'static,
     {
         let error = match (self.env.forked(), self.is_stuck()) {
@@ -181,19 +181,19 @@ impl Lane {
             (false, false) => {
                 let slot = Slot::new();
                 self.enqueue(Box::new(Awaited { run, settle, slot: slot.clone() }), true);
-                self.bell.ring();
+                self.worker.notify();
                 return Pending::Queued(slot);
             }
         };
         // Who queued something while we tried the gate has left it to us.
         if self.has_queued() {
-            self.bell.ring();
+            self.worker.notify();
         }
         Pending::ready(settle(run, Err(error)))
     }
 
-    /// Leaves an operation that nobody awaits to the next turn of the housekeeping thread.
-    pub(crate) fn leave_to_keeper<R: Run + Send + 'static>(
+    /// Leaves an operation that nobody awaits to the next turn of the worker thread.
+    pub(crate) fn leave_to_worker<R: Operation + Send + 'static>(
         &self,
         run: R,
         settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
@@ -211,7 +211,7 @@ impl Lane {
         if bounded && self.stuck.load(SeqCst) {
             // Who queued meanwhile may have taken our try for a turn.
             if self.has_queued() {
-                self.bell.ring();
+                self.worker.notify();
             }
             return finish(job, Err(Error::Busy));
         }
@@ -220,7 +220,7 @@ impl Lane {
         match self.attempt() {
             Ok(Attempt::In(turn)) => self.leave(turn),
             Ok(Attempt::Behind) => {}
-            Ok(Attempt::Shut) | Err(_) => self.bell.ring(),
+            Ok(Attempt::Shut) | Err(_) => self.worker.notify(),
         }
     }
 
@@ -235,7 +235,7 @@ impl Lane {
         self.queued.load(SeqCst) > 0
     }
 
-    /// The housekeeping thread's turn: waits for the gate at most for `slice`, applies a batch.
+    /// The worker thread's turn: waits for the gate at most for `slice`, applies a batch.
     pub(crate) fn serve(&self, slice: Duration) {
         if !self.has_queued() {
             return;
@@ -249,7 +249,7 @@ impl Lane {
             }
             yield_now();
         }
-        let mut turn = Turn { lane: self, held: None };
+        let mut turn = Turn { queue: self, held: None };
         match self.env.gate.lock_for(slice) {
             Ok(Some(held)) => {
                 turn.held = Some(held);
@@ -278,7 +278,7 @@ impl Lane {
         if self.busy.swap(true, SeqCst) {
             return Ok(Attempt::Behind);
         }
-        let mut turn = Turn { lane: self, held: None };
+        let mut turn = Turn { queue: self, held: None };
         turn.held = self.env.gate.try_lock()?;
         if turn.held.is_none() {
             return Ok(Attempt::Shut);
@@ -298,7 +298,7 @@ impl Lane {
         }
         // Enough of this thread's time; or another process is in.
         if self.has_queued() {
-            self.bell.ring();
+            self.worker.notify();
         }
     }
 
@@ -350,7 +350,7 @@ impl Lane {
     fn apply(
         &self,
         turn: &Turn<'_>,
-        mut own: Option<&mut impl Run>,
+        mut own: Option<&mut impl Operation>,
         jobs: Vec<Queued>,
     ) -> (Result<(), Error>, Vec<Done>) {
         let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
@@ -389,7 +389,7 @@ impl Lane {
         (own.map_or(Ok(()), |own| self.apply_alone(held, own)), done)
     }
 
-    fn apply_alone(&self, held: &Held<'_>, alone: &mut (impl Run + ?Sized)) -> Result<(), Error> {
+    fn apply_alone(&self, held: &Held<'_>, alone: &mut (impl Operation + ?Sized)) -> Result<(), Error> {
         let first = self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)));
         match first {
             Err(Error::Full) => {
@@ -406,13 +406,13 @@ impl Lane {
 }
 
 // What an operation calls is partly the user's: a panic is that operation's failure and nobody else's. It must not leave
-// by a drop that posts an undo, end the housekeeping thread, or keep the neighbours of a batch waiting.
+// by a drop that posts an undo, end the worker thread, or keep the neighbours of a batch waiting.
 
-fn prepare(operation: &mut (impl Run + ?Sized)) -> Result<(), Error> {
+fn prepare(operation: &mut (impl Operation + ?Sized)) -> Result<(), Error> {
     catch_unwind(AssertUnwindSafe(|| operation.prepare())).map_err(|_| Error::Panicked)
 }
 
-fn run(operation: &mut (impl Run + ?Sized), txn: &mut Txn<'_>) -> Result<bool, Error> {
+fn run(operation: &mut (impl Operation + ?Sized), txn: &mut Txn<'_>) -> Result<bool, Error> {
     catch_unwind(AssertUnwindSafe(|| operation.run(txn))).unwrap_or(Err(Error::Panicked))
 }
 
@@ -426,9 +426,9 @@ fn finish_all(done: Vec<Done>) {
     done.into_iter().for_each(|(job, result)| finish(job, result));
 }
 
-impl std::fmt::Debug for Lane {
+impl std::fmt::Debug for WriteQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lane").field("env", &self.env).finish_non_exhaustive()
+        f.debug_struct("WriteQueue").field("env", &self.env).finish_non_exhaustive()
     }
 }
 
@@ -438,7 +438,7 @@ struct Awaited<R, S, G> {
     slot: Arc<Slot<G>>,
 }
 
-impl<R: Run, S, G> Run for Awaited<R, S, G> {
+impl<R: Operation, S, G> Operation for Awaited<R, S, G> {
     fn prepare(&mut self) {
         self.run.prepare();
     }
@@ -448,7 +448,7 @@ impl<R: Run, S, G> Run for Awaited<R, S, G> {
     }
 }
 
-impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> Job for Awaited<R, S, G> {
+impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> Job for Awaited<R, S, G> {
     fn finish(self: Box<Self>, result: Result<(), Error>) {
         let Awaited { run, settle, slot } = *self;
         slot.fill(settle(run, result));
@@ -464,7 +464,7 @@ struct Posted<R, S> {
     settle: S,
 }
 
-impl<R: Run, S> Run for Posted<R, S> {
+impl<R: Operation, S> Operation for Posted<R, S> {
     fn prepare(&mut self) {
         self.run.prepare();
     }
@@ -474,7 +474,7 @@ impl<R: Run, S> Run for Posted<R, S> {
     }
 }
 
-impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S> {
+impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S> {
     fn finish(self: Box<Self>, result: Result<(), Error>) {
         (self.settle)(self.run, result);
     }
@@ -486,7 +486,7 @@ impl<R: Run + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S>
 
 struct Nothing;
 
-impl Run for Nothing {
+impl Operation for Nothing {
     fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
         Ok(false)
     }

@@ -12,7 +12,7 @@
 
 use super::{
     first_number,
-    lock_files::{OPENING, Opening, Users, sibling_in_use},
+    lock_files::{OPENING, OpeningLock, UserLocks, sibling_in_use},
 };
 use crate::{
     error::Error,
@@ -142,7 +142,7 @@ pub(crate) struct Directory {
     root: PathBuf,
     home: PathBuf,
     pub(crate) file_system: FileSystem,
-    users: Users,
+    users: UserLocks,
     layout: Layout,
 }
 
@@ -167,14 +167,14 @@ impl Directory {
                  directory, or allow it with `Builder::allow_mixed_builds`"
             )));
         }
-        let _opening = Opening::enter(&home, OPENING).map_err(|error| match error.kind() {
+        let _opening = OpeningLock::enter(&home, OPENING).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => fail(
                 "another process has been opening or closing it for ten seconds; is it stopped? (open.lock is held)"
                     .into(),
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
-        let users = Users::enter(root, &home, whole).map_err(|error| match error.kind() {
+        let users = UserLocks::enter(root, &home, whole).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => fail(
                 "processes use it whose files have been removed or replaced; stop them first, or use another directory"
                     .into(),
@@ -279,8 +279,8 @@ impl Directory {
 
     /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
     /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
-    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<Opening> {
-        let opening = Opening::enter(&self.home, Duration::from_millis(200)).ok()?;
+    pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<OpeningLock> {
+        let opening = OpeningLock::enter(&self.home, Duration::from_millis(200)).ok()?;
         if self.users.are_gone(&self.home) && sync() {
             let closed = since_boot().saturating_add(self.layout.offset);
             let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });

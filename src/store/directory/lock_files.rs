@@ -18,13 +18,13 @@ const STRANGERS: Duration = Duration::from_secs(1);
 
 /// The right to change a directory; while it exists nobody else opens or closes the cache.
 #[derive(Debug)]
-pub(crate) struct Opening {
+pub(crate) struct OpeningLock {
     _lock: File,
 }
 
 /// What says that this process uses the directory, for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Users {
+pub(crate) struct UserLocks {
     /// The directory itself: whatever is removed in it, it is still known that somebody uses it.
     whole: File,
     own_build: File,
@@ -33,14 +33,14 @@ pub(crate) struct Users {
     _socket: UserSocket,
 }
 
-impl Users {
-    /// Alone, nobody else gets in until [`let_others_in`](Users::let_others_in). `whole` is the directory itself.
+impl UserLocks {
+    /// Alone, nobody else gets in until [`let_others_in`](UserLocks::let_others_in). `whole` is the directory itself.
     ///
     /// # Errors
     ///
     /// [`io::ErrorKind::AddrInUse`]: somebody uses the directory but neither `users` nor that of another build, so these were
     /// removed; or the directory that was here before.
-    pub(crate) fn enter(root: &Path, home: &Path, whole: File) -> io::Result<Users> {
+    pub(crate) fn enter(root: &Path, home: &Path, whole: File) -> io::Result<UserLocks> {
         let own_build = open_file(&home.join("users"))?;
         // A process of another build that looks whether anybody is in holds them for a moment.
         let deadline = Instant::now() + STRANGERS;
@@ -59,7 +59,7 @@ impl Users {
         if alone && user_socket::was_another(root, &facts) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        let users = Users { whole, own_build, alone, _socket: UserSocket::listen(root, &facts) };
+        let users = UserLocks { whole, own_build, alone, _socket: UserSocket::listen(root, &facts) };
         if !alone {
             users.let_others_in()?;
         }
@@ -78,8 +78,8 @@ impl Users {
     }
 }
 
-impl Opening {
-    pub(crate) fn enter(home: &Path, patience: Duration) -> io::Result<Opening> {
+impl OpeningLock {
+    pub(crate) fn enter(home: &Path, patience: Duration) -> io::Result<OpeningLock> {
         let path = home.join("open.lock");
         let deadline = Instant::now() + patience;
         loop {
@@ -88,7 +88,7 @@ impl Opening {
             lock_for(&lock, FlockOperation::NonBlockingLockExclusive, left)?;
             // It may have been removed while we waited, and others wait for a new one.
             if is_at(&lock, &path) {
-                return Ok(Opening { _lock: lock });
+                return Ok(OpeningLock { _lock: lock });
             }
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -124,7 +124,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-/// Users of another version, architecture or libc would share no locks with us.
+/// UserLocks of another version, architecture or libc would share no locks with us.
 pub(crate) fn sibling_in_use(root: &Path, home: &Path) -> Option<String> {
     fs::read_dir(root).into_iter().flatten().flatten().find_map(|entry| {
         let users = File::open(entry.path().join("users")).ok()?;

@@ -1,6 +1,6 @@
 //! What this process has open: each directory once, since opening an LMDB file twice would silently drop its locks.
 
-use super::lock_files::Opening;
+use super::lock_files::OpeningLock;
 use crate::error::Error;
 use std::{
     collections::BTreeMap,
@@ -54,12 +54,12 @@ impl<T> Registry<T> {
 pub(crate) struct Closing<T: 'static> {
     registry: &'static Registry<T>,
     id: DirectoryId,
-    opening: Option<Opening>,
+    opening: Option<OpeningLock>,
 }
 
 impl<T> Closing<T> {
     /// Keeps other processes out, too.
-    pub(crate) fn keep(&mut self, opening: Option<Opening>) {
+    pub(crate) fn keep(&mut self, opening: Option<OpeningLock>) {
         self.opening = opening;
     }
 }

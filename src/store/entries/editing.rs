@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{pending::Pending, write_queue::Run},
+        commit::{pending::Pending, write_queue::Operation},
         lmdb::transaction::Txn,
         record::key::Key,
     },
@@ -59,7 +59,7 @@ impl Entries {
         let settle = |run: Editing<_, _, _>, result: Result<(), Error>| {
             result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked)))
         };
-        self.lane.delegate(run, settle)
+        self.queue.delegate(run, settle)
     }
 }
 
@@ -73,7 +73,7 @@ struct Editing<C, F, R> {
     outcome: Option<Result<R, Error>>,
 }
 
-impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit), R> Run for Editing<C, F, R> {
+impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit), R> Operation for Editing<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
         self.entries.latest.fetch_max(self.now, Relaxed);

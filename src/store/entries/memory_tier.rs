@@ -6,7 +6,7 @@
 
 use super::{
     entry::{Entry, RowDigest},
-    read_rate::Reads,
+    read_rate::ReadRate,
 };
 use crate::store::record::key::Key;
 use quick_cache::{Weighter, sync};
@@ -26,7 +26,7 @@ const OVERHEAD: usize = 1024;
 const SHARE: usize = 8;
 
 /// The items of one opening.
-pub(crate) struct Tier {
+pub(crate) struct MemoryTier {
     items: Option<sync::Cache<[u8; 16], Arc<Item>, Weigh, AsIs>>,
     bytes: usize,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Item {
     pub(crate) row: RowDigest,
     /// The last transaction that it was seen by.
     seen: AtomicU64,
-    pub(crate) reads: Arc<Reads>,
+    pub(crate) reads: Arc<ReadRate>,
 }
 
 impl Item {
@@ -50,7 +50,7 @@ impl Item {
         name: &[u8],
         (entry, row, seen): (Entry, RowDigest, u64),
         value: Arc<dyn Any + Send + Sync>,
-        reads: Arc<Reads>,
+        reads: Arc<ReadRate>,
     ) -> Item {
         Item { echo: key.echo, name: name.into(), entry, value, row, seen: AtomicU64::new(seen), reads }
     }
@@ -73,14 +73,14 @@ impl Item {
     }
 }
 
-impl Tier {
+impl MemoryTier {
     /// With room for so many bytes; 0: for nothing.
-    pub(crate) fn new(bytes: usize) -> Tier {
+    pub(crate) fn new(bytes: usize) -> MemoryTier {
         let items = (bytes > 0).then(|| {
             let lifecycle = sync::DefaultLifecycle::default();
             sync::Cache::with(bytes / OVERHEAD / 2, bytes as u64, Weigh, AsIs, lifecycle)
         });
-        Tier { items, bytes }
+        MemoryTier { items, bytes }
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -111,9 +111,9 @@ impl Tier {
     }
 }
 
-impl fmt::Debug for Tier {
+impl fmt::Debug for MemoryTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tier").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("MemoryTier").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 

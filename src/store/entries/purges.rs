@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::write_queue::Run,
+        commit::write_queue::Operation,
         lmdb::transaction::{Reader, Txn},
         record::key::ScopeId,
     },
@@ -55,7 +55,7 @@ pub(crate) struct Purge {
     pub(crate) walked: u64,
 }
 
-impl Run for Purge {
+impl Operation for Purge {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let sequence = number(&txn.reader(), SEQUENCE)? + 1;
         if txn.len(PURGES)? >= PURGES_MAX {

@@ -7,27 +7,27 @@ use std::{
 
 /// A count of reads, and from it how many there are in a second. Racing readers may lose one of them.
 #[derive(Debug)]
-pub(crate) struct Reads {
+pub(crate) struct ReadRate {
     /// When the count began, in ns.
     since: AtomicU64,
     count: AtomicU64,
-    /// Reads a second before that, as the bits of a float; NaN: not known.
+    /// ReadRate a second before that, as the bits of a float; NaN: not known.
     before: AtomicU64,
 }
 
 /// What is counted for less than this says little.
 const SOME_TIME: u64 = Duration::from_millis(50).as_nanos() as u64;
 
-impl Reads {
+impl ReadRate {
     pub(crate) fn new(now: u64) -> Self {
-        Reads { since: AtomicU64::new(now), count: AtomicU64::new(0), before: AtomicU64::new(f64::NAN.to_bits()) }
+        ReadRate { since: AtomicU64::new(now), count: AtomicU64::new(0), before: AtomicU64::new(f64::NAN.to_bits()) }
     }
 
     pub(crate) fn note(&self) {
         self.count.fetch_add(1, Relaxed);
     }
 
-    /// Reads a second, of late: the count of `span` begins anew after that, and what was before fades out over it.
+    /// ReadRate a second, of late: the count of `span` begins anew after that, and what was before fades out over it.
     pub(crate) fn rate(&self, now: u64, span: Duration) -> f64 {
         let span = crate::time::nanos(span).max(SOME_TIME);
         let (since, count) = (self.since.load(Relaxed), self.count.load(Relaxed));
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_steady_rate_is_found_at_once_and_a_new_one_within_two_spans() {
-        let (reads, span) = (Reads::new(0), Duration::from_secs(1));
+        let (reads, span) = (ReadRate::new(0), Duration::from_secs(1));
         let mut rates = Vec::new();
         let mut read = |from: u64, to: u64, every: u64| {
             for now in (from..to).step_by(every as usize) {
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn nothing_read_is_a_rate_of_nothing() {
-        let reads = Reads::new(7);
+        let reads = ReadRate::new(7);
         assert_eq!((reads.rate(7, Duration::ZERO), reads.rate(0, Duration::MAX)), (0.0, 0.0));
         assert_eq!(reads.rate(u64::MAX, Duration::from_secs(1)), 0.0);
     }

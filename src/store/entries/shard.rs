@@ -1,17 +1,17 @@
-//! Stored answers: inline reads, writes batched by the housekeeping thread, a byte budget.
+//! Stored answers: inline reads, writes batched by the worker thread, a byte budget.
 
 use super::{
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
-    memory_tier::{Item, Tier},
+    memory_tier::{Item, MemoryTier},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, as_of_now},
-    read_rate::Reads,
+    read_rate::ReadRate,
     table::{BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
 };
 use crate::{
     error::Error,
     store::{
-        commit::{pending::Pending, write_queue::Lane},
+        commit::{pending::Pending, write_queue::WriteQueue},
         lmdb::transaction::{Reader, Txn},
         record::key::Key,
     },
@@ -43,7 +43,7 @@ pub(crate) struct Walk {
 /// One shard of the stored answers.
 #[derive(Debug)]
 pub(crate) struct Entries {
-    pub(crate) lane: Lane,
+    pub(crate) queue: WriteQueue,
     budget: u64,
     pub(crate) counts: Counts,
     pub(crate) walk: Mutex<Walk>,
@@ -51,17 +51,17 @@ pub(crate) struct Entries {
     pub(crate) tidying: AtomicBool,
     /// The last step found more than it may clear away.
     pub(crate) more: AtomicBool,
-    /// The latest time of any write: the housekeeping thread has no clock of its own that agrees with every user's.
+    /// The latest time of any write: the worker thread has no clock of its own that agrees with every user's.
     pub(crate) latest: AtomicU64,
 }
 
 /// What a read has found.
-pub(crate) struct Hot<T> {
+pub(crate) struct Hit<T> {
     pub(crate) value: Arc<T>,
     /// When it was found.
     pub(crate) now: u64,
     /// How often it is read in this process, where that is kept.
-    pub(crate) reads: Option<Arc<Reads>>,
+    pub(crate) reads: Option<Arc<ReadRate>>,
     /// No file was looked into.
     pub(crate) from_memory: bool,
 }
@@ -73,9 +73,9 @@ pub(crate) struct Counts {
 }
 
 impl Entries {
-    pub(crate) fn new(lane: Lane, budget: u64) -> Entries {
+    pub(crate) fn new(queue: WriteQueue, budget: u64) -> Entries {
         Entries {
-            lane,
+            queue,
             budget,
             counts: Counts::default(),
             walk: Mutex::default(),
@@ -90,7 +90,7 @@ impl Entries {
         usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - ENTRY_OVERHEAD
     }
 
-    /// Reads an entry whose life is not over, fresh or not, and the time at which it is not; or the purge sequence to carry
+    /// ReadRate an entry whose life is not over, fresh or not, and the time at which it is not; or the purge sequence to carry
     /// if one is computed.
     ///
     /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
@@ -100,7 +100,7 @@ impl Entries {
         name: &[u8],
         now: impl FnOnce() -> u64,
     ) -> Result<Result<(Entry, u64), u64>, Error> {
-        let (found, sequence) = self.lane.env.read(|reader| {
+        let (found, sequence) = self.queue.env.read(|reader| {
             let sequence = number(reader, SEQUENCE)?;
             Ok((self.find(reader, sequence, key, name)?, sequence))
         })?;
@@ -111,12 +111,12 @@ impl Entries {
     /// As `get`, decoded: from memory if it has not changed since it was last read. What `decode` cannot read is damaged.
     pub(crate) fn read<T: Send + Sync + 'static>(
         &self,
-        tier: &Tier,
+        tier: &MemoryTier,
         key: &Key,
         name: &[u8],
         now: impl Fn() -> u64,
         decode: impl FnOnce(&Entry) -> Option<T>,
-    ) -> Result<Result<Hot<T>, u64>, Error> {
+    ) -> Result<Result<Hit<T>, u64>, Error> {
         let item = tier.get(key, name);
         if let Some(item) = &item {
             match self.look_again(item, key)? {
@@ -125,13 +125,13 @@ impl Entries {
                     if let Ok(value) = value
                         && !item.entry.life.is_over(now)
                     {
-                        return Ok(Ok(Hot { value, now, reads: Some(item.reads.clone()), from_memory }));
+                        return Ok(Ok(Hit { value, now, reads: Some(item.reads.clone()), from_memory }));
                     }
                 }
                 None => tier.remove(key),
             }
         }
-        let (found, sequence, seen) = self.lane.env.read(|reader| {
+        let (found, sequence, seen) = self.queue.env.read(|reader| {
             let sequence = number(reader, SEQUENCE)?;
             Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
         })?;
@@ -144,16 +144,16 @@ impl Entries {
             self.counts.damaged.fetch_add(1, Relaxed);
             return Ok(Err(sequence));
         };
-        let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(Reads::new(now)), |item| item.reads.clone()));
+        let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(ReadRate::new(now)), |item| item.reads.clone()));
         if let (Some(row), Some(reads)) = (row, &reads) {
             tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
         }
-        Ok(Ok(Hot { value, now, reads, from_memory: false }))
+        Ok(Ok(Hit { value, now, reads, from_memory: false }))
     }
 
     /// Whether an item is still what stands under its key; `Some(true)`: without a look into the file.
     fn look_again(&self, item: &Item, key: &Key) -> Result<Option<bool>, Error> {
-        let env = &self.lane.env;
+        let env = &self.queue.env;
         if env.forked() {
             return Err(Error::Forked);
         }
@@ -194,12 +194,12 @@ impl Entries {
     }
 
     pub(crate) fn sequence(&self) -> Result<u64, Error> {
-        self.lane.env.read(|reader| number(reader, SEQUENCE))
+        self.queue.env.read(|reader| number(reader, SEQUENCE))
     }
 
     /// Answers, and bytes of all entries, now.
     pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
-        self.lane.env.read(|reader| {
+        self.queue.env.read(|reader| {
             let marks = number(reader, MARKS)?;
             Ok((reader.len(ENTRIES)?.saturating_sub(marks), number(reader, BYTES)?))
         })
@@ -207,7 +207,7 @@ impl Entries {
 
     /// Whether an entry would be fresh if it were stored.
     pub(crate) fn is_current(&self, key: &Key, name: &[u8], entry: &Entry, now: u64) -> Result<bool, Error> {
-        self.lane.env.read(|reader| {
+        self.queue.env.read(|reader| {
             let entry = as_of_now(reader, &key.hash, name, entry)?;
             Ok(entry.is_some_and(|entry| entry.life.is_fresh(now)))
         })
@@ -218,7 +218,7 @@ impl Entries {
     pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().done;
-        self.lane.delegate(Purge { subject, soft, now, walked }, |_, result| result)
+        self.queue.delegate(Purge { subject, soft, now, walked }, |_, result| result)
     }
 
     pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {

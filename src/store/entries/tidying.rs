@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    store::{commit::write_queue::Run, lmdb::transaction::Txn},
+    store::{commit::write_queue::Operation, lmdb::transaction::Txn},
 };
 use std::{
     ops::Bound,
@@ -22,14 +22,14 @@ const STEP: usize = 128;
 const PURGES_STEP: usize = 4096;
 
 impl Entries {
-    /// Leaves one step of tidying to the housekeeping thread.
+    /// Leaves one step of tidying to the worker thread.
     pub(crate) fn tidy(self: &Arc<Self>) {
         if self.tidying.swap(true, Relaxed) {
             return;
         }
         let now = self.latest.load(Relaxed);
         let tidy = Tidy { entries: self.clone(), now, walk: *self.walk(), more: false };
-        self.lane.leave_to_keeper(tidy, |tidy, result| {
+        self.queue.leave_to_worker(tidy, |tidy, result| {
             if result.is_ok() {
                 *tidy.entries.walk() = tidy.walk;
                 tidy.entries.more.store(tidy.more, Relaxed);
@@ -59,7 +59,7 @@ impl Drop for Tidy {
     }
 }
 
-impl Run for Tidy {
+impl Operation for Tidy {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         self.walk = *self.entries.walk();
         let (more, trimmed) = self.entries.trim(txn, self.now, 0, STEP)?;

@@ -5,8 +5,8 @@
 use super::{
     ending_threads,
     error::from_heed,
-    file_identity::Guard,
-    files::Found,
+    file_identity::FileIdentity,
+    files::FileState,
     gate::{Gate, Held},
     opening::{self, Opened, Options},
     transaction::{Db, Reader, Txn},
@@ -29,7 +29,7 @@ pub(crate) struct Env {
     shares_pid: bool,
     /// See [`fork::forks`].
     forks: u32,
-    identity: Option<Guard>,
+    identity: Option<FileIdentity>,
 }
 
 impl Env {
@@ -42,7 +42,7 @@ impl Env {
         fork::watch_forks();
         ending_threads::watch_this_thread();
         let Opened { heed, tables, gate, files, shares_pid } = opening::open(path, options)?;
-        let identity = options.guarded.map(|root| Guard::new(root, path, files)).transpose()?;
+        let identity = options.guarded.map(|root| FileIdentity::new(root, path, files)).transpose()?;
         Ok(Env {
             heed: ManuallyDrop::new(heed),
             tables,
@@ -72,7 +72,7 @@ impl Env {
     /// Whether the cache's directory was removed or replaced. What is held can be renewed and released, since others may hold
     /// on to the same files, but nothing may be granted.
     pub(crate) fn is_orphaned(&self) -> bool {
-        self.identity.as_ref().is_some_and(Guard::is_orphaned)
+        self.identity.as_ref().is_some_and(FileIdentity::is_orphaned)
     }
 
     /// Whether it was not found damaged, so that its files can be touched.
@@ -99,8 +99,8 @@ impl Env {
             self.check_time(before + u64::from(commits))?;
             Ok(result)
         });
-        if let (Err(Error::Damaged), Some(guard)) = (&result, &self.identity) {
-            self.condemn(guard);
+        if let (Err(Error::Damaged), Some(identity)) = (&result, &self.identity) {
+            self.condemn(identity);
         }
         result
     }
@@ -127,37 +127,37 @@ impl Env {
         if identity.metas.end_with(last) && self.gate.is_not_behind(last) { Ok(()) } else { Err(Error::Damaged) }
     }
 
-    fn condemn(&self, guard: &Guard) {
+    fn condemn(&self, identity: &FileIdentity) {
         if self.gate.condemn() {
-            tell_of_loss(guard, "damaged");
+            tell_of_loss(identity, "damaged");
         }
     }
 
     /// Looks after the files if nobody has for a hundredth of a second, so that those that were cut do not kill us. Not for a
     /// thread that holds the gate.
     pub(crate) fn look_if_due(&self) {
-        if self.identity.as_ref().is_some_and(Guard::is_due) {
+        if self.identity.as_ref().is_some_and(FileIdentity::is_due) {
             self.look();
         }
     }
 
     /// Looks after the files.
     pub(crate) fn look(&self) {
-        let Some(guard) = &self.identity else { return };
+        let Some(identity) = &self.identity else { return };
         if self.forked() || self.gate.is_shut() {
             return;
         }
-        match guard.look() {
-            Found::Intact | Found::Gone => {}
-            Found::Cut => self.condemn(guard),
-            Found::CutOff => self.give_up(guard),
+        match identity.look() {
+            FileState::Intact | FileState::Gone => {}
+            FileState::Cut => self.condemn(identity),
+            FileState::CutOff => self.give_up(identity),
         }
     }
 
     /// This process uses the environment no more, and does not even touch it.
-    fn give_up(&self, guard: &Guard) {
+    fn give_up(&self, identity: &FileIdentity) {
         if self.gate.shut() {
-            tell_of_loss(guard, "truncated");
+            tell_of_loss(identity, "truncated");
             // Closing it would look into the lock file.
             std::mem::forget(heed::Env::clone(&self.heed));
         }
@@ -219,9 +219,9 @@ impl Drop for Env {
     }
 }
 
-fn tell_of_loss(guard: &Guard, what: &str) {
+fn tell_of_loss(identity: &FileIdentity, what: &str) {
     tracing::error!(
-        path = %guard.path().display(),
+        path = %identity.path().display(),
         "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
     );
 }

@@ -1,7 +1,7 @@
 //! Whether the files of an environment still are where and what they were.
 
 use super::{
-    files::{Files, Found, Id, NAMES, id_of},
+    files::{FileState, Files, Id, NAMES, id_of},
     metas::Metas,
 };
 use crate::{error::Error, log_limit::LogLimit, store::os::boot::coarse_time};
@@ -17,7 +17,7 @@ const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
 
 /// Looks after an environment that is to be given up when it is found damaged.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub(crate) struct FileIdentity {
     /// The cache's directory.
     root: PathBuf,
     root_id: Id,
@@ -31,13 +31,13 @@ pub(crate) struct Guard {
     gone: LogLimit,
 }
 
-impl Guard {
-    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> Result<Guard, Error> {
+impl FileIdentity {
+    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> Result<FileIdentity, Error> {
         let data = fs::File::open(path.join(NAMES[0]))?;
         if id_of(&data.metadata()?) != files.ids[0] {
             return Err(Error::Damaged);
         }
-        Ok(Guard {
+        Ok(FileIdentity {
             root: root.to_path_buf(),
             root_id: id_of(&fs::metadata(root)?),
             orphaned: AtomicBool::new(false),
@@ -65,7 +65,7 @@ impl Guard {
     }
 
     /// Looks, and logs what nothing can be done about.
-    pub(crate) fn look(&self) -> Found {
+    pub(crate) fn look(&self) -> FileState {
         let there = fs::metadata(&self.root).map(|facts| id_of(&facts) == self.root_id);
         let there = there.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound);
         if !there && !self.orphaned.swap(true, Relaxed) {
@@ -75,7 +75,7 @@ impl Guard {
             );
         }
         let found = self.files.look(&self.path);
-        if found == Found::Gone && self.gone.allows() {
+        if found == FileState::Gone && self.gone.allows() {
             tracing::error!(
                 path = %self.path.display(),
                 "removed or replaced while in use: no other process can join before every one that uses the cache has been \

@@ -29,7 +29,7 @@ pub(super) const NAMES: [&str; Files::COUNT] = ["data.mdb", "lock.mdb", "gate"];
 
 /// What became of the files of an environment that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum FileState {
     Intact,
     /// They were removed, or others are in their place. Who has them open goes on with them; nobody else can join.
     Gone,
@@ -62,16 +62,16 @@ impl Files {
     }
 
     /// Whether they still are what they were: three system calls.
-    pub(crate) fn look(&self, path: &Path) -> Found {
+    pub(crate) fn look(&self, path: &Path) -> FileState {
         let least = [self.length, LOCK_SIZE, GATE_SIZE];
-        let mut found = Found::Intact;
+        let mut found = FileState::Intact;
         for (at, name) in NAMES.iter().enumerate() {
             match fs::metadata(path.join(name)) {
-                Ok(facts) if id_of(&facts) != self.ids[at] => found = found.or(Found::Gone),
+                Ok(facts) if id_of(&facts) != self.ids[at] => found = found.or(FileState::Gone),
                 Ok(facts) if facts.len() < least[at] => {
-                    found = found.or(if at == 0 { Found::Cut } else { Found::CutOff })
+                    found = found.or(if at == 0 { FileState::Cut } else { FileState::CutOff })
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => found = found.or(Found::Gone),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => found = found.or(FileState::Gone),
                 // What cannot be found out may be as it was.
                 Ok(_) | Err(_) => {}
             }
@@ -80,9 +80,9 @@ impl Files {
     }
 }
 
-impl Found {
+impl FileState {
     /// The worse of two.
-    fn or(self, other: Found) -> Found {
+    fn or(self, other: FileState) -> FileState {
         if other as u8 > self as u8 { other } else { self }
     }
 }

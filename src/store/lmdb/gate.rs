@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::files::{Files, GATE_SIZE, Id};
-use crate::{error::Error, store::os::calls};
+use crate::{error::Error, store::os::syscalls};
 use std::{
     cell::UnsafeCell,
     fs::File,
@@ -209,11 +209,11 @@ impl Gate {
         self.taken(unsafe { libc::pthread_mutex_trylock(self.mutex()) })
     }
 
-    /// Waits for the gate, at most for `patience`: for the housekeeping thread only.
+    /// Waits for the gate, at most for `patience`: for the worker thread only.
     pub(crate) fn lock_for(&self, patience: Duration) -> Result<Option<Held<'_>>, Error> {
         self.check()?;
         // SAFETY: as in `try_lock`.
-        self.taken(unsafe { calls::mutex_lock_for(self.mutex(), patience) })
+        self.taken(unsafe { syscalls::mutex_lock_for(self.mutex(), patience) })
     }
 
     fn taken(&self, result: libc::c_int) -> Result<Option<Held<'_>>, Error> {

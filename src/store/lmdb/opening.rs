@@ -4,12 +4,12 @@
 
 use super::{
     error::from_heed,
-    files::{Files, Found, LOCK_SIZE, MAX_READERS},
+    files::{FileState, Files, LOCK_SIZE, MAX_READERS},
     gate::Gate,
     metas::metas_are_sound,
     transaction::Db,
 };
-use crate::{error::Error, store::os::calls};
+use crate::{error::Error, store::os::syscalls};
 use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithTls};
 use std::{
     fs::{self, File},
@@ -94,7 +94,7 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts,
     let data = path.join("data.mdb");
     let ours = || {
         let files = Files::at(path, options.map_size).map_err(|_| Error::Damaged)?;
-        let sound = files.are(&gate.described()) && files.look(path) == Found::Intact;
+        let sound = files.are(&gate.described()) && files.look(path) == FileState::Intact;
         if sound { Ok(files) } else { Err(Error::Damaged) }
     };
     let length = ours()?.length;
@@ -140,7 +140,7 @@ fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>,
     if !shares_pid {
         heed.clear_stale_readers().map_err(from_heed)?;
     }
-    calls::close_on_exec(&path.join("data.mdb"))?;
+    syscalls::close_on_exec(&path.join("data.mdb"))?;
     Ok((heed, shares_pid))
 }
 

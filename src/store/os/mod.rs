@@ -2,7 +2,7 @@
 //! checker replaces.
 
 pub(crate) mod boot;
-pub(crate) mod calls;
 pub(crate) mod file_system;
 pub(crate) mod fork;
 pub(crate) mod sync;
+pub(crate) mod syscalls;

@@ -33,7 +33,7 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// The instance of one opening, and what it knows of the others.
 #[derive(Debug)]
-pub(crate) struct Presence {
+pub(crate) struct Instances {
     run: PathBuf,
     own: OnceLock<Own>,
     /// When the own file could not be made. Locked while it is made.
@@ -53,10 +53,10 @@ enum Known {
     },
 }
 
-impl Presence {
-    pub(crate) fn new(run: PathBuf) -> Presence {
+impl Instances {
+    pub(crate) fn new(run: PathBuf) -> Instances {
         fork::watch_forks();
-        Presence { run, own: OnceLock::new(), failed: Mutex::default(), known: Mutex::default(), forks: fork::forks() }
+        Instances { run, own: OnceLock::new(), failed: Mutex::default(), known: Mutex::default(), forks: fork::forks() }
     }
 
     /// The number of this instance, made when first asked for; never zero. `None` if its file cannot be made, on a full disk
@@ -98,7 +98,7 @@ impl Presence {
 
     /// Makes an instance that has died.
     #[cfg(test)]
-    pub(crate) fn bury(&self, instance: u64) {
+    pub(crate) fn add_dead(&self, instance: u64) {
         make_run(&self.run).unwrap();
         File::create(self.run.join(name(instance))).unwrap();
     }

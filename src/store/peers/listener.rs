@@ -6,8 +6,8 @@
 //! runtime, and gone with the last handle of its cache.
 
 use super::{
-    instances::{self, Presence},
-    wake_ups::{Calls, Ear, Next, TICK},
+    instances::{self, Instances},
+    wake_ups::{Listener, Next, TICK, WakeUps},
 };
 use crate::store::os::fork;
 use rustix::{
@@ -52,7 +52,7 @@ pub(crate) struct Sockets {
     directory: OnceLock<File>,
     sender: OnceLock<UnixDatagram>,
     /// Not held: the instance ends with the last handle, and not with the thread.
-    presence: Weak<Presence>,
+    instances: Weak<Instances>,
     listening: Mutex<Option<Listening>>,
     /// See [`fork::forks`].
     forks: u32,
@@ -66,13 +66,13 @@ struct Listening {
 }
 
 impl Sockets {
-    pub(crate) fn new(run: PathBuf, presence: &Arc<Presence>) -> Arc<Sockets> {
+    pub(crate) fn new(run: PathBuf, instances: &Arc<Instances>) -> Arc<Sockets> {
         let forks = fork::forks();
-        let (directory, sender, presence) = (OnceLock::new(), OnceLock::new(), Arc::downgrade(presence));
-        Arc::new(Sockets { run, directory, sender, presence, listening: Mutex::default(), forks })
+        let (directory, sender, instances) = (OnceLock::new(), OnceLock::new(), Arc::downgrade(instances));
+        Arc::new(Sockets { run, directory, sender, instances, listening: Mutex::default(), forks })
     }
 
-    /// Calls a waiter of another process. Never blocks.
+    /// WakeUps a waiter of another process. Never blocks.
     pub(crate) fn send(&self, instance: u64, number: u64) -> Reached {
         match self.try_send(instance, number) {
             Ok(()) => Reached::Yes,
@@ -115,7 +115,7 @@ impl Sockets {
     /// The socket on which this instance is called, and what wakes it.
     fn listen(&self) -> io::Result<(UnixDatagram, Listening)> {
         let instance =
-            self.presence.upgrade().and_then(|presence| presence.instance()).ok_or(io::ErrorKind::NotFound)?;
+            self.instances.upgrade().and_then(|instances| instances.instance()).ok_or(io::ErrorKind::NotFound)?;
         let (path, address) = (self.run.join(instances::socket_name(instance)), self.address(instance)?);
         let socket = UnixDatagram::bind_addr(&address)?;
         let waker = unbound().and_then(|waker| waker.connect_addr(&address).map(|()| waker));
@@ -133,8 +133,8 @@ fn unbound() -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-impl Ear for Arc<Sockets> {
-    fn wake(&self, calls: &Arc<Calls>) -> bool {
+impl Listener for Arc<Sockets> {
+    fn wake(&self, wake_ups: &Arc<WakeUps>) -> bool {
         if self.forks != fork::forks() {
             return false;
         }
@@ -151,10 +151,10 @@ impl Ear for Arc<Sockets> {
                 (None, None)
             }
         };
-        let calls = calls.clone();
+        let wake_ups = wake_ups.clone();
         let listen = move || match socket {
-            Some(socket) => listen(&calls, &socket),
-            None => look_only(&calls),
+            Some(socket) => listen(&wake_ups, &socket),
+            None => look_only(&wake_ups),
         };
         let started = std::thread::Builder::new().name("floodgate-listener".into()).spawn(listen).is_ok();
         match made {
@@ -174,7 +174,7 @@ impl Ear for Arc<Sockets> {
     }
 }
 
-fn listen(calls: &Calls, socket: &UnixDatagram) {
+fn listen(wake_ups: &WakeUps, socket: &UnixDatagram) {
     let (mut hurry, mut hurried) = (false, Instant::now());
     loop {
         let now = Instant::now();
@@ -182,24 +182,24 @@ fn listen(calls: &Calls, socket: &UnixDatagram) {
         if hurries {
             (hurry, hurried) = (false, now);
         }
-        let pause = match calls.tick(now, hurries) {
+        let pause = match wake_ups.tick(now, hurries) {
             Next::TickAt(next) if hurry => Some(until(next).min(CALM)),
             Next::TickAt(next) => Some(until(next)),
             Next::Sleep => None,
             Next::End => return,
         };
-        hurry |= is_called(socket, pause) && drain(calls, socket) >= QUEUE;
+        hurry |= is_called(socket, pause) && drain(wake_ups, socket) >= QUEUE;
     }
 }
 
-/// Calls whom the datagrams name; how many there were. What is no number of eight bytes is nobody's.
-fn drain(calls: &Calls, socket: &UnixDatagram) -> usize {
+/// WakeUps whom the datagrams name; how many there were. What is no number of eight bytes is nobody's.
+fn drain(wake_ups: &WakeUps, socket: &UnixDatagram) -> usize {
     let mut bytes = [0; 9];
     for drained in 0..DRAINED {
         match socket.recv(&mut bytes) {
             Ok(8) => {
                 let [number @ .., _] = bytes;
-                calls.call(u64::from_le_bytes(number));
+                wake_ups.wake(u64::from_le_bytes(number));
             }
             Ok(_) => {}
             Err(_) => return drained,
@@ -226,8 +226,8 @@ fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
 }
 
 /// Without a socket: the thread ends instead of sleeping, so that the next one to wait tries again to make one.
-fn look_only(calls: &Calls) {
-    while let Next::TickAt(next) = calls.tick(Instant::now(), false) {
+fn look_only(wake_ups: &WakeUps) {
+    while let Next::TickAt(next) = wake_ups.tick(Instant::now(), false) {
         std::thread::sleep(until(next));
     }
 }

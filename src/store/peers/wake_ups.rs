@@ -1,6 +1,6 @@
 //! Who waits in this process, and how they are called.
 //!
-//! A waiter is called by its number, from this process or by a datagram from another. Calls may get lost; so each key for
+//! A waiter is called by its number, from this process or by a datagram from another. WakeUps may get lost; so each key for
 //! which somebody waits is looked at as well, once for all who wait, by the listening thread.
 
 use crate::store::{
@@ -28,25 +28,25 @@ const MISSED: usize = 64;
 
 /// Looks at a key for which somebody here waits.
 pub(crate) trait Watch: Send + Sync {
-    /// Never blocks. Answers when to look again at the latest; a [`TICK`] later it is asked in any case. Called by the
+    /// Never blocks. Answers when to look again at the latest; a [`TICK`] later it is asked in any case. Signal by the
     /// listening thread, and by no two threads at once. Should it be the last to hold a handle of the cache, that thread
     /// closes the files.
     fn look(self: Arc<Self>, key: Key) -> Duration;
 }
 
 /// The way to the listening thread.
-pub(crate) trait Ear: Send + Sync {
+pub(crate) trait Listener: Send + Sync {
     /// Starts the thread or wakes it from its sleep. `false`: it could not be started.
-    fn wake(&self, calls: &Arc<Calls>) -> bool;
+    fn wake(&self, wake_ups: &Arc<WakeUps>) -> bool;
 
     /// Nobody will wait any more.
     fn close(&self);
 }
 
 /// All who wait in this process.
-pub(crate) struct Calls {
+pub(crate) struct WakeUps {
     inner: Mutex<Inner>,
-    ear: Box<dyn Ear>,
+    listener: Box<dyn Listener>,
 }
 
 struct Inner {
@@ -73,21 +73,21 @@ struct Watched {
 
 struct Waiting {
     since: Instant,
-    called: Mutex<Called>,
+    signal: Mutex<Signal>,
 }
 
 #[derive(Default)]
-struct Called {
-    called: bool,
+struct Signal {
+    raised: bool,
     waker: Option<Waker>,
 }
 
 impl Waiting {
-    fn call(&self) {
-        let mut called = lock(&self.called);
-        called.called = true;
-        let waker = called.waker.take();
-        drop(called);
+    fn wake(&self) {
+        let mut signal = lock(&self.signal);
+        signal.raised = true;
+        let waker = signal.waker.take();
+        drop(signal);
         if let Some(waker) = waker {
             // Whoever else is to be called must not suffer from it.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
@@ -101,7 +101,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How many wait in this process, and how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Crowd {
+pub(crate) struct WaitingCounts {
     pub(crate) waiting: usize,
     pub(crate) keys: usize,
     pub(crate) longest: Option<Duration>,
@@ -116,8 +116,8 @@ pub(super) enum Next {
     End,
 }
 
-impl Calls {
-    pub(crate) fn new(ear: Box<dyn Ear>) -> Arc<Calls> {
+impl WakeUps {
+    pub(crate) fn new(listener: Box<dyn Listener>) -> Arc<WakeUps> {
         let inner = Inner {
             waiting: HashMap::new(),
             keys: BTreeMap::new(),
@@ -129,39 +129,39 @@ impl Calls {
             next: Instant::now(),
             closed: false,
         };
-        Arc::new(Calls { inner: Mutex::new(inner), ear })
+        Arc::new(WakeUps { inner: Mutex::new(inner), listener })
     }
 
-    /// From now until the answer is dropped, calls of the number are noticed and the key is looked at. A call that came
+    /// From now until the answer is dropped, wake_ups of the number are noticed and the key is looked at. A call that came
     /// just before counts.
-    pub(crate) fn register(self: &Arc<Self>, key: Key, number: u64, watch: Arc<dyn Watch>) -> Call {
+    pub(crate) fn register(self: &Arc<Self>, key: Key, number: u64, watch: Arc<dyn Watch>) -> WakeUp {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
-        let called = Called { called: inner.was_missed(number), waker: None };
-        let waiting = Arc::new(Waiting { since: now, called: Mutex::new(called) });
+        let signal = Signal { raised: inner.was_missed(number), waker: None };
+        let waiting = Arc::new(Waiting { since: now, signal: Mutex::new(signal) });
         inner.waiting.insert(number, waiting.clone());
         let due = inner.next;
         let watched = || Watched { key, watch, waiters: HashMap::new(), due };
         inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number, waiting.clone());
         inner.idle = 0;
         drop(inner);
-        self.be_heard();
-        Call { calls: self.clone(), key, number, waiting }
+        self.ensure_listening();
+        WakeUp { wake_ups: self.clone(), key, number, waiting }
     }
 
     /// Wakes the listening thread if somebody waits and it sleeps, or could not be started before.
-    pub(crate) fn be_heard(self: &Arc<Self>) {
+    pub(crate) fn ensure_listening(self: &Arc<Self>) {
         let mut inner = lock(&self.inner);
         let sleeps = !inner.awake && !inner.closed && !inner.keys.is_empty();
         inner.awake |= sleeps;
         drop(inner);
-        if sleeps && !self.ear.wake(self) {
+        if sleeps && !self.listener.wake(self) {
             lock(&self.inner).awake = false;
         }
     }
 
-    /// Calls who waits with this number. `false`: nobody does, or not yet.
-    pub(crate) fn call(&self, number: u64) -> bool {
+    /// WakeUps who waits with this number. `false`: nobody does, or not yet.
+    pub(crate) fn wake(&self, number: u64) -> bool {
         let mut inner = lock(&self.inner);
         let Some(waiting) = inner.waiting.get(&number).cloned() else {
             let at = inner.next_missed;
@@ -170,23 +170,23 @@ impl Calls {
             return false;
         };
         drop(inner);
-        waiting.call();
+        waiting.wake();
         true
     }
 
-    /// Calls all who wait for a key.
-    pub(crate) fn call_all(&self, key: &Key) {
+    /// WakeUps all who wait for a key.
+    pub(crate) fn wake_all(&self, key: &Key) {
         let all: Vec<_> = {
             let inner = lock(&self.inner);
             inner.keys.get(&key.hash).into_iter().flat_map(|watched| watched.waiters.values().cloned()).collect()
         };
-        all.iter().for_each(|waiting| waiting.call());
+        all.iter().for_each(|waiting| waiting.wake());
     }
 
-    pub(crate) fn crowd(&self) -> Crowd {
+    pub(crate) fn waiting_counts(&self) -> WaitingCounts {
         let inner = lock(&self.inner);
         let longest = inner.waiting.values().map(|waiting| waiting.since.elapsed()).max();
-        Crowd { waiting: inner.waiting.len(), keys: inner.keys.len(), longest }
+        WaitingCounts { waiting: inner.waiting.len(), keys: inner.keys.len(), longest }
     }
 
     /// The listening thread's turn: looks at the keys that are due or, in a `hurry`, at all.
@@ -226,7 +226,7 @@ impl Calls {
     /// Ends the listening thread.
     pub(crate) fn close(&self) {
         lock(&self.inner).closed = true;
-        self.ear.close();
+        self.listener.close();
     }
 }
 
@@ -272,36 +272,36 @@ impl Inner {
     }
 }
 
-impl fmt::Debug for Calls {
+impl fmt::Debug for WakeUps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Calls").field("crowd", &self.crowd()).finish_non_exhaustive()
+        f.debug_struct("WakeUps").field("waiting_counts", &self.waiting_counts()).finish_non_exhaustive()
     }
 }
 
 /// Somebody who waits to be called; no more once it is dropped.
-pub(crate) struct Call {
-    calls: Arc<Calls>,
+pub(crate) struct WakeUp {
+    wake_ups: Arc<WakeUps>,
     key: Key,
     number: u64,
     waiting: Arc<Waiting>,
 }
 
-impl Call {
+impl WakeUp {
     /// Whether it was called since it was last asked. The waker is woken by the next call, instead of one before.
-    pub(crate) fn called(&self, waker: &Waker) -> bool {
+    pub(crate) fn was_woken(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
-        let mut called = lock(&self.waiting.called);
-        let before = called.waker.replace(waker);
-        let was_called = std::mem::take(&mut called.called);
-        drop(called);
+        let mut signal = lock(&self.waiting.signal);
+        let before = signal.waker.replace(waker);
+        let raised = std::mem::take(&mut signal.raised);
+        drop(signal);
         drop(before);
-        was_called
+        raised
     }
 }
 
-impl Drop for Call {
+impl Drop for WakeUp {
     fn drop(&mut self) {
-        let mut inner = lock(&self.calls.inner);
+        let mut inner = lock(&self.wake_ups.inner);
         let leave = |waiting: &mut HashMap<u64, Arc<Waiting>>| match waiting.get(&self.number) {
             Some(waiter) if Arc::ptr_eq(waiter, &self.waiting) => waiting.remove(&self.number),
             _ => None,
@@ -320,9 +320,9 @@ impl Drop for Call {
     }
 }
 
-impl fmt::Debug for Call {
+impl fmt::Debug for WakeUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("WakeUp").field("number", &self.number).finish_non_exhaustive()
     }
 }
 

@@ -24,7 +24,7 @@ const ROW_VERSION: u8 = 1;
 const ROW_HEAD: usize = 25;
 const ROW_CHECK: usize = 4;
 
-/// Calls `with` with the bytes of a state row: version, expires, echo, tag, payload, checksum. Small ones, which are nearly
+/// WakeUps `with` with the bytes of a state row: version, expires, echo, tag, payload, checksum. Small ones, which are nearly
 /// all, stay on the stack.
 pub(crate) fn with_row<T>(key: &Key, row: &Row<'_>, with: impl FnOnce(&[u8]) -> T) -> T {
     let len = ROW_HEAD + row.payload.len() + ROW_CHECK;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{pending::Pending, write_queue::Run},
+        commit::{pending::Pending, write_queue::Operation},
         lmdb::transaction::Txn,
         record::{
             key::Key,
@@ -51,7 +51,7 @@ impl State {
             listed: Vec::new(),
             last: None,
         };
-        self.lane.submit(listing, |listing, result| result.map(|()| (listing.listed, listing.last)))
+        self.queue.submit(listing, |listing, result| result.map(|()| (listing.listed, listing.last)))
     }
 }
 
@@ -64,7 +64,7 @@ struct Listing<F, T> {
     last: Option<[u8; 16]>,
 }
 
-impl<F: FnMut(Listed<'_>) -> Option<T>, T> Run for Listing<F, T> {
+impl<F: FnMut(Listed<'_>) -> Option<T>, T> Operation for Listing<F, T> {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let (txn, after) = (&*txn, self.after);
         let rows = txn.rows(LOCKS, Bound::Excluded(&after[..]), ROWS, |key, bytes| {

@@ -19,9 +19,9 @@ struct Recent {
 
 /// A table of rows by key.
 #[derive(Default)]
-pub(crate) struct Recents(OnceLock<Box<[Mutex<Recent>]>>);
+pub(crate) struct RecentRefusals(OnceLock<Box<[Mutex<Recent>]>>);
 
-impl Recents {
+impl RecentRefusals {
     fn slot<'a>(slots: &'a [Mutex<Recent>], key: &[u8; 16]) -> &'a Mutex<Recent> {
         // The keys are hashes.
         &slots[usize::from(u16::from_le_bytes([key[0], key[1]])) % SLOTS]
@@ -54,9 +54,9 @@ impl Recents {
     }
 }
 
-impl std::fmt::Debug for Recents {
+impl std::fmt::Debug for RecentRefusals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recents").finish_non_exhaustive()
+        f.debug_struct("RecentRefusals").finish_non_exhaustive()
     }
 }
 
@@ -66,19 +66,19 @@ mod tests {
 
     #[test]
     fn a_row_is_valid_until_the_next_transaction() {
-        let recents = Recents::default();
+        let recent = RecentRefusals::default();
         let (key, other) = ([7; 16], [8; 16]);
-        let get = |key, last| recents.get(key, last, <[u8]>::to_vec);
+        let get = |key, last| recent.get(key, last, <[u8]>::to_vec);
         assert_eq!(get(&key, 3), None);
-        recents.keep(&key, 3, b"row");
+        recent.keep(&key, 3, b"row");
         assert_eq!((get(&key, 3), get(&key, 4), get(&key, 2)), (Some(b"row".to_vec()), None, None));
         assert_eq!(get(&other, 3), None);
         let mut neighbour = key;
         neighbour[15] = 0;
         assert_eq!(get(&neighbour, 3), None, "another key of the same slot");
-        recents.keep(&neighbour, 3, b"its");
+        recent.keep(&neighbour, 3, b"its");
         assert_eq!((get(&key, 3), get(&neighbour, 3)), (None, Some(b"its".to_vec())));
-        recents.keep(&key, 4, &[1; 200]);
+        recent.keep(&key, 4, &[1; 200]);
         assert_eq!(get(&key, 4), None, "too long");
     }
 }

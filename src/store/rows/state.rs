@@ -1,7 +1,7 @@
 //! `update(key, pure function)`: the one primitive of throttle cells, locks and claims.
 
 use super::{
-    recent_refusals::Recents,
+    recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
     tables::{CELLS, row_key},
@@ -13,7 +13,7 @@ use crate::{
     store::{
         commit::{
             pending::Pending,
-            write_queue::{Lane, Run},
+            write_queue::{Operation, WriteQueue},
         },
         lmdb::transaction::{Table, Txn},
         record::{
@@ -30,23 +30,23 @@ use std::{
 /// The shared state of throttles and locks.
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) lane: Lane,
+    pub(crate) queue: WriteQueue,
     pub(crate) local: Arc<Local>,
 }
 
 impl State {
     /// `first`: the first number of this generation, see [`sequence`](super::sequence).
-    pub(crate) fn new(lane: Lane, first: u64) -> State {
+    pub(crate) fn new(queue: WriteQueue, first: u64) -> State {
         let local = Local {
-            room: Room::new(lane.env.pages()),
+            room: Room::new(queue.env.pages()),
             sequence: Sequence::new(first),
-            recent: Recents::default(),
+            recent: RecentRefusals::default(),
             damaged: AtomicU64::new(0),
         };
-        State { lane, local: Arc::new(local) }
+        State { queue, local: Arc::new(local) }
     }
 
-    /// Reads, decides and writes in one transaction: here and now, or queued while another process is at it.
+    /// ReadRate, decides and writes in one transaction: here and now, or queued while another process is at it.
     ///
     /// `settle` turns the outcome into the result, after the commit. If nobody waits for the result any more it is
     /// dropped, so what has to be undone is undone by its drop.
@@ -66,11 +66,11 @@ impl State {
     }
 
     /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
-    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
-        if self.lane.env.forked() || !self.lane.env.is_sound() {
+    pub(crate) fn read_recent<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
+        if self.queue.env.forked() || !self.queue.env.is_sound() {
             return None;
         }
-        let last = self.lane.env.last_transaction();
+        let last = self.queue.env.last_transaction();
         self.local.recent.get(&key.hash, last, |row| f(decode_row(Some(row), key)))
     }
 
@@ -89,7 +89,7 @@ impl State {
         G: Send + 'static,
     {
         let update = Update::new(&self.local, table, key, now, transition);
-        self.lane.submit(update, |mut update, result| settle(update.outcome(result)))
+        self.queue.submit(update, |mut update, result| settle(update.outcome(result)))
     }
 
     /// As `update_line`, for what must happen however late, and whose result nobody awaits. Never blocks.
@@ -114,7 +114,7 @@ impl State {
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let update = Update::new(&self.local, table, key, now, transition);
-        self.lane.post(update, |mut update, result| then(update.outcome(result)));
+        self.queue.post(update, |mut update, result| then(update.outcome(result)));
     }
 
     /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; the last key, if there are more.
@@ -123,7 +123,7 @@ impl State {
         after: Option<[u8; 16]>,
         wanted: impl Fn(u64) -> bool + Send + 'static,
     ) -> Pending<Result<Option<[u8; 16]>, Error>> {
-        self.lane.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
+        self.queue.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
     }
 }
 
@@ -133,7 +133,7 @@ struct Scan<W> {
     last: Option<[u8; 16]>,
 }
 
-impl<W: Fn(u64) -> bool> Run for Scan<W> {
+impl<W: Fn(u64) -> bool> Operation for Scan<W> {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         const ROWS: usize = 100;
         let from = self.after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));

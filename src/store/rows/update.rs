@@ -1,16 +1,16 @@
 //! One update of a row of `state/`, as it runs in a transaction.
 
 use super::{
-    recent_refusals::Recents,
+    recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
     tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
-    waiting_line::{self, Line, Rows, Waiter},
+    waiting_line::{self, Rows, Waiter, WaitingLine},
 };
 use crate::{
     error::Error,
     store::{
-        commit::write_queue::Run,
+        commit::write_queue::Operation,
         lmdb::transaction::{Table, Txn},
         record::{
             key::Key,
@@ -37,7 +37,7 @@ impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for
 pub(crate) struct Local {
     pub(crate) room: Room,
     pub(super) sequence: Sequence,
-    pub(super) recent: Recents,
+    pub(super) recent: RecentRefusals,
     pub(crate) damaged: AtomicU64,
 }
 
@@ -101,7 +101,7 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     }
 }
 
-impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Run for Update<C, F, R> {
+impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Operation for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
     }
@@ -122,7 +122,7 @@ impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Run for Update<C, F, R> 
             }
         }
         let rows = Behind { txn, local: &self.local, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
-        let transition = || (self.transition)(found, &Line::new(&rows, self.now), self.now);
+        let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
         let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
             self.outcome = Some(Err(Error::Panicked));
             return Ok(false);
@@ -212,7 +212,7 @@ impl Rows for Behind<'_> {
 
 /// A transition that does not look at the line and leaves it as it is.
 pub(super) fn beside_the_line<R>(transition: impl Transition<R>) -> impl waiting_line::Transition<R> {
-    move |found: Found<'_>, _: &Line<'_>, now: u64| {
+    move |found: Found<'_>, _: &WaitingLine<'_>, now: u64| {
         let (result, change) = transition(found, now);
         (result, change, Vec::new())
     }

@@ -27,13 +27,13 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiter {
     /// Its place in the order. Behind a throttle: when its turn comes, in ns of machine time; behind a lock: a
-    /// [number](Line::number).
+    /// [number](WaitingLine::number).
     pub(crate) turn: u64,
     /// Tells apart those who have the same turn.
     pub(crate) ticket: u64,
     /// How long the row is kept, in ns of machine time; after that it may be swept.
     pub(crate) until: u64,
-    /// Where it waits, see [`Presence`](crate::store::peers::instances::Presence).
+    /// Where it waits, see [`Instances`](crate::store::peers::instances::Instances).
     pub(crate) instance: u64,
     /// At most [`WAITER_MAX`] bytes.
     pub(crate) payload: Vec<u8>,
@@ -58,19 +58,19 @@ pub(crate) trait Rows {
     /// The first waiters from a turn and ticket on, in order, at most so many.
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter>;
 
-    /// See [`Line::number`].
+    /// See [`WaitingLine::number`].
     fn number(&self) -> u64;
 }
 
 /// The line as a transition sees it. Nothing is read until it is asked. Rows that do not decode are left out.
-pub(crate) struct Line<'a> {
+pub(crate) struct WaitingLine<'a> {
     rows: &'a dyn Rows,
     now: u64,
 }
 
-impl<'a> Line<'a> {
-    pub(crate) fn new(rows: &'a dyn Rows, now: u64) -> Line<'a> {
-        Line { rows, now }
+impl<'a> WaitingLine<'a> {
+    pub(crate) fn new(rows: &'a dyn Rows, now: u64) -> WaitingLine<'a> {
+        WaitingLine { rows, now }
     }
 
     /// The first waiters whose turn has not come, in order of turn, at most so many.
@@ -83,7 +83,7 @@ impl<'a> Line<'a> {
         self.rows.read(Bound::Unbounded, most)
     }
 
-    /// As [`first`](Line::first), of those who stand behind a turn and ticket.
+    /// As [`first`](WaitingLine::first), of those who stand behind a turn and ticket.
     pub(crate) fn behind(&self, turn: u64, ticket: u64, most: usize) -> Vec<Waiter> {
         self.rows.read(Bound::Excluded((turn, ticket)), most)
     }
@@ -95,18 +95,18 @@ impl<'a> Line<'a> {
     }
 }
 
-impl std::fmt::Debug for Line<'_> {
+impl std::fmt::Debug for WaitingLine<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Line").finish_non_exhaustive()
+        f.debug_struct("WaitingLine").finish_non_exhaustive()
     }
 }
 
 /// An updating function that sees the line behind its row: pure, and re-runnable. `now` is machine time in ns.
 pub(crate) trait Transition<R>:
-    Fn(Found<'_>, &Line<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static
+    Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static
 {
 }
-impl<R, F: Fn(Found<'_>, &Line<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static> Transition<R> for F {}
+impl<R, F: Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static> Transition<R> for F {}
 
 fn waiter_key(hash: &[u8; 16], turn: u64, ticket: u64) -> WaiterKey {
     let mut key = [0; 32];

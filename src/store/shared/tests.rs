@@ -18,7 +18,7 @@ fn the_files_are_closed_when_the_last_handle_is_gone() {
     for round in 0..50 {
         let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
         let scope = cache.scope("a");
-        let layout = state(&cache).lane.env.path().with_file_name("layout");
+        let layout = state(&cache).queue.env.path().with_file_name("layout");
         let clean = || std::fs::read_to_string(&layout).unwrap().contains("clean=1");
         scope.insert("x", &round).wait().unwrap();
         drop(cache);
@@ -43,11 +43,12 @@ fn a_temporary_cache_leaves_nothing_behind() {
 #[test]
 fn closing_behind_a_gate_that_stays_shut_takes_no_longer_than_a_moment() {
     let cache = builder().open().unwrap();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let root = cache.root();
-    let remove =
-        |_: crate::cache::Found<'_>, _: &crate::cache::Line<'_>, _| ((), crate::cache::Change::Remove, Vec::new());
-    root.post_line(crate::cache::LOCKS, root.key(Kind::Lock, b"a"), remove);
+    let remove = |_: crate::store::Found<'_>, _: &crate::store::WaitingLine<'_>, _| {
+        ((), crate::store::Change::Remove, Vec::new())
+    };
+    root.post_line(crate::store::LOCKS, root.key(Kind::Lock, b"a"), remove);
     let began = Instant::now();
     drop(cache);
     assert!(began.elapsed() < LONG / 3);

@@ -4,7 +4,7 @@ use crate::{
         testing::{Holder, LONG, builder, cache, state},
     },
     error::Error,
-    store::{Change, Edit, Found, Key, Kind, LOCKS, Line, PAYLOAD_MAX, Pending, lmdb::gate::Gate},
+    store::{Change, Edit, Found, Key, Kind, LOCKS, PAYLOAD_MAX, Pending, WaitingLine, lmdb::gate::Gate},
 };
 use std::{
     future::{Future, IntoFuture},
@@ -57,7 +57,7 @@ impl Drop for Undone {
 #[test]
 fn an_operation_dropped_while_it_is_queued_is_not_applied() {
     let cache = cache();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let dropped = count(&cache, "a");
     assert!(matches!(dropped, Pending::Queued(_)));
     let kept = count(&cache, "b");
@@ -70,7 +70,7 @@ fn an_operation_dropped_while_it_is_queued_is_not_applied() {
 #[test]
 fn an_operation_dropped_while_it_is_applied_is_undone() {
     let cache = cache();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let (undo, undone) = mpsc::channel();
     let (enter, entered) = mpsc::channel();
     let (go_on, gone_on) = mpsc::channel::<()>();
@@ -104,7 +104,7 @@ fn an_operation_dropped_when_it_is_done_is_undone() {
     drop(at_once);
     assert_eq!(undone.try_recv().unwrap(), 1);
 
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let queued = root.update(LOCKS, key, add, move |result| Undone(undo, result.unwrap()));
     let behind = count(&cache, "b");
     holder.release();
@@ -126,7 +126,7 @@ fn an_undo_can_post_from_within_a_batch() {
     let cache = cache();
     let (enter, entered) = mpsc::channel();
     let (go_on, gone_on) = mpsc::channel::<()>();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let (root, other) = (cache.root(), cache.clone());
     let blocking = move |found: Found<'_>, now| {
         enter.send(()).unwrap();
@@ -148,17 +148,17 @@ fn an_undo_can_post_from_within_a_batch() {
 #[test]
 fn what_is_posted_happens_however_late() {
     let cache = builder().patience(Duration::from_millis(1)).open().unwrap();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let root = cache.root();
     post_one_more(root, root.key(Kind::Lock, b"a"));
     assert!(matches!(count(&cache, "b").wait(), Err(Error::Busy)));
     holder.release();
     let deadline = Instant::now() + LONG;
-    while state(&cache).lane.has_queued() {
+    while state(&cache).queue.has_queued() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    // Reading has no more patience than that, and the housekeeping thread may be at the gate.
+    // Reading has no more patience than that, and the worker thread may be at the gate.
     let key = root.key(Kind::Lock, b"a");
     let read = || root.update(LOCKS, key, |found, _| (sum(found), Change::Keep), |result| result).wait();
     let sum = loop {
@@ -174,7 +174,7 @@ fn what_is_posted_happens_however_late() {
 fn one_that_fails_harms_no_neighbour() {
     let cache = cache();
     for queued in [true, false] {
-        let holder = queued.then(|| Holder::of(&state(&cache).lane));
+        let holder = queued.then(|| Holder::of(&state(&cache).queue));
         let (root, key) = (cache.root(), |name: &str| cache.root().key(Kind::Lock, name.as_bytes()));
         let before = read_unless(queued, &cache);
         let first = count(&cache, "neighbour");
@@ -206,7 +206,7 @@ fn read_unless(queued: bool, cache: &Cache) -> u64 {
 #[test]
 fn a_post_whose_clock_panics_does_not() {
     let cache = cache();
-    let put = |_: Found<'_>, _: &Line<'_>, _| ((), put(1), Vec::new());
+    let put = |_: Found<'_>, _: &WaitingLine<'_>, _| ((), put(1), Vec::new());
     state(&cache).post_line(LOCKS, cache.root().key(Kind::Lock, b"a"), || panic!("clock"), put);
     assert_eq!(read(&cache, "a"), 0);
 }
@@ -217,7 +217,7 @@ fn an_edit_that_panics_harms_no_neighbour_and_not_the_thread() {
     let root = cache.root();
     let shard = &cache.handle().shared.entries[0];
     for _ in 0..3 {
-        let holder = Holder::of(&shard.lane);
+        let holder = Holder::of(&shard.queue);
         let before = root.incr("n", 1);
         let edit = root.edit(root.key(Kind::Value, b"x"), b"x", |_, _| -> (Result<(), Error>, Edit) { panic!("edit") });
         let clock = shard.edit(root.key(Kind::Value, b"x"), b"x", || panic!("clock"), |_, _| (Ok(()), Edit::Remove));
@@ -236,7 +236,7 @@ fn patience_ends_in_busy_then_at_once_and_all_recovers() {
     cache.insert("warm", &1).wait().unwrap();
     let shard = &cache.handle().shared.entries[0];
     for _ in 0..2 {
-        let holders = [Holder::of(&state(&cache).lane), Holder::of(&shard.lane)];
+        let holders = [Holder::of(&state(&cache).queue), Holder::of(&shard.queue)];
         let began = Instant::now();
         let (count_1, insert_1) = (count(&cache, "a"), cache.insert("a", &1).into_future());
         assert!(matches!(count_1.wait(), Err(Error::Busy)));
@@ -247,7 +247,7 @@ fn patience_ends_in_busy_then_at_once_and_all_recovers() {
         assert!(matches!(poll_once(cache.insert("a", &1).into_future()), Poll::Ready(Err(Error::Busy))));
         assert_eq!(cache.get::<i32>("warm").unwrap(), Some(1), "reading never waits");
         holders.into_iter().for_each(Holder::release);
-        // The first to come finds out, without any turn of the housekeeping thread.
+        // The first to come finds out, without any turn of the worker thread.
         assert!(matches!(poll_once(count(&cache, "b")), Poll::Ready(Ok(_))));
         cache.insert("b", &1).wait().unwrap();
     }
@@ -262,20 +262,20 @@ fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
 fn tidying_does_not_pile_up_behind_a_gate_that_stays_shut() {
     let cache = cache();
     let shard = &cache.handle().shared.entries[0];
-    let holder = Holder::of(&shard.lane);
+    let holder = Holder::of(&shard.queue);
     for _ in 0..100 {
         shard.tidy();
     }
-    assert_eq!(shard.lane.locked_queue().len(), 1);
+    assert_eq!(shard.queue.locked_queue().len(), 1);
     holder.release();
     cache.insert("a", &1).wait().unwrap();
-    assert!(!shard.lane.has_queued());
+    assert!(!shard.queue.has_queued());
 }
 
 #[test]
 fn a_thousand_operations_behind_a_gate_are_all_applied_in_order() {
     let cache = cache();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let queued: Vec<_> = (0..1000).map(|_| count(&cache, "a")).collect();
     holder.release();
     for (i, pending) in queued.into_iter().enumerate() {
@@ -287,8 +287,8 @@ fn a_thousand_operations_behind_a_gate_are_all_applied_in_order() {
 fn nothing_is_lost_or_forgotten_while_another_comes_and_goes() {
     let cache = cache();
     let done = std::sync::atomic::AtomicBool::new(false);
-    let gates = [&state(&cache).lane, &cache.handle().shared.entries[0].lane];
-    let gates = gates.map(|lane| Gate::open(&lane.env.path().join("gate"), false).unwrap());
+    let gates = [&state(&cache).queue, &cache.handle().shared.entries[0].queue];
+    let gates = gates.map(|queue| Gate::open(&queue.env.path().join("gate"), false).unwrap());
     std::thread::scope(|threads| {
         threads.spawn(|| {
             for turn in 0_u32.. {

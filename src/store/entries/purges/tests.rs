@@ -50,7 +50,7 @@ fn tidy(cache: &Cache) {
         loop {
             shard.tidy();
             // Served in order, so the step is done with it.
-            let _ = shard.lane.delegate(Nothing, |_, result| result).wait();
+            let _ = shard.queue.delegate(Nothing, |_, result| result).wait();
             if !shard.is_untidy() {
                 break;
             }
@@ -60,7 +60,7 @@ fn tidy(cache: &Cache) {
 
 struct Nothing;
 
-impl Run for Nothing {
+impl Operation for Nothing {
     fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
         Ok(false)
     }
@@ -145,7 +145,7 @@ fn too_many_prefixes_are_the_whole_scope() {
     let cache = cache();
     let scope = cache.scope("x");
     let shard = &cache.root().handle().shared.entries[0];
-    let rows = || shard.lane.env.read(|reader| Ok(reader.all(PURGES).len())).unwrap();
+    let rows = || shard.queue.env.read(|reader| Ok(reader.all(PURGES).len())).unwrap();
     store(&scope, "kept", "t", begin(&scope, "kept"));
     for n in 0..PREFIXES_MAX {
         cache.purge_blocking(Asked::prefix("x", &format!("p{n}"))).unwrap();

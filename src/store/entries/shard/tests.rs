@@ -3,7 +3,7 @@ use crate::cache::{
     Cache, Scope,
     testing::{Hand, Holder, builder, tamper},
 };
-use crate::store::commit::write_queue::Run;
+use crate::store::commit::write_queue::Operation;
 use crate::store::{
     Edit, LONGEST_FLIGHT, Table,
     entries::{entry::claimed_expiry, table::footprint},
@@ -20,7 +20,7 @@ fn shard(cache: &Cache) -> &Arc<Entries> {
 }
 
 fn rows(cache: &Cache, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
-    shard(cache).lane.env.read(|reader| Ok(reader.all(table))).unwrap()
+    shard(cache).queue.env.read(|reader| Ok(reader.all(table))).unwrap()
 }
 
 fn key(scope: &Scope, name: &str) -> Key {
@@ -48,7 +48,7 @@ fn has(scope: &Scope, name: &str) -> bool {
     scope.get::<u8>(name).unwrap().is_some()
 }
 
-/// Has the housekeeping thread tidy until it has nothing left to do.
+/// Has the worker thread tidy until it has nothing left to do.
 fn tidy(cache: &Cache) {
     loop {
         shard(cache).tidy();
@@ -116,7 +116,7 @@ async fn a_purge_that_is_queued_before_a_store_comes_first() {
     let cache = builder().open().unwrap();
     let scope = cache.scope("a");
     let old = sequence(&scope, "x");
-    let holder = Holder::of(&shard(&cache).lane);
+    let holder = Holder::of(&shard(&cache).queue);
     let purge = shard(&cache).purge(Subject::Name(key(&scope, "x").hash), false, cache.handle().now());
     let stored = scope.commit(key(&scope, "x"), b"x", answer(&scope, old, &[]));
     holder.release();
@@ -187,7 +187,7 @@ fn damaged_entries_are_misses_counted_and_replaced() {
     let cache = hand.on(builder());
     let key = key(cache.root(), "x");
     let flip = |at: usize| {
-        tamper(&shard(&cache).lane, |txn| {
+        tamper(&shard(&cache).queue, |txn| {
             let mut bytes = txn.get(ENTRIES, &key.hash).unwrap().unwrap().to_vec();
             let at = at % bytes.len();
             bytes[at] ^= 0x10;
@@ -232,7 +232,7 @@ fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
     let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
     shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
     shard(&cache).purge(Subject::Tag(cache.root().tag("t")), false, cache.handle().now()).wait().unwrap();
-    // The housekeeping thread may have begun already.
+    // The worker thread may have begun already.
     tidy(&cache);
     assert_eq!(rows(&cache, ENTRIES).len(), 500);
     check(&cache);
@@ -255,7 +255,7 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
     }
     shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
     for _ in 0..8 {
-        let holder = Holder::of(&shard(&cache).lane);
+        let holder = Holder::of(&shard(&cache).queue);
         shard(&cache).tidy();
         // A bad neighbour: everything of the batch is run again, alone.
         let bad = root.edit(key(root, "x"), b"x", |_, _| -> (Result<(), Error>, Edit) { panic!("neighbour") });
@@ -302,7 +302,7 @@ fn more_tags_than_can_be_remembered_purge_everything() {
     let scope = cache.scope("a");
     scope.insert("x", &1).tag("t").wait().unwrap();
     let now = cache.handle().now();
-    tamper(&shard(&cache).lane, |txn| {
+    tamper(&shard(&cache).queue, |txn| {
         for tag in 0..=PURGES_MAX {
             // As if no walk had come by.
             Purge { subject: Subject::Tag(tag), soft: false, now, walked: 0 }.run(txn).unwrap();

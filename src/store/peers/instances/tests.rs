@@ -5,7 +5,7 @@ use crate::cache::{
     Cache, Scope,
     testing::{Child, LONG, builder, hear, part, say, state},
 };
-use crate::store::{Change, Found, Kind, LOCKS, Line, Step, Waiter};
+use crate::store::{Change, Found, Kind, LOCKS, Step, Waiter, WaitingLine};
 use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, fork},
@@ -22,7 +22,7 @@ fn start(part: &str, path: &Path) -> Child {
 }
 
 fn run_of(cache: &Cache) -> PathBuf {
-    state(cache).lane.env.path().with_file_name("run")
+    state(cache).queue.env.path().with_file_name("run")
 }
 
 /// Who is in `run/`.
@@ -35,11 +35,12 @@ fn files(run: &Path) -> Vec<String> {
 
 /// As one that has not asked before.
 fn is_dead(run: &Path, instance: u64) -> bool {
-    Presence::new(run.to_owned()).is_dead(instance)
+    Instances::new(run.to_owned()).is_dead(instance)
 }
 
 fn line(scope: &Scope, steps: Vec<Step>) -> Vec<Waiter> {
-    let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| (line.waiting(10), Change::Keep, steps.clone());
+    let transition =
+        move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.waiting(10), Change::Keep, steps.clone());
     scope.update_line(LOCKS, scope.key(Kind::Lock, b"l"), transition, |waiting| waiting).wait().unwrap()
 }
 
@@ -111,14 +112,14 @@ fn the_death_of_a_process_is_seen_at_once_and_its_rows_are_there() {
     assert_eq!(line(&scope, vec![Step::Leave { turn: row.turn, ticket: row.ticket }]), rows, "it outlives the process");
     assert_eq!(line(&scope, vec![]), []);
     assert_eq!(files(&run), [name(instance)]);
-    cache.handle().shared.presence.tidy();
+    cache.handle().shared.instances.tidy();
     assert_eq!(files(&run), [name(instance) + DEAD]);
     assert!(scope.is_dead(instance) && is_dead(&run, instance));
-    cache.handle().shared.presence.tidy();
+    cache.handle().shared.instances.tidy();
     assert!(is_dead(&run, instance));
     let died = SystemTime::now() - REMEMBERED;
     File::open(run.join(name(instance) + DEAD)).unwrap().set_modified(died).unwrap();
-    cache.handle().shared.presence.tidy();
+    cache.handle().shared.instances.tidy();
     assert!(files(&run).is_empty());
 }
 
@@ -169,7 +170,7 @@ fn who_opens_alone_and_who_tidies_clear_away_the_dead_and_nobody_else() {
     let own = cache.root().instance().unwrap();
     let mut second = start("wait", dir.path());
     let other: u64 = second.line().parse().unwrap();
-    cache.handle().shared.presence.tidy();
+    cache.handle().shared.instances.tidy();
     assert_eq!(files(&run).len(), 3);
     assert!(!is_dead(&run, own) && !is_dead(&run, other));
     use std::os::unix::fs::PermissionsExt;
@@ -187,26 +188,26 @@ fn a_forked_child_has_no_instance_and_leaves_that_of_its_parent() {
 #[test]
 fn what_cannot_be_found_out_counts_as_alive() {
     let dir = tempfile::tempdir().unwrap();
-    let presence = Presence::new(dir.path().join("run"));
-    assert!(!presence.is_dead(5), "its file may have been removed");
-    assert!(!presence.is_dead(0), "nobody has that number");
-    let own = presence.instance().unwrap();
-    assert_eq!(presence.instance(), Some(own));
-    assert!(!presence.is_dead(own));
+    let instances = Instances::new(dir.path().join("run"));
+    assert!(!instances.is_dead(5), "its file may have been removed");
+    assert!(!instances.is_dead(0), "nobody has that number");
+    let own = instances.instance().unwrap();
+    assert_eq!(instances.instance(), Some(own));
+    assert!(!instances.is_dead(own));
     // A link that leads to itself.
     let unreadable = dir.path().join("run").join(name(6));
     std::os::unix::fs::symlink(&unreadable, &unreadable).unwrap();
-    assert!(!presence.is_dead(6));
+    assert!(!instances.is_dead(6));
     fs::write(dir.path().join("file"), "").unwrap();
-    assert_eq!(Presence::new(dir.path().join("file")).instance(), None);
+    assert_eq!(Instances::new(dir.path().join("file")).instance(), None);
 }
 
 #[test]
 fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    let presence = Presence::new(run.clone());
-    let own = presence.instance().unwrap();
+    let instances = Instances::new(run.clone());
+    let own = instances.instance().unwrap();
     let (file, away) = (run.join(name(own)), dir.path().join("away"));
     let damages: [&dyn Fn(); 3] = [&|| fs::remove_file(&file).unwrap(), &|| fs::remove_dir_all(&run).unwrap(), &|| {
         fs::copy(&file, &away).unwrap();
@@ -217,15 +218,15 @@ fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
         assert!(!is_dead(&run, own));
         clear(&run);
         assert!(!is_dead(&run, own));
-        presence.stay();
+        instances.stay();
         assert_eq!(files(&run), [name(own)]);
         assert!(!is_dead(&run, own));
-        assert_eq!(presence.process(own), Some(std::process::id()));
+        assert_eq!(instances.process(own), Some(std::process::id()));
         clear(&run);
         assert_eq!(files(&run), [name(own)]);
     }
     // As if the process had died.
-    let Own { file: held, .. } = presence.own.get().unwrap();
+    let Own { file: held, .. } = instances.own.get().unwrap();
     *lock(held) = File::open(dir.path()).unwrap();
     assert!(is_dead(&run, own));
 }
@@ -233,9 +234,9 @@ fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
 #[test]
 fn what_is_remembered_of_others_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let presence = Presence::new(dir.path().to_owned());
-    assert!((1..5000).all(|instance| !presence.is_dead(instance)));
-    assert!(lock(&presence.known).len() <= KNOWN_MAX);
+    let instances = Instances::new(dir.path().to_owned());
+    assert!((1..5000).all(|instance| !instances.is_dead(instance)));
+    assert!(lock(&instances.known).len() <= KNOWN_MAX);
 }
 
 #[test]
@@ -253,8 +254,8 @@ fn the_newborn_are_never_dead() {
         }
         // Should an assertion fail, the others end all the same.
         let fine = (0..300).all(|_| {
-            let presence = Presence::new(run.to_owned());
-            presence.instance().is_some_and(|instance| !is_dead(run, instance))
+            let instances = Instances::new(run.to_owned());
+            instances.instance().is_some_and(|instance| !is_dead(run, instance))
         });
         over.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(fine);

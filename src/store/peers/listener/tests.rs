@@ -25,7 +25,7 @@ fn key(cache: &Cache) -> Key {
 }
 
 fn run_of(cache: &Cache) -> PathBuf {
-    state(cache).lane.env.path().with_file_name("run")
+    state(cache).queue.env.path().with_file_name("run")
 }
 
 /// Tells of each look.
@@ -44,8 +44,8 @@ fn watch() -> (Arc<dyn Watch>, mpsc::Receiver<Key>) {
 }
 
 /// Waits until it is called.
-fn be_called(call: &crate::cache::Call) {
-    crate::store::block_on(std::future::poll_fn(|cx: &mut Context<'_>| match call.called(cx.waker()) {
+fn be_woken(wake_up: &crate::store::WakeUp) {
+    crate::store::block_on(std::future::poll_fn(|cx: &mut Context<'_>| match wake_up.was_woken(cx.waker()) {
         true => Poll::Ready(()),
         false => Poll::Pending,
     }));
@@ -75,12 +75,12 @@ fn child() {
     let scope = cache.root();
     let instance = scope.instance().unwrap();
     let (watch, looks) = watch();
-    let call = scope.calls().register(key(&cache), 7, watch);
+    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
     match part.as_str() {
         "wait" => {
             say(instance);
             loop {
-                be_called(&call);
+                be_woken(&wake_up);
                 say("called");
             }
         }
@@ -89,9 +89,9 @@ fn child() {
             // SAFETY: the child calls nothing that another thread may be in the middle of.
             match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
-                    let quiet = scope.call(instance ^ 1, 7) == Reached::No;
+                    let quiet = scope.wake(instance ^ 1, 7) == Reached::No;
                     // Its lock may be held by the thread that is not here.
-                    std::mem::forget(call);
+                    std::mem::forget(wake_up);
                     drop(cache);
                     // SAFETY: ends the process without running what belongs to the parent.
                     unsafe { libc::_exit(if quiet { 0 } else { 1 }) }
@@ -103,7 +103,7 @@ fn child() {
             // It is heard as before.
             let socket = UnixDatagram::unbound().unwrap();
             socket.send_to(&7_u64.to_le_bytes(), run_of(&cache).join(instances::socket_name(instance))).unwrap();
-            be_called(&call);
+            be_woken(&wake_up);
             say("fine");
         }
         part => panic!("{part}"),
@@ -118,22 +118,22 @@ fn who_waits_in_another_process_is_called_until_that_is_dead() {
     let mut child = Child::start("store::peers::listener::tests::child", "wait", dir.path());
     let instance: u64 = child.line().parse().unwrap();
     for _ in 0..3 {
-        assert_eq!(scope.call(instance, 7), Reached::Yes);
+        assert_eq!(scope.wake(instance, 7), Reached::Yes);
         assert_eq!(child.line(), "called");
     }
-    assert_eq!(scope.call(instance ^ 1, 7), Reached::No, "nobody");
+    assert_eq!(scope.wake(instance ^ 1, 7), Reached::No, "nobody");
     child.stop();
     for _ in 0..100 {
-        assert_eq!(scope.call(instance, 7), Reached::Yes, "its queue is full, so it will look");
+        assert_eq!(scope.wake(instance, 7), Reached::Yes, "its queue is full, so it will look");
     }
     assert!(!scope.is_dead(instance));
     child.kill();
     assert!(scope.is_dead_now(instance), "whatever was known of it");
-    assert_eq!(scope.call(instance, 7), Reached::No);
+    assert_eq!(scope.wake(instance, 7), Reached::No);
     assert_eq!(files(&run), [format!("{instance:016x}"), instances::socket_name(instance)]);
-    cache.handle().shared.presence.tidy();
+    cache.handle().shared.instances.tidy();
     assert_eq!(files(&run), [format!("{instance:016x}.dead")]);
-    assert_eq!(scope.call(instance, 7), Reached::No);
+    assert_eq!(scope.wake(instance, 7), Reached::No);
 }
 
 #[test]
@@ -141,16 +141,16 @@ fn who_waits_here_is_called_without_a_socket_and_before_it_is_registered() {
     let cache = cache();
     let scope = cache.root();
     let instance = scope.instance().unwrap();
-    assert_eq!(scope.call(instance, 7), Reached::Yes);
+    assert_eq!(scope.wake(instance, 7), Reached::Yes);
     assert_eq!(files(&run_of(&cache)).len(), 1, "no socket yet");
     let (watch, looks) = watch();
-    let call = scope.calls().register(key(&cache), 7, watch.clone());
-    assert!(call.called(Waker::noop()));
-    assert_eq!(scope.call(instance, 7), Reached::Yes);
-    be_called(&call);
+    let wake_up = scope.wake_ups().register(key(&cache), 7, watch.clone());
+    assert!(wake_up.was_woken(Waker::noop()));
+    assert_eq!(scope.wake(instance, 7), Reached::Yes);
+    be_woken(&wake_up);
     // Instance zero is one that could not be made.
-    assert_eq!((scope.call(0, 7), scope.call(0, 8)), (Reached::Yes, Reached::No));
-    be_called(&call);
+    assert_eq!((scope.wake(0, 7), scope.wake(0, 8)), (Reached::Yes, Reached::No));
+    be_woken(&wake_up);
     for _ in 0..3 {
         assert_eq!(looks.recv_timeout(LONG).unwrap(), key(&cache));
     }
@@ -162,7 +162,7 @@ fn what_is_no_number_is_ignored() {
     let cache = cache();
     let scope = cache.root();
     let (watch, looks) = watch();
-    let call = scope.calls().register(key(&cache), 7, watch);
+    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
     looks.recv_timeout(LONG).unwrap();
     let path = run_of(&cache).join(instances::socket_name(scope.instance().unwrap()));
     let socket = UnixDatagram::unbound().unwrap();
@@ -171,27 +171,27 @@ fn what_is_no_number_is_ignored() {
     }
     (0..10_000_u64).for_each(|i| drop(socket.send_to(&(i + 8).to_le_bytes(), &path)));
     looks.recv_timeout(LONG).unwrap();
-    assert!(!call.called(Waker::noop()));
+    assert!(!wake_up.was_woken(Waker::noop()));
     socket.send_to(&7_u64.to_le_bytes(), &path).unwrap();
-    be_called(&call);
+    be_woken(&wake_up);
 }
 
 #[test]
 fn a_queue_that_was_full_makes_for_a_look_at_everything() {
     let dir = tempfile::tempdir().unwrap();
-    let presence = Arc::new(Presence::new(dir.path().to_owned()));
-    let sockets = Sockets::new(dir.path().to_owned(), &presence);
-    let calls = Calls::new(Box::new(sockets.clone()));
+    let instances = Arc::new(Instances::new(dir.path().to_owned()));
+    let sockets = Sockets::new(dir.path().to_owned(), &instances);
+    let wake_ups = WakeUps::new(Box::new(sockets.clone()));
     let (socket, made) = sockets.listen().unwrap();
     for _ in 0..QUEUE {
         made.waker.send(&[]).unwrap();
     }
-    assert_eq!((drain(&calls, &socket), drain(&calls, &socket)), (QUEUE, 0));
+    assert_eq!((drain(&wake_ups, &socket), drain(&wake_ups, &socket)), (QUEUE, 0));
     // Ten at once, and the look is there long before the tick is.
     let (watch, looks) = watch();
-    let call = calls.register(Key { hash: [1; 16], echo: 1 }, 7, watch);
+    let wake_up = wake_ups.register(Key { hash: [1; 16], echo: 1 }, 7, watch);
     looks.recv_timeout(LONG).unwrap();
-    drop(call);
+    drop(wake_up);
 }
 
 #[test]
@@ -202,10 +202,10 @@ fn a_path_that_is_too_long_for_an_address_is_no_obstacle() {
     let cache = open(&deep);
     let mut child = Child::start("store::peers::listener::tests::child", "wait", &deep);
     let instance: u64 = child.line().parse().unwrap();
-    assert_eq!(cache.root().call(instance, 7), Reached::Yes);
+    assert_eq!(cache.root().wake(instance, 7), Reached::Yes);
     assert_eq!(child.line(), "called");
     child.kill();
-    assert_eq!(cache.root().call(instance, 7), Reached::No);
+    assert_eq!(cache.root().wake(instance, 7), Reached::No);
 }
 
 #[test]
@@ -215,16 +215,16 @@ fn without_a_socket_looks_alone_do_and_another_is_tried_later() {
     let path = run_of(&cache).join(instances::socket_name(scope.instance().unwrap()));
     fs::create_dir(&path).unwrap();
     let (watch, looks) = watch();
-    let call = scope.calls().register(key(&cache), 7, watch.clone());
+    let wake_up = scope.wake_ups().register(key(&cache), 7, watch.clone());
     for _ in 0..3 {
         looks.recv_timeout(LONG).unwrap();
     }
-    assert_eq!(scope.call(scope.instance().unwrap(), 7), Reached::Yes);
-    be_called(&call);
-    drop(call);
+    assert_eq!(scope.wake(scope.instance().unwrap(), 7), Reached::Yes);
+    be_woken(&wake_up);
+    drop(wake_up);
     fs::remove_dir(&path).unwrap();
-    eventually("the thread ends instead of sleeping", || Arc::strong_count(scope.calls()) == 1);
-    drop(scope.calls().register(key(&cache), 8, watch));
+    eventually("the thread ends instead of sleeping", || Arc::strong_count(scope.wake_ups()) == 1);
+    drop(scope.wake_ups().register(key(&cache), 8, watch));
     assert!(path.exists());
 }
 
@@ -236,16 +236,16 @@ fn the_thread_and_the_socket_go_with_the_last_handle() {
         let scope = cache.root();
         let run = run_of(&cache);
         let (watch, looks) = watch();
-        let call = scope.calls().register(key(&cache), 7, watch);
+        let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
         if round % 2 == 0 {
             looks.recv_timeout(LONG).unwrap();
         }
         assert_eq!(files(&run).len(), 2);
-        let calls = Arc::downgrade(scope.calls());
-        drop(call);
+        let wake_ups = Arc::downgrade(scope.wake_ups());
+        drop(wake_up);
         drop(cache);
         assert_eq!(files(&run), [""; 0]);
-        eventually("the thread ends", || calls.strong_count() == 0);
+        eventually("the thread ends", || wake_ups.strong_count() == 0);
     }
 }
 
@@ -263,10 +263,10 @@ fn the_instance_goes_with_the_last_handle_even_if_the_thread_hangs() {
     let cache = cache();
     let run = run_of(&cache);
     let ((look, looks), (go, gone)) = (mpsc::channel(), mpsc::channel());
-    let call = cache.root().calls().register(key(&cache), 7, Arc::new(Hanging(look, Mutex::new(gone))));
+    let wake_up = cache.root().wake_ups().register(key(&cache), 7, Arc::new(Hanging(look, Mutex::new(gone))));
     looks.recv_timeout(LONG).unwrap();
     assert_eq!(files(&run).len(), 2);
-    drop(call);
+    drop(wake_up);
     drop(cache);
     assert!(files(&run).is_empty());
     drop(go);
@@ -292,13 +292,13 @@ fn latency() {
     let mut child = Child::start("store::peers::listener::tests::latency", "echo", dir.path());
     let instance: u64 = child.line().parse().unwrap();
     let (watch, _looks) = watch();
-    let call = scope.calls().register(key(&cache), 9, watch);
+    let wake_up = scope.wake_ups().register(key(&cache), 9, watch);
     child.tell(&scope.instance().unwrap().to_string());
     let mut there_and_back: Vec<_> = (0..20_000)
         .map(|_| {
             let began = Instant::now();
-            assert_eq!(scope.call(instance, 7), Reached::Yes);
-            be_called(&call);
+            assert_eq!(scope.wake(instance, 7), Reached::Yes);
+            be_woken(&wake_up);
             began.elapsed()
         })
         .collect();
@@ -312,7 +312,7 @@ fn latency() {
         one_way(999)
     );
     let began = Instant::now();
-    (0..100_000).for_each(|_| assert_eq!(scope.call(instance, 8), Reached::Yes));
+    (0..100_000).for_each(|_| assert_eq!(scope.wake(instance, 8), Reached::Yes));
     eprintln!("a call to a busy process: {:?}", began.elapsed() / 100_000);
 }
 
@@ -321,12 +321,12 @@ fn echo() {
     let cache = open(&path);
     let scope = cache.root();
     let (watch, _looks) = watch();
-    let call = scope.calls().register(key(&cache), 7, watch);
+    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
     say(scope.instance().unwrap());
     let parent: u64 = hear().parse().unwrap();
     loop {
-        be_called(&call);
-        scope.call(parent, 9);
+        be_woken(&wake_up);
+        scope.wake(parent, 9);
     }
 }
 
@@ -341,7 +341,7 @@ fn idle() {
     let cache = cache();
     let scope = cache.root();
     let (watch, looks) = watch();
-    let waiting: Vec<_> = (1..33).map(|number| scope.calls().register(key(&cache), number, watch.clone())).collect();
+    let waiting: Vec<_> = (1..33).map(|number| scope.wake_ups().register(key(&cache), number, watch.clone())).collect();
     looks.recv_timeout(LONG).unwrap();
     let before = spent();
     std::thread::sleep(Duration::from_secs(10));

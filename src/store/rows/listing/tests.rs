@@ -1,6 +1,6 @@
 use super::*;
 use crate::cache::testing::{Holder, cache, state, tamper};
-use crate::store::{Change, Found, Kind, Line, Step};
+use crate::store::{Change, Found, Kind, Step, WaitingLine};
 
 #[test]
 fn every_lock_is_listed_once_with_those_who_wait_first() {
@@ -8,7 +8,7 @@ fn every_lock_is_listed_once_with_those_who_wait_first() {
     let scopes = [cache.scope("a"), cache.scope("b")];
     for (i, scope) in (0..250_u64).zip(scopes.iter().cycle()) {
         let key = scope.key(Kind::Lock, &i.to_le_bytes());
-        let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+        let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
             let waiter = || Waiter { turn: line.number(), ticket: i, until: u64::MAX, instance: 1, payload: vec![] };
             let put = Change::Put { expires: u64::MAX, tag: 7, payload: i.to_le_bytes().to_vec() };
             ((), put, (0..i % 4).map(|_| Step::Join(waiter())).collect())
@@ -16,7 +16,7 @@ fn every_lock_is_listed_once_with_those_who_wait_first() {
         scope.update_line(LOCKS, key, transition, |done| done).wait().unwrap();
     }
     let damaged = scopes[0].key(Kind::Lock, b"damaged");
-    tamper(&state(&cache).lane, |txn| txn.put(LOCKS, &damaged.hash, b"nonsense").unwrap());
+    tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &damaged.hash, b"nonsense").unwrap());
     let (mut after, mut pages, mut seen, mut broken) = (None, Vec::new(), Vec::new(), 0);
     loop {
         let [first, second] = scopes.clone();
@@ -59,7 +59,7 @@ fn a_listing_behind_a_shut_gate_waits_its_turn_and_some_can_be_left_out() {
     let key = cache.root().key(Kind::Lock, b"a");
     let put = |_: Found<'_>, _: u64| ((), Change::Put { expires: u64::MAX, tag: 0, payload: vec![1] });
     cache.root().update(LOCKS, key, put, |done| done).wait().unwrap();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let all = cache.root().list_locks(None, 0, |listed| Some(*listed.key));
     let none = cache.root().list_locks(None, 0, |_| None::<()>);
     holder.release();

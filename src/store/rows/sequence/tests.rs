@@ -4,7 +4,7 @@ use crate::cache::{
     testing::{Child, Holder, LONG, cache, hear, nobody_starts, part, say, state, tamper},
 };
 use crate::store::directory::first_number;
-use crate::store::{CELLS, Change, Found, Key, Kind, Line, Step, Waiter, lmdb::transaction::Txn};
+use crate::store::{CELLS, Change, Found, Key, Kind, Step, Waiter, WaitingLine, lmdb::transaction::Txn};
 use proptest::{
     prelude::*,
     test_runner::{RngSeed, TestRunner},
@@ -24,7 +24,7 @@ fn key(cache: &Cache, name: &str) -> Key {
 
 /// Draws so many for a lock, with whatever else the update does.
 fn draw(cache: &Cache, name: &str, count: usize, change: Change, steps: Vec<Step>) -> Result<Vec<u64>, Error> {
-    let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+    let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
         ((0..count).map(|_| line.number()).collect(), change.clone(), steps.clone())
     };
     cache.root().update_line(LOCKS, key(cache, name), transition, |drawn| drawn).wait()
@@ -35,7 +35,7 @@ fn next(cache: &Cache) -> u64 {
 }
 
 fn first_of(cache: &Cache) -> u64 {
-    let layout = state(cache).lane.env.path().with_file_name("layout");
+    let layout = state(cache).queue.env.path().with_file_name("layout");
     let text = std::fs::read_to_string(layout).unwrap();
     text.lines().find_map(|line| line.strip_prefix("numbers=")).unwrap().parse().unwrap()
 }
@@ -85,7 +85,7 @@ fn they_go_on_over_restarts_and_generations() {
 
     // Another generation, since the files are damaged.
     let mut starts = vec![first_start];
-    let data = state(&cache).lane.env.path().join("data.mdb");
+    let data = state(&cache).queue.env.path().join("data.mdb");
     drop(cache);
     std::fs::write(data, [1; 10_000]).unwrap();
     let cache = open(dir.path());
@@ -94,7 +94,7 @@ fn they_go_on_over_restarts_and_generations() {
     assert!(starts[1] > last && starts[1] >= first_start + 2 * LEAP);
 
     // And one since the machine went down, when the calendar has gone back as well.
-    let layout = state(&cache).lane.env.path().with_file_name("layout");
+    let layout = state(&cache).queue.env.path().with_file_name("layout");
     drop(cache);
     let future = starts[1] + 1_000 * LEAP;
     let text = std::fs::read_to_string(&layout).unwrap();
@@ -119,22 +119,23 @@ fn they_go_on_over_restarts_and_generations() {
 fn what_fails_draws_nothing_and_what_runs_again_draws_again() {
     let cache = cache();
     let before = next(&cache);
-    let large = Change::Put { expires: 0, tag: 0, payload: vec![0; crate::cache::PAYLOAD_MAX + 1] };
+    let large = Change::Put { expires: 0, tag: 0, payload: vec![0; crate::store::PAYLOAD_MAX + 1] };
     draw(&cache, "a", 5, large, vec![]).unwrap_err();
     let waiter = Waiter { turn: 1, ticket: 1, until: u64::MAX, instance: 1, payload: vec![0; 2000] };
     draw(&cache, "a", 5, Change::Keep, vec![Step::Join(waiter)]).unwrap_err();
-    let panics = |_: Found<'_>, line: &Line<'_>, _: u64| -> ((), Change, Vec<Step>) { panic!("{}", line.number()) };
+    let panics =
+        |_: Found<'_>, line: &WaitingLine<'_>, _: u64| -> ((), Change, Vec<Step>) { panic!("{}", line.number()) };
     let panicked = cache.root().update_line(LOCKS, key(&cache, "a"), panics, |done| done).wait();
     assert!(matches!(panicked, Err(Error::Panicked)));
     let row = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1] };
     assert_eq!(draw(&cache, "a", 1, row, vec![]).unwrap(), [before + 1]);
 
     // A batch: all of its transactions in one, and then each in its own, since one of them fails.
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let runs = std::sync::Arc::new(AtomicU64::new(0));
     let drawing = || {
         let runs = runs.clone();
-        let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+        let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
             runs.fetch_add(1, Relaxed);
             (line.number(), Change::Keep, vec![])
         };
@@ -157,7 +158,7 @@ fn a_damaged_row_is_left_far_behind() {
     let before = next(&cache);
     for (i, row) in [&b""[..], &[0; 16], &encode(before)[..15], &[7; 40], &encode(MOST + 1)].iter().enumerate() {
         let last = next(&cache);
-        tamper(&state(&cache).lane, |txn| txn.put(LOCKS, &KEY, row).unwrap());
+        tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, row).unwrap());
         let number = next(&cache);
         assert!(number > last + LEAP && number < before + (i as u64 + 2) * LEAP + 60_000_000, "{row:?}");
         assert_eq!(next(&cache), number + 1, "mended");
@@ -165,9 +166,9 @@ fn a_damaged_row_is_left_far_behind() {
     }
     // One that says less than what this process knows to have been drawn, and one that is gone.
     let last = next(&cache);
-    tamper(&state(&cache).lane, |txn| txn.put(LOCKS, &KEY, &encode(5)).unwrap());
+    tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &encode(5)).unwrap());
     assert_eq!(next(&cache), last + 1);
-    tamper(&state(&cache).lane, |txn| txn.delete(LOCKS, &KEY).unwrap());
+    tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
     assert_eq!(next(&cache), last + 2);
 }
 
@@ -184,7 +185,7 @@ fn no_sweep_and_no_listing_meets_the_counter() {
         let cell = |_: Found<'_>, _: u64| ((), Change::Put { expires: u64::MAX, tag: 0, payload: vec![1] });
         cache.root().update(CELLS, key(&cache, "busy"), cell, |done| done).wait().unwrap();
     }
-    let locks = tamper(&state(&cache).lane, |txn: &mut Txn<'_>| {
+    let locks = tamper(&state(&cache).queue, |txn: &mut Txn<'_>| {
         (txn.len(LOCKS).unwrap(), txn.get(LOCKS, &KEY).unwrap().is_some())
     });
     assert_eq!(locks, (1, true), "all but the counter are swept");
@@ -232,7 +233,7 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
     let config =
         ProptestConfig { rng_seed: RngSeed::Fixed(41), failure_persistence: None, ..ProptestConfig::default() };
     let cache = cache();
-    let env = &state(&cache).lane.env;
+    let env = &state(&cache).queue.env;
     let played = TestRunner::new(config).run(&acts(), |acts| {
         let mut now = 1_800_000_000_000_000_u64;
         let mut start = first_number::after(None, now);
@@ -240,7 +241,7 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
         // Once each, the damage in a generation: who meets both again and again is beyond help.
         let (mut stepped_back, mut damaged) = (false, false);
         let mut processes = [(); 3].map(|()| Sequence::new(start));
-        tamper(&state(&cache).lane, |txn| txn.delete(LOCKS, &KEY).unwrap());
+        tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
         for act in acts {
             match act {
                 Act::Draw { process, count, commits } => {
@@ -269,12 +270,12 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
                     }
                     let row = encode(processes[0].after_damage(now));
                     // As if the first to draw had found it damaged at this time.
-                    tamper(&state(&cache).lane, |txn| txn.put(LOCKS, &KEY, &row).unwrap());
+                    tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &row).unwrap());
                 }
                 Act::Generation => {
                     damaged = false;
                     start = first_number::after(Some(start), now);
-                    tamper(&state(&cache).lane, |txn| txn.delete(LOCKS, &KEY).unwrap());
+                    tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
                     processes = [(); 3].map(|()| Sequence::new(start));
                 }
             }
@@ -305,7 +306,7 @@ fn cost() {
     let time = |numbers: usize| {
         let began = std::time::Instant::now();
         for _ in 0..200_000 {
-            let put = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+            let put = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
                 let last = (0..numbers).fold(0, |_, _| line.number());
                 (last, Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; 80] }, vec![])
             };

@@ -5,7 +5,7 @@ use crate::{
     },
     error::Error,
     store::{
-        CELLS, Change, Found, Key, Kind, LOCKS, Row, commit::write_queue::Run, lmdb::transaction::Table,
+        CELLS, Change, Found, Key, Kind, LOCKS, Row, commit::write_queue::Operation, lmdb::transaction::Table,
         record::row::with_row, rows::update::Update, rows::update::beside_the_line,
     },
 };
@@ -101,8 +101,8 @@ fn a_flood_of_cells_stays_bounded_drops_the_full_ones_first_and_never_a_lock() {
         // Every other one is full again already.
         put(&cache, CELLS, &i.to_string(), now + (i % 2) * 1_000_000_000, 0).unwrap();
     }
-    let (pages, cells) = tamper(&state(&cache).lane, |txn| (txn.pages(CELLS).unwrap(), txn.len(CELLS).unwrap()));
-    assert!(pages <= state(&cache).lane.env.pages() / 2 + 2, "{pages} pages");
+    let (pages, cells) = tamper(&state(&cache).queue, |txn| (txn.pages(CELLS).unwrap(), txn.len(CELLS).unwrap()));
+    assert!(pages <= state(&cache).queue.env.pages() / 2 + 2, "{pages} pages");
     assert!((1000..20_000).contains(&cells), "{cells} cells");
     assert!((0..300).all(|i| has(&cache, LOCKS, &i.to_string())));
     assert!(has(&cache, CELLS, "199999"));
@@ -188,7 +188,7 @@ fn cells_that_are_full_again_are_swept_by_other_writes() {
         put(&cache, CELLS, "busy", u64::MAX, 0).unwrap();
     }
     // The busy one, and the rows of the other tables.
-    assert_eq!(tamper(&state(&cache).lane, |txn| txn.len(CELLS).unwrap()), 3);
+    assert_eq!(tamper(&state(&cache).queue, |txn| txn.len(CELLS).unwrap()), 3);
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn evicting_a_tag_fills_its_cells_and_clearing_all_but_locks_stay() {
 
 /// Writes a row that does not decode.
 fn spoil(cache: &Cache, table: Table, name: &Key) {
-    tamper(&state(cache).lane, |txn| {
+    tamper(&state(cache).queue, |txn| {
         let mut row = with_row(name, &Row { expires: u64::MAX, tag: 0, payload: &[1; 8] }, <[u8]>::to_vec);
         row[30] ^= 1;
         txn.put(table, &name.hash, &row).unwrap();
@@ -251,7 +251,7 @@ fn locks_of_the_dead_are_swept_long_after_their_lease() {
     for i in 0..100 {
         put(&cache, LOCKS, &i.to_string(), end, 0).unwrap();
     }
-    let locks = || tamper(&state(&cache).lane, |txn| txn.len(LOCKS).unwrap());
+    let locks = || tamper(&state(&cache).queue, |txn| txn.len(LOCKS).unwrap());
     let write = || (0..1000).for_each(|_| put(&cache, CELLS, "busy", u64::MAX, 0).unwrap());
     hand.advance(Duration::from_secs(3600));
     write();
@@ -266,11 +266,11 @@ fn a_glance_shows_nothing_that_was_never_committed() {
     let cache = cache();
     let (state, key) = (state(&cache), key(cache.root(), "name"));
     put(&cache, CELLS, "name", u64::MAX, 0).unwrap();
-    let shown = || state.glance(&key, |found| matches!(found, Found::Row(row) if row.payload == [1; 8]));
+    let shown = || state.read_recent(&key, |found| matches!(found, Found::Row(row) if row.payload == [1; 8]));
     assert!(has(&cache, CELLS, "name"));
     assert_eq!(shown(), Some(true));
-    let held = state.lane.env.gate.lock_for(LONG).unwrap().unwrap();
-    let failed = state.lane.env.write(&held, |txn| {
+    let held = state.queue.env.gate.lock_for(LONG).unwrap().unwrap();
+    let failed = state.queue.env.write(&held, |txn| {
         let row = Change::Put { expires: u64::MAX, tag: 0, payload: vec![2; 8] };
         Update::new(&state.local, CELLS, key, || 0, beside_the_line(move |_, _| ((), row.clone()))).run(txn)?;
         Update::new(&state.local, CELLS, key, || 0, beside_the_line(|_, _| ((), Change::Keep))).run(txn)?;

@@ -27,7 +27,8 @@ fn join(turn: u64, ticket: u64) -> Step {
 
 /// Takes the steps behind a cell; those who waited before.
 fn take(cache: &Cache, name: &str, steps: Vec<Step>) -> Vec<Waiter> {
-    let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| (line.waiting(100), Change::Keep, steps.clone());
+    let transition =
+        move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.waiting(100), Change::Keep, steps.clone());
     cache.root().update_line(CELLS, key(cache, name), transition, |waiting| waiting).wait().unwrap()
 }
 
@@ -36,7 +37,7 @@ fn turns(cache: &Cache, name: &str) -> Vec<(u64, u64)> {
 }
 
 fn len(cache: &Cache, table: Table) -> u64 {
-    tamper(&state(cache).lane, |txn| txn.len(table).unwrap())
+    tamper(&state(cache).queue, |txn| txn.len(table).unwrap())
 }
 
 fn put(cache: &Cache, table: Table, name: &str) -> Result<(), Error> {
@@ -61,7 +62,7 @@ fn those_who_wait_are_seen_in_order_of_turn_each_behind_its_row() {
     assert_eq!(take(&cache, "a", vec![])[3], waiter(now + 300, 1));
     assert_eq!(turns(&cache, "b"), [(now + 5, 1)]);
     assert_eq!(turns(&cache, "c"), []);
-    let two = |_: Found<'_>, line: &Line<'_>, _: u64| (line.waiting(2).len(), Change::Keep, vec![]);
+    let two = |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.waiting(2).len(), Change::Keep, vec![]);
     assert_eq!(cache.root().update_line(CELLS, key(&cache, "a"), two, |two| two).wait().unwrap(), 2);
 
     hand.advance(Duration::from_nanos(256));
@@ -77,7 +78,7 @@ fn the_row_and_its_line_change_together_or_not_at_all() {
     let cache = cache();
     let later = cache.handle().now() + 3600 * SECOND;
     let change = move |bytes: usize| {
-        move |_: Found<'_>, _: &Line<'_>, _: u64| {
+        move |_: Found<'_>, _: &WaitingLine<'_>, _: u64| {
             let put = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] };
             ((), put, vec![join(later, 1)])
         }
@@ -91,7 +92,7 @@ fn the_row_and_its_line_change_together_or_not_at_all() {
     assert_eq!(turns(&cache, "a"), [(later, 1)], "it is for the throttle to say what a removed row means");
 
     // Also by those who await nothing, behind a gate that is shut.
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     cache.root().post_line(CELLS, key(&cache, "b"), change(8));
     cache.root().post_line(CELLS, key(&cache, "a"), move |_, line, _| {
         ((), Change::Keep, line.waiting(9).iter().map(|w| Step::Leave { turn: w.turn, ticket: w.ticket }).collect())
@@ -106,7 +107,7 @@ fn damaged_rows_are_passed_over_counted_and_swept() {
     let later = cache.handle().now() + 3600 * SECOND;
     take(&cache, "a", (0..6).map(|i| join(later + i, 0)).collect());
     let name = key(&cache, "a");
-    tamper(&state(&cache).lane, |txn| {
+    tamper(&state(&cache).queue, |txn| {
         for (i, from) in [(1, 30), (2, 0), (3, 1)] {
             let key = waiter_key(&name.hash, later + i, 0);
             let mut bytes = txn.get(WAITERS, &key).unwrap().unwrap().to_vec();
@@ -152,8 +153,8 @@ fn where_there_is_no_room_waiters_are_left_out_and_all_else_goes_on() {
     let hand = Hand::default();
     let cache = hand.on(builder());
     let now = cache.handle().now();
-    let all = state(&cache).lane.env.pages();
-    let pages = |table| tamper(&state(&cache).lane, |txn| txn.pages(table).unwrap());
+    let all = state(&cache).queue.env.pages();
+    let pages = |table| tamper(&state(&cache).queue, |txn| txn.pages(table).unwrap());
     // What may be dropped first, so that everything else comes into a full house.
     (0..10_000).for_each(|i| put(&cache, CELLS, &i.to_string()).unwrap());
     (0..3000).for_each(|i| drop(take(&cache, &i.to_string(), vec![join(now + SECOND, i)])));
@@ -202,7 +203,7 @@ fn a_full_map_and_a_large_payload_leave_the_waiter_out_and_are_no_error() {
     assert_eq!((turns(&cache, "a"), cache.stats().waiters_left_out), (vec![(later, 2)], 1));
 
     // Behind everybody's back, so that the map itself is full.
-    let env = &state(&cache).lane.env;
+    let env = &state(&cache).queue.env;
     let mut filled = 0_u64;
     loop {
         let held = env.gate.lock_for(Duration::from_secs(30)).unwrap().unwrap();
@@ -220,7 +221,7 @@ fn a_full_map_and_a_large_payload_leave_the_waiter_out_and_are_no_error() {
 
 /// Takes the steps behind a lock's row, which is put with so many bytes; those who stood first.
 fn step_lock(cache: &Cache, name: &str, bytes: usize, steps: Vec<Step>) -> Result<Vec<Waiter>, Error> {
-    let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+    let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
         let put = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] };
         (line.first(100), put, steps.clone())
     };
@@ -244,7 +245,8 @@ fn behind_a_lock_the_order_is_by_number_and_the_time_of_a_row_is_its_own() {
     hand.advance(Duration::from_nanos(1));
     assert_eq!(step_lock(&cache, "a", 1, vec![]).unwrap(), all, "no update takes with it what is over");
     let paged = |turn, ticket, most| {
-        let page = move |_: Found<'_>, line: &Line<'_>, _: u64| (line.behind(turn, ticket, most), Change::Keep, vec![]);
+        let page =
+            move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.behind(turn, ticket, most), Change::Keep, vec![]);
         cache.root().update_line(LOCKS, key(&cache, "a"), page, |page| page).wait().unwrap()
     };
     assert_eq!((paged(0, 0, 2), paged(7, 3, 9), paged(7, 2, 1)), (all[..2].into(), all[1..].into(), all[..1].into()));
@@ -303,10 +305,11 @@ fn a_waiter_without_room_fails_the_update_of_a_lock_and_nothing_is_changed() {
 fn behind_a_lock_a_batch_that_fails_for_another_leaves_nobody_out() {
     let cache = cache();
     step_lock(&cache, "a", 1, vec![]).unwrap();
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     let join = |turn| {
-        let transition =
-            move |_: Found<'_>, _: &Line<'_>, _: u64| ((), Change::Keep, vec![Step::Join(numbered(turn, u64::MAX))]);
+        let transition = move |_: Found<'_>, _: &WaitingLine<'_>, _: u64| {
+            ((), Change::Keep, vec![Step::Join(numbered(turn, u64::MAX))])
+        };
         cache.root().update_line(LOCKS, key(&cache, "a"), transition, |done| done)
     };
     let (first, bad) = (join(1), cache.root().list_locks(None, 0, |_| -> Option<()> { panic!("a bad neighbour") }));
@@ -325,7 +328,7 @@ fn who_posts_is_told_after_the_commit_whoever_makes_it() {
     let (tell, told) = std::sync::mpsc::channel();
     let post = |name: &str, bytes: usize| {
         let (tell, posted, root) = (tell.clone(), key(&cache, name), cache.root().clone());
-        let transition = move |_: Found<'_>, line: &Line<'_>, _: u64| {
+        let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
             (line.number(), Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] }, vec![])
         };
         cache.root().post_then(LOCKS, key(&cache, name), transition, move |number| {
@@ -338,7 +341,7 @@ fn who_posts_is_told_after_the_commit_whoever_makes_it() {
     let told = || told.recv_timeout(Duration::from_secs(30)).unwrap();
     post("a", 1);
     let (Ok(first), true) = told() else { panic!() };
-    let holder = Holder::of(&state(&cache).lane);
+    let holder = Holder::of(&state(&cache).queue);
     post("b", 1);
     holder.release();
     let (second, committed) = told();
@@ -346,7 +349,7 @@ fn who_posts_is_told_after_the_commit_whoever_makes_it() {
     post("c", PAYLOAD_MAX + 1);
     assert!(matches!(told(), (Err(Error::TooLarge { .. }), false)));
     // A panic goes no further.
-    let nothing = |_: Found<'_>, _: &Line<'_>, _: u64| ((), Change::Keep, vec![]);
+    let nothing = |_: Found<'_>, _: &WaitingLine<'_>, _: u64| ((), Change::Keep, vec![]);
     cache.root().post_then(LOCKS, key(&cache, "d"), nothing, |_| panic!("told"));
     post("d", 1);
     assert!(told().1);
@@ -398,7 +401,8 @@ fn lines_agree_with_simple_maps() {
                     model[line].remove(&(began + turn, ticket));
                 }
                 Act::Look(line, most) => {
-                    let look = move |_: Found<'_>, line: &Line<'_>, _: u64| (line.waiting(most), Change::Keep, vec![]);
+                    let look =
+                        move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.waiting(most), Change::Keep, vec![]);
                     let seen = cache.root().update_line(CELLS, key(&cache, &name(line)), look, |seen| seen).wait();
                     let expected = model[line].values().filter(|waiter| waiter.turn > now).take(most);
                     prop_assert_eq!(seen.unwrap(), expected.cloned().collect::<Vec<_>>());
