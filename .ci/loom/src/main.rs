@@ -8,6 +8,8 @@ mod env;
 #[path = "../../../src/error.rs"]
 mod error;
 mod models;
+#[path = "../../../src/store/commit/operation.rs"]
+mod operation;
 #[path = "../../../src/store/commit/pending.rs"]
 mod pending;
 mod sync;

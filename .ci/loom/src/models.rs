@@ -3,10 +3,11 @@
 use crate::{
     env::{Env, Txn, Worker},
     error::Error,
+    operation::Operation,
     pending::{Pending, Slot},
     store::record::key::Key,
     wake_ups::{Listener, Next, WakeUp, WakeUps, Watch},
-    write_queue::{Operation, WriteQueue},
+    write_queue::WriteQueue,
 };
 use loom::{
     future::block_on,

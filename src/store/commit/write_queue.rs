@@ -4,6 +4,7 @@
 //! once more. Who does not get it leaves the operation queued and awaits; the worker thread alone may block.
 
 use super::{
+    operation::{Awaited, Done, Job, Nothing, Operation, Posted, Queued, finish, finish_all, prepare, run},
     pending::{Pending, Slot},
     worker::Worker,
 };
@@ -23,30 +24,6 @@ use std::{
 
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
-
-/// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
-pub(crate) trait Operation {
-    /// Called before the transaction: the place for the user's code, such as the clock.
-    fn prepare(&mut self) {}
-
-    /// Answers whether anything was changed.
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error>;
-}
-
-/// An operation in the queue.
-trait Job: Operation + Send {
-    /// Called once, after the commit or the failure.
-    fn finish(self: Box<Self>, result: Result<(), Error>);
-
-    /// Nobody waits for it any more and it need not run.
-    fn abandoned(&self) -> bool;
-}
-
-struct Queued {
-    job: Box<dyn Job>,
-    /// `None`: it must run, however late.
-    deadline: Option<Instant>,
-}
 
 /// The way into one environment.
 pub(crate) struct WriteQueue {
@@ -405,90 +382,9 @@ impl WriteQueue {
     }
 }
 
-// What an operation calls is partly the user's: a panic is that operation's failure and nobody else's. It must not leave
-// by a drop that posts an undo, end the worker thread, or keep the neighbours of a batch waiting.
-
-fn prepare(operation: &mut (impl Operation + ?Sized)) -> Result<(), Error> {
-    catch_unwind(AssertUnwindSafe(|| operation.prepare())).map_err(|_| Error::Panicked)
-}
-
-fn run(operation: &mut (impl Operation + ?Sized), txn: &mut Txn<'_>) -> Result<bool, Error> {
-    catch_unwind(AssertUnwindSafe(|| operation.run(txn))).unwrap_or(Err(Error::Panicked))
-}
-
-fn finish(job: Box<dyn Job>, result: Result<(), Error>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| job.finish(result)));
-}
-
-type Done = (Box<dyn Job>, Result<(), Error>);
-
-fn finish_all(done: Vec<Done>) {
-    done.into_iter().for_each(|(job, result)| finish(job, result));
-}
-
 impl std::fmt::Debug for WriteQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WriteQueue").field("env", &self.env).finish_non_exhaustive()
-    }
-}
-
-struct Awaited<R, S, G> {
-    run: R,
-    settle: S,
-    slot: Arc<Slot<G>>,
-}
-
-impl<R: Operation, S, G> Operation for Awaited<R, S, G> {
-    fn prepare(&mut self) {
-        self.run.prepare();
-    }
-
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.run.run(txn)
-    }
-}
-
-impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> Job for Awaited<R, S, G> {
-    fn finish(self: Box<Self>, result: Result<(), Error>) {
-        let Awaited { run, settle, slot } = *self;
-        slot.fill(settle(run, result));
-    }
-
-    fn abandoned(&self) -> bool {
-        self.slot.abandoned()
-    }
-}
-
-struct Posted<R, S> {
-    run: R,
-    settle: S,
-}
-
-impl<R: Operation, S> Operation for Posted<R, S> {
-    fn prepare(&mut self) {
-        self.run.prepare();
-    }
-
-    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.run.run(txn)
-    }
-}
-
-impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S> {
-    fn finish(self: Box<Self>, result: Result<(), Error>) {
-        (self.settle)(self.run, result);
-    }
-
-    fn abandoned(&self) -> bool {
-        false
-    }
-}
-
-struct Nothing;
-
-impl Operation for Nothing {
-    fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
-        Ok(false)
     }
 }
 

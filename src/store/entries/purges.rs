@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::write_queue::Operation,
+        commit::operation::Operation,
         lmdb::transaction::{Reader, Txn},
         record::key::ScopeId,
     },

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    store::{commit::write_queue::Operation, lmdb::transaction::Txn},
+    store::{commit::operation::Operation, lmdb::transaction::Txn},
 };
 use std::{
     ops::Bound,

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{pending::Pending, write_queue::Operation},
+        commit::{operation::Operation, pending::Pending},
         lmdb::transaction::Txn,
         record::{
             key::Key,

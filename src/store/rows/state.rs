@@ -11,10 +11,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::{
-            pending::Pending,
-            write_queue::{Operation, WriteQueue},
-        },
+        commit::{operation::Operation, pending::Pending, write_queue::WriteQueue},
         lmdb::transaction::{Table, Txn},
         record::{
             key::Key,

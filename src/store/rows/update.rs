@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     store::{
-        commit::write_queue::Operation,
+        commit::operation::Operation,
         lmdb::transaction::{Table, Txn},
         record::{
             key::Key,

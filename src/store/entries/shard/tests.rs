@@ -3,7 +3,7 @@ use crate::cache::{
     Cache, Scope,
     testing::{Hand, Holder, builder, tamper},
 };
-use crate::store::commit::write_queue::Operation;
+use crate::store::commit::operation::Operation;
 use crate::store::{
     Edit, LONGEST_FLIGHT, Table,
     entries::{entry::claimed_expiry, table::footprint},

@@ -5,7 +5,7 @@ use crate::{
     },
     error::Error,
     store::{
-        CELLS, Change, Found, Key, Kind, LOCKS, Row, commit::write_queue::Operation, lmdb::transaction::Table,
+        CELLS, Change, Found, Key, Kind, LOCKS, Row, commit::operation::Operation, lmdb::transaction::Table,
         record::row::with_row, rows::update::Update, rows::update::beside_the_line,
     },
 };
