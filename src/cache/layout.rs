@@ -28,7 +28,7 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 4;
+const SCHEMA: u32 = 5;
 
 /// Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
