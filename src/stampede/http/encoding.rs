@@ -37,7 +37,7 @@ pub struct Stored {
     pub(crate) body: Bytes,
     /// Its trailers, if it had any.
     pub(crate) trailers: Option<HeaderMap>,
-    /// It may serve requests that say who is asking.
+    /// It may serve requests that identify their caller.
     pub(crate) public: bool,
     /// It answered a `HEAD`.
     pub(crate) bodiless: bool,
