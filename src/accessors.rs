@@ -21,8 +21,8 @@ macro_rules! inner_service_accessors {
     };
 }
 
-/// A clone to be called later, by who has to wait first. The readiness is given up, also by the instance that had it: who
-/// waits must not sit on it, and a caller who keeps that instance would hold what the clone will need.
+/// A clone that is called after a wait. Both it and the instance give up their readiness: a waiting request must not
+/// hold a permit, and a caller that keeps the instance would hold the one that the clone will need.
 pub(crate) fn to_call_later<S: Clone>(inner: &mut S) -> S {
     let later = inner.clone();
     *inner = later.clone();

@@ -58,7 +58,7 @@ struct Held {
 }
 
 impl Held {
-    /// Why the body fails, if the lock is lost and that matters.
+    /// Why the body fails, if the lock is lost and the barrier cancels on loss.
     fn forfeit(&mut self, cx: &mut Context<'_>) -> Option<Rejection> {
         let (lost, why) = self.if_lost.as_deref_mut()?;
         Pin::new(lost).poll(cx).is_ready().then(|| why.clone())

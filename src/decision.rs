@@ -12,8 +12,8 @@ pub struct Quota {
     pub limit: u32,
     /// How much can be spent now without waiting, from 0 to `limit`.
     pub remaining: u32,
-    /// How long until `remaining` is `limit` again, if nobody else comes. Those who wait for their turn count too, so
-    /// this may be longer than `window`.
+    /// How long until `remaining` is `limit` again, if no other request comes. Requests that wait for their turn count
+    /// too, so this may be longer than `window`.
     pub reset: Duration,
     /// How long it takes for nothing left to become `limit`: `per`, where the burst is the count.
     pub window: Duration,

@@ -70,8 +70,8 @@ impl Rejection {
         }
     }
 
-    /// The HTTP status that says so: 429 for a throttle, 403 for who is [denied](Reason::Denied), 503 for the rest
-    /// ([`Http::busy`](crate::Http::busy) may choose another).
+    /// The HTTP status of the refusal: 429 for a throttle, 403 for a name that is [denied](Reason::Denied), 503 for the
+    /// rest ([`Http::busy`](crate::Http::busy) may choose another).
     pub fn status(&self) -> StatusCode {
         match self.reason {
             Reason::Denied => StatusCode::FORBIDDEN,
@@ -80,9 +80,9 @@ impl Rejection {
         }
     }
 
-    /// The gRPC status code that says so: 8 (`RESOURCE_EXHAUSTED`) for a throttle, 7 (`PERMISSION_DENIED`) for who is
-    /// [denied](Reason::Denied), 10 (`ABORTED`) for a [lost](Reason::Lost) lock, since a library that repeats calls by
-    /// itself must not repeat one that was half done, 14 (`UNAVAILABLE`) for the rest.
+    /// The gRPC status code of the refusal: 8 (`RESOURCE_EXHAUSTED`) for a throttle, 7 (`PERMISSION_DENIED`) for a name
+    /// that is [denied](Reason::Denied), 10 (`ABORTED`) for a [lost](Reason::Lost) lock, since a library that repeats
+    /// calls by itself must not repeat one that was half done, 14 (`UNAVAILABLE`) for the rest.
     pub fn grpc_code(&self) -> u8 {
         match self.reason {
             Reason::Denied => 7,

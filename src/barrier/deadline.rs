@@ -29,8 +29,8 @@ impl<Req> Deadline<Req> for NoDeadline {
 /// digits, and a unit of `H`, `M`, `S`, `m`, `u` or `n`). `None` if there is none, several, or something else: such a call
 /// waits as the layer says.
 ///
-/// tonic's servers and channels end a call at its deadline by themselves, which gives up its place in the line. With this it
-/// does not join a line that is too long for it, and is told at once.
+/// tonic's servers and channels end a call at its deadline by themselves, which gives up its place in the line. With
+/// this it does not join a line that is too long for it, and is refused at once.
 pub fn grpc_timeout<B>(request: &Request<B>) -> Option<Duration> {
     let mut values = request.headers().get_all("grpc-timeout").iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };

@@ -83,7 +83,7 @@ impl<L: LockFactory<Request<B>>, B> LockFactory<Request<B>> for OwnerHeader<L> {
     }
 }
 
-/// Where a map is full to the brim, with 32,768 headers, the upstream is told nothing.
+/// Adds the header, unless the map is full: it holds at most 32,768 headers.
 fn put(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) {
     let _ = headers.try_insert(name.clone(), value);
 }

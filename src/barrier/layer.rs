@@ -53,8 +53,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// Several names at once, each with a lock of its own: a closure from `&Req` to a list of what is
     /// [`IntoName`](crate::name::IntoName), in any order. Equal names count once, and without any the request passes untouched.
     ///
-    /// The locks are acquired one after the other, in an order that is the same for everybody, so that nobody waits for
-    /// ever for one who waits for it. Who waits for one of them holds those before it; so the fewer the better.
+    /// The locks are acquired one after the other, in an order that is the same in all processes, so there are no
+    /// deadlocks. A request that waits for one of them holds those before it, so the fewer the better.
     ///
     /// ```
     /// # use tower_floodgate::{BarrierLayer, Cache, Lock};
@@ -117,7 +117,7 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
         self
     }
 
-    /// A tag, kept beside the lock for those who look at the files. Evicting it never frees a held lock.
+    /// A tag, kept beside the lock for tools that read the files. Evicting it never frees a held lock.
     pub fn tag(mut self, tag: &str) -> Self {
         self.settings.lock_options.tag = self.settings.scope.tag(tag);
         self
@@ -139,11 +139,12 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     /// request, as [`Reason::Lost`](crate::Reason::Lost). With [`Http`], a response body that has begun fails in place of
     /// going on. Without this nothing is cancelled.
     ///
-    /// What the service did by then, it did: this ends the harm of two at once soon, and does not undo it. To be safe, let
-    /// the store that is guarded refuse stale [fencing tokens](crate::lock::Fence).
+    /// This does not undo what the service has done by then; it only ends soon that two requests run at once. To be
+    /// safe, let the store that is guarded refuse stale [fencing tokens](crate::lock::Fence).
     ///
-    /// As the request is gone when its lock is lost, [`Answer::refuse`](crate::Answer::refuse) is asked for the refusal
-    /// when the lock is acquired, for every request; mostly it is thrown away. An answer of your own must not count it.
+    /// As the request has been passed on when its lock is lost, [`Answer::refuse`](crate::Answer::refuse) is asked for
+    /// the refusal when the lock is acquired, for every request; mostly it is thrown away. An answer of your own must
+    /// not count it.
     pub fn cancel_on_loss(mut self) -> Self {
         self.settings.options.cancel_on_loss = true;
         self
@@ -164,11 +165,12 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     }
 
     /// The owner of a request comes as a header, from another process of this cache: a request nested in one that holds
-    /// an [`RLock`](crate::RLock) there is let in as the same owner. See [`Owner::to_header`](crate::lock::Owner::to_header) for how to write the header, and
-    /// for who could misuse it. HTTP requests only.
+    /// an [`RLock`](crate::RLock) there is let in as the same owner. See
+    /// [`Owner::to_header`](crate::lock::Owner::to_header) for how to write the header, and for how it could be
+    /// misused. HTTP requests only.
     ///
-    /// What proves to be an owner is put into the request's extensions, where [`RLock`](crate::RLock) finds it; what does not
-    /// is nobody's. Either way the header is removed, also from a request that passes without a lock.
+    /// A value that proves to be an owner is put into the request's extensions, where [`RLock`](crate::RLock) finds it;
+    /// any other value is ignored. Either way the header is removed, also from a request that passes without a lock.
     ///
     /// # Panics
     ///
@@ -181,8 +183,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     }
 
     /// As [`owner_header`](BarrierLayer::owner_header), and sends the owner to the inner service in that header: for
-    /// outbound clients and proxies whose upstream is another process of this cache. Everybody there can enter as this
-    /// owner.
+    /// outbound clients and proxies whose upstream is another process of this cache. Every request there can enter as
+    /// this owner.
     ///
     /// # Panics
     ///

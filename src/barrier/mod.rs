@@ -21,24 +21,24 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`Lock`](crate::Lock) admits one, [`Semaphore`](crate::Semaphore) some, [`RLock`](crate::RLock) one owner and what is
-//! nested in its request; a [`LockFactory`](crate::LockFactory) of your own admits whom it likes.
+//! [`Lock`](crate::Lock) admits one, [`Semaphore`](crate::Semaphore) some, [`RLock`](crate::RLock) one owner and what
+//! is nested in its request; a [`LockFactory`](crate::LockFactory) of your own decides by itself.
 //!
 //! With the answer [`Http`](crate::answer::Http) the lock is held until the response's body has ended or is dropped; with
 //! others, until the inner future ends. A request that is dropped gives it back at once, also out of the queue. A process
 //! that dies gives it back within 100 ms; one that hangs keeps it until its lease ends ([`expire`](BarrierLayer::expire)).
 //!
-//! Two things hold the lock for as long as they please, since a living request keeps it: an inner service that is not
-//! ready or never answers, and a client that reads the response slowly. Give both a timeout: a layer inside the barrier for
-//! the first, the server's for the second. [`wait_at_most`](BarrierLayer::wait_at_most) only bounds the wait for the lock.
+//! A living request keeps the lock, so two things can hold it without limit: an inner service that is not ready or
+//! never answers, and a client that reads the response slowly. Give both a timeout: a layer inside the barrier for the
+//! first, the server's for the second. [`wait_at_most`](BarrierLayer::wait_at_most) only bounds the wait for the lock.
 //!
 //! # In the handler
 //!
-//! [`Http`](crate::answer::Http) puts a [`Hold`](crate::lock::Hold) into the request's extensions: the fencing token, whether
-//! the lock was lost, and the guard itself for a handler that goes on after its response, as with a websocket. Who
-//! upgrades a connection and does not take the guard gives the lock back with the response 101. Behind several barriers it
-//! is the hold of the innermost. A request that passes without a lock, since it has no name or by
-//! [`fail_open`](BarrierLayer::fail_open), brings none: there an axum handler takes `Option<Extension<Hold>>`. Without
+//! [`Http`](crate::answer::Http) puts a [`Hold`](crate::lock::Hold) into the request's extensions: the fencing token,
+//! whether the lock was lost, and the guard itself for a handler that goes on after its response, as with a websocket.
+//! A handler that upgrades a connection and does not take the guard gives the lock back with the response 101. Behind
+//! several barriers it is the hold of the innermost. A request that passes without a lock, since it has no name or by
+//! [`fail_open`](BarrierLayer::fail_open), has none: there an axum handler takes `Option<Extension<Hold>>`. Without
 //! HTTP, [`LockFactory::hand_over`](crate::LockFactory::hand_over) can pass it on.
 //!
 //! ```

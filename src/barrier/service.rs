@@ -24,8 +24,8 @@ use std::{
 };
 use tower_service::Service;
 
-/// When to come again at the earliest, also where that cannot be guessed: keeps clients from hammering, above all those of
-/// gRPC, who are told in milliseconds.
+/// The least `Retry-After`, also where the delay cannot be guessed. It keeps clients from retrying in a loop, above all
+/// those of gRPC, whose delays are in milliseconds.
 const LATER: Duration = Duration::from_secs(1);
 
 /// The service of a [`BarrierLayer`](super::BarrierLayer).
@@ -76,7 +76,7 @@ where
             Some(acquired) => match responder.judge(acquired, &mut request) {
                 Step::Call(held) => State::Calling { future: self.inner.call(request), held },
                 Step::Answer(output) => {
-                    // Whoever holds the lock may need what a caller who keeps this instance would sit on.
+                    // The holder of the lock may need the permit that a caller which keeps this instance would hold.
                     drop(to_call_later(&mut self.inner));
                     State::Answered { output: Some(output) }
                 }
@@ -91,7 +91,7 @@ where
     }
 }
 
-/// What the attempt leads to.
+/// What the attempt leads to: a call of the service, or an answer of the layer's own.
 enum Step<Out> {
     Call(Option<Held<Out>>),
     Answer(Out),
@@ -109,7 +109,7 @@ struct IfLost<Out> {
     output: Out,
 }
 
-/// The part of the layer that the future needs.
+/// The part of the settings that the future needs, to decide what becomes of the request.
 struct Responder<L, A> {
     scope: Scope,
     lock: L,
@@ -153,7 +153,7 @@ impl<L, A> Responder<L, A> {
         let hold = guard.hold();
         self.answer.hold(request, &hold);
         self.lock.hand_over(request, &hold);
-        // The request is gone when it is needed.
+        // The refusal is made now, since the request will have been passed on when it is needed.
         let refusal = self.if_lost().map(|why| self.answer.refuse(request, why));
         let if_lost = refusal.and_then(ControlFlow::break_value);
         Held { if_lost: if_lost.map(|output| Box::new(IfLost { lost: guard.lost(), output })), guard }
@@ -165,7 +165,7 @@ impl<L, A> Responder<L, A> {
 
     fn rejection(&self, reason: Reason, retry_after: Option<Duration>) -> Rejection {
         let retry_after = match reason {
-            // Half of it may be done: nothing should make a client's library repeat it.
+            // The request may be half done, so nothing should make a client's library repeat it.
             Reason::Lost => None,
             _ => Some(retry_after.unwrap_or_default().max(LATER)),
         };
@@ -207,7 +207,7 @@ enum State<S, F, R, Req, Out> {
 }
 
 impl<S, F, R, Req, Out> State<S, F, R, Req, Out> {
-    /// What to say if the lock is lost, and that matters.
+    /// The refusal, if the lock is lost and `cancel_on_loss` is set.
     fn forfeit(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Option<Out> {
         let (StateProj::Readying { held, .. } | StateProj::Calling { held, .. }) = self.project() else { return None };
         let lost = &mut held.as_mut()?.if_lost.as_mut()?.lost;

@@ -1,7 +1,8 @@
 //! A body that is passed on while it is recorded.
 //!
-//! The recorder pulls at the service's pace, up to a limit, so that a slow reader stalls nobody. Readers follow behind. What
-//! is longer than the limit is recorded no further: the reader that came first gets the rest from the service itself.
+//! The recorder reads at the service's pace, up to a limit, so that a slow reader does not stall the others. Readers
+//! follow behind. A body that is longer than the limit is recorded no further: the first reader gets the rest from the
+//! service itself.
 
 use super::reading::{BrokenOff, Cut, Reading, Step, Whole};
 use http::HeaderMap;
@@ -20,7 +21,7 @@ where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    /// Goes on while somebody reads along.
+    /// Goes on reading in a recorder, beside which readers read along.
     pub(crate) fn tape(self) -> (Recorder<B>, Reader<B>) {
         let hint = self.body.size_hint();
         let (lower, upper) = (hint.lower().saturating_add(self.length), hint.upper());
@@ -47,7 +48,7 @@ struct State<B> {
 enum Progress<B> {
     Recording,
     Whole(Option<HeaderMap>),
-    /// The error itself is for the first who reads it.
+    /// The error itself is for the first reader, and its text for the others.
     Broken(Option<BoxError>, String),
     /// The rest is for the first reader.
     TooLong(Option<Pin<Box<B>>>),

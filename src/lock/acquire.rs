@@ -29,8 +29,9 @@ const CLAIM: Duration = Duration::from_secs(10);
 
 /// A lock about to be acquired: choose rule, lease and patience, then [`acquire`](Acquire::acquire) it.
 ///
-/// Whoever waits is served in the order of coming, over all processes. A waiter that does not take the lock within 250 ms
-/// of its turn, because nobody polls it or its process is suspended, is passed over and keeps its place in the line.
+/// Waiters are served in the order in which they came, over all processes. A waiter that does not take the lock within
+/// 250 ms of its turn, because it is not polled or its process is suspended, is passed over and keeps its place in the
+/// line.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is locked until it is acquired"]
 pub struct Acquire<R = Lock> {
@@ -76,7 +77,7 @@ impl<R> Acquire<R> {
         Acquire { scope, first, others, rule, options }
     }
 
-    /// As whom to enter: a new random owner unless said otherwise.
+    /// The owner to enter as: a new random one unless said otherwise.
     pub fn owner(mut self, owner: Owner) -> Self {
         self.options.owner = Some(owner);
         self
@@ -107,7 +108,7 @@ impl<R> Acquire<R> {
         self
     }
 
-    /// Gives up at once if so many wait already, in all processes together. Any number may unless said otherwise.
+    /// Gives up at once if so many wait already, in all processes together. There is no limit unless said otherwise.
     pub fn queue_at_most(mut self, waiters: u32) -> Self {
         self.options.queue_at_most = waiters;
         self
@@ -124,7 +125,7 @@ impl<R: Rule> Acquire<R> {
     pub fn acquire(self) -> Acquiring<R> {
         let Acquire { scope, mut first, others: mut rest, rule, options } = self;
         if !rest.is_empty() {
-            // Everybody takes them in the same order, so nobody waits for one who waits for it.
+            // All processes take them in the same order, so there are no deadlocks.
             rest.push(first);
             rest.sort_unstable_by_key(|(key, _)| std::cmp::Reverse(key.hash));
             rest.dedup_by_key(|(key, _)| key.hash);
@@ -164,7 +165,7 @@ impl<R: Rule> Acquire<R> {
         self.wait_at_most(patience).acquire()
     }
 
-    /// Holds the lock while `work` runs, which is told what it holds. Dropped early, the lock is released.
+    /// Holds the lock while `work` runs, and gives it the [`Hold`]. Dropped early, the lock is released.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -247,8 +248,8 @@ impl Scope {
         Acquire::new(self, name.as_bytes(), Lock, LockOptions::new())
     }
 
-    /// Several locks of this scope at once, under one guard. However many do so, in whatever order they name them, nobody
-    /// waits for ever for one who waits for it. Equal names count once.
+    /// Several locks of this scope at once, under one guard. They are acquired in an order of their own, whatever the
+    /// order of the names, so there are no deadlocks. Equal names count once.
     ///
     /// # Panics
     ///

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-/// The key of a lock, and what its row says of whose it is.
+/// The key of a lock, and the label of its row.
 pub(super) type Named = (Key, Arc<[u8]>);
 
 /// An attempt that was made, and what it found.
@@ -45,14 +45,14 @@ pub struct Acquiring<R = Lock> {
     label: Arc<[u8]>,
     request: Arc<LockRequest<R>>,
     patience: Duration,
-    // Dropped before the place in the line: a guard that nobody takes any more is released first.
+    // Dropped before the place in the line: a guard that is not taken any more is released first.
     asking: Option<Pending<Result<Attempt, Error>>>,
     waiting: Option<(WakeUp, InLine)>,
     limit: Option<Pin<Box<dyn Sleep>>>,
     estimate: Option<Duration>,
     /// Set when any of the locks is lost.
     lost: Arc<Signal>,
-    /// What is still to be acquired, the next one last, and what is held.
+    /// The names still to be acquired, the next one last, and the guards of the others.
     rest: Vec<Named>,
     held: Vec<Guard>,
 }
@@ -111,7 +111,7 @@ impl<R: Rule> Acquiring<R> {
                         }
                         let guard = Guard::new(scope, key, owner, lease, fence, now, lost);
                         if orphaned {
-                            // Others may look for it in a directory that was made anew: it is dropped.
+                            // Others may look for it in a directory that was made anew. The guard is dropped.
                             return Err(Error::Damaged);
                         }
                         Answer::Held(guard)
@@ -194,7 +194,7 @@ impl<R: Rule> Acquiring<R> {
         None
     }
 
-    /// A finished future that is kept keeps nobody waiting.
+    /// Gives up the place in the line and the locks, so that a finished future which is kept does not hold others up.
     fn finish(&mut self, outcome: Result<Guard, AcquireError>) -> Poll<Result<Guard, AcquireError>> {
         self.waiting = None;
         self.held.clear();
@@ -227,7 +227,7 @@ impl<R: Rule> Future for Acquiring<R> {
                 }
                 continue;
             }
-            // Asked before the call: a wait that is over must not end in one more attempt.
+            // Checked before the wake-up: a wait that is over must not end in one more attempt.
             if this.out_of_patience(cx) {
                 return this.finish(Err(this.busy()));
             }

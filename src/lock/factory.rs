@@ -1,4 +1,4 @@
-//! How the rule of a lock is chosen for a request, and whom the request belongs to.
+//! How the rule and the owner of a lock are chosen for a request.
 
 use super::{
     guard::Hold,
@@ -8,7 +8,7 @@ use super::{
 use http::Request;
 use std::time::Duration;
 
-/// Chooses the [`Rule`] of a request's lock, and who the request is to it.
+/// Chooses the [`Rule`] of a request's lock, and the request's [`Owner`].
 ///
 /// [`Lock`], [`RLock`], [`Semaphore`] and [`ReadWrite`] are factories; so is any `Fn(&Req) -> impl Rule`.
 pub trait LockFactory<Req> {
@@ -18,13 +18,13 @@ pub trait LockFactory<Req> {
     /// The rule of this request's lock. All requests of one name should get the same.
     fn rule(&self, request: &Req) -> Self::Rule;
 
-    /// Whom the request belongs to, if it comes with an owner; a new random one otherwise.
+    /// The owner that the request belongs to. `None`: a new random one.
     fn owner(&self, _request: &Req) -> Option<Owner> {
         None
     }
 
-    /// Called first of all for each request, also for one that will pass without a lock: the place to take off it what
-    /// comes from outside and only the layer may put there.
+    /// Called first of all for each request, also for one that will pass without a lock. It is the place to remove from
+    /// the request what only the layer may put there.
     fn arrive(&self, _request: &mut Req) {}
 
     /// Tells the request what it holds, once the lock is held.
@@ -99,7 +99,7 @@ impl<B> LockFactory<Request<B>> for ReadWrite {
 /// An HTTP request belongs to the [`Owner`] in its extensions, which the layer mints for a request that has none. No
 /// client can put anything there. For other requests, or owners known otherwise, see [`RLock::owned_by`].
 ///
-/// Without a barrier, whoever enters again says [as whom](super::Acquire::owner):
+/// Without a barrier, a nested call names the [owner](super::Acquire::owner):
 ///
 /// ```
 /// # use tower_floodgate::{Cache, RLock};
@@ -130,7 +130,7 @@ impl RLock {
 
 impl<F> RLock<F> {
     /// The owner is what `owner_of` finds in the request, for input that is trusted: a token that a client could choose
-    /// would let it into another's lock. `None`: nobody's, so it enters once.
+    /// would let it into another's lock. `None`: a new random owner, so it enters once.
     pub fn owned_by<Req>(owner_of: F) -> Self
     where
         F: Fn(&Req) -> Option<Owner>,

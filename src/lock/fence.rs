@@ -8,8 +8,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-/// A fencing token: a number that tells who came later. Each time a lock is acquired its holder gets a greater one than
-/// everybody before, over all processes, restarts and losses of the cache's files.
+/// A fencing token: a number that tells which holder came later. Each time a lock is acquired, its holder gets a
+/// greater one than all holders before, over all processes, restarts and losses of the cache's files.
 ///
 /// A lease cannot stop a holder that was suspended and goes on when others hold the lock already. What it writes to
 /// can, by a [`Watermark`]: it refuses tokens that are less than one it has seen. (M. Kleppmann, "How to do distributed
@@ -87,7 +87,7 @@ impl Watermark {
         Watermark(AtomicU64::new(fence.0))
     }
 
-    /// Lets pass whoever holds the lock now, or held it last.
+    /// Admits the token of the present holder, or of the last one.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Watermark {
     }
 }
 
-/// A fencing token that others have overtaken: whoever shows it has lost the lock.
+/// A fencing token that is not the greatest any more: its holder has lost the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StaleFence {

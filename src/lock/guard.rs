@@ -49,9 +49,9 @@ pub struct Hold {
     held: Arc<HeldLock>,
 }
 
-/// Whoever acquired the lock releases it.
+/// The guard that acquired the lock releases it.
 const ACQUIRED: u8 = 0;
-/// Whoever took it from the request releases it.
+/// The guard that was taken from the request releases it.
 const TAKEN: u8 = 1;
 const RELEASED: u8 = 2;
 
@@ -64,9 +64,9 @@ struct HeldLock {
     fence: Fence,
     phase: AtomicU8,
     lost: Arc<Signal>,
-    /// A renewal is under way; behind a shut gate they would pile up.
+    /// A renewal is under way. While the gate is shut, more of them would pile up.
     renewing: AtomicBool,
-    /// Of other names that were acquired with this one.
+    /// The guards of other names that were acquired with this one.
     others: Mutex<Vec<Guard>>,
 }
 
@@ -218,14 +218,14 @@ impl HeldLock {
         f.field("scope", &self.scope.name()).field("fence", &self.fence).field("lost", &self.lost.is_set()).finish()
     }
 
-    /// Gives up the place, however late, and calls those who got it.
+    /// Gives up the place, however late, and wakes the waiters that it is offered to.
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         self.scope.handle().shared.release(&self.key, self);
         let others = std::mem::take(&mut *self.others());
         let leaving =
             Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
-            // Who waits finds out later; the place must not stay taken for want of room for their offers.
+            // Waiters find out later. The place must not stay taken because there is no room for the offers.
             Err(Error::Full) => leaving.post(false, |_, released| then(released)),
             released => then(released),
         });

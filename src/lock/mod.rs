@@ -14,15 +14,14 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A lock is a row of places, each with an owner and a lease, and a line of those who wait: first come, first served, over
-//! all tasks, threads and processes. Whoever releases it offers it to the first in the line and wakes that process alone.
+//! A lock is a row of places, each with an owner and a lease, and a waiting line: first come, first served, over all
+//! tasks, threads and processes. Its release offers it to the first waiter and wakes the process of that one alone.
 //!
-//! - A holder whose process dies loses its place within 100 ms, whatever its lease. So does one that waits. Only an owner that is
-//!   inside from two processes at once keeps its place for the other, and for as long as the lease.
-//! - A holder whose process hangs loses it when its [lease](Acquire::expire) ends, and is [told](Guard::lost) when it goes
-//!   on. The leases of living guards are renewed at a third of their time by one thread a process.
-//! - What such a holder may still do is up to what it writes to, which can refuse its [fencing token](Fence); see
-//!   [`Watermark`].
+//! - A holder whose process dies loses its place within 100 ms, whatever its lease is. So does a waiter. Only an owner
+//!   that is inside from two processes at once keeps its place for the other one, for as long as the lease.
+//! - A holder whose process hangs loses it when its [lease](Acquire::expire) ends, and [learns](Guard::lost) of it when
+//!   it goes on. The leases of living guards are renewed at a third of their time by one thread a process.
+//! - Such a holder may still write to a store. The store can refuse its [fencing token](Fence); see [`Watermark`].
 //!
 //! | rule | who may hold the lock |
 //! |---|---|

@@ -1,37 +1,38 @@
-//! Who holds a lock, and how that is told over HTTP: by tokens that only processes of one cache can write.
+//! The owner of a lock, and its form as an HTTP header: a token that only processes of one cache can write.
 
 use crate::cache::Scope;
 use crate::store::Kind;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt, time::Duration};
 
-/// The random token of whoever holds a lock.
+/// The random token of a lock's holder.
 ///
-/// [`RLock`](crate::RLock) mints one for each outermost request and leaves it in the request's extensions. Whoever makes a nested
-/// request passes it on: `nested.extensions_mut().insert(request.extensions().get::<Owner>().unwrap().clone())`.
+/// [`RLock`](crate::RLock) mints one for each outermost request and leaves it in the request's extensions. A handler
+/// that makes a nested request passes it on:
+/// `nested.extensions_mut().insert(request.extensions().get::<Owner>().unwrap().clone())`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Owner(pub(crate) u128);
 
 impl Owner {
-    /// A token that nobody else has.
+    /// A new token, unlike all others.
     pub fn random() -> Self {
         Owner(rand::random())
     }
 
-    /// A token of the user's own, for input that is trusted: whoever knows it may enter as this owner.
+    /// A token of the user's own, for input that is trusted: any caller that knows it may enter as this owner.
     pub fn from_u128(token: u128) -> Self {
         Owner(token)
     }
 }
 
 impl fmt::Debug for Owner {
-    /// Hides the token: who knows it can enter.
+    /// Hides the token, since knowing it is enough to enter.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Owner")
     }
 }
 
-/// How long a token is good for, in ns. A nested call that was under way for longer waits as a stranger.
+/// How long a token is valid, in ns. A nested call that was under way for longer waits like any other.
 const GOOD_FOR: u64 = Duration::from_secs(300).as_nanos() as u64;
 
 /// Owner, machine time and proof, in hexadecimal.
@@ -41,13 +42,13 @@ impl Owner {
     /// The owner as the value of a header, for a nested call that arrives at another process of the same cache: a
     /// [barrier](crate::BarrierLayer::owner_header) of the same scope there lets it in as this owner.
     ///
-    /// - Nobody makes such a value who cannot read the cache's directory: it ends in a proof (SipHash-2-4, 128 bits)
-    ///   under the cache's secret. What is altered, of another scope or of another cache is no owner.
+    /// - Only a process that can read the cache's directory can make such a value: it ends in a proof (SipHash-2-4, 128
+    ///   bits) under the cache's secret. A value that is altered, of another scope or of another cache is no owner.
     /// - A client can neither choose one nor learn one: barriers take the header off requests, and never put it on
     ///   responses.
-    /// - Whoever sees one may, for five minutes from now, enter the scope's locks beside this owner, stay there when it has
-    ///   left, and let several requests of its own in at once. So it is for processes of the cache, over networks that are
-    ///   trusted, and for nobody's log; the value is [sensitive](HeaderValue::is_sensitive).
+    /// - A party that sees one may, for five minutes from now, enter the scope's locks beside this owner, stay there
+    ///   when it has left, and let several requests of its own in at once. So send it only to processes of the cache,
+    ///   over networks that are trusted, and keep it out of logs; the value is [sensitive](HeaderValue::is_sensitive).
     /// - It is good for nothing else: it frees no lock, and tells nothing of what is in the cache.
     /// - A barrier that does not expect the header leaves it on the request: only put it on requests to one that does.
     pub fn to_header(&self, scope: &Scope) -> HeaderValue {

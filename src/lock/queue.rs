@@ -1,4 +1,4 @@
-//! How those who wait for a lock are called, and who looks after a lock that somebody here waits for.
+//! How the waiters of a lock are woken, and how each process watches over the locks that it waits for.
 
 use super::row::{
     attempt::{Looked, Moment, Turn},
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Calls those who were offered a place. What was offered to the dead goes to the next.
+/// Wakes the waiters that were offered a place. A place that was offered to a dead process goes to the next waiter.
 pub(super) fn deliver(scope: &Scope, key: Key, called: Vec<Called>) {
     let unreached = called.into_iter().filter(|to| scope.wake(to.instance, to.number) == Reached::No);
     let dead: Vec<u64> = unreached.map(|to| to.instance).filter(|&instance| scope.is_dead_now(instance)).collect();
@@ -24,7 +24,7 @@ pub(super) fn deliver(scope: &Scope, key: Key, called: Vec<Called>) {
     }
 }
 
-/// Gives the places of the dead, and what time has freed, to those who wait.
+/// Offers the places of dead processes, and those whose lease is over, to the waiters.
 fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
     let held_here = scope.handle().shared.held_here(&key);
     let after = scope.clone();
@@ -45,7 +45,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
                     (seen.commit, seen.next, seen.suspects) = (Some(*commit), next, suspects);
                     (std::mem::replace(&mut seen.at, now), seen.mark.replace(mark) == Some(mark))
                 };
-                // An offer that was made and ended since the last look was not seen, and its calls may be lost.
+                // An offer may have been made and have ended since the last look, and its wake-ups may be lost.
                 if !is_same && transition::may_have_lapsed(before, now) {
                     after.wake_ups().wake_all(&key);
                 }
@@ -59,14 +59,14 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
     );
 }
 
-/// How often everybody who waits asks again: then a row that was lost is back in the line.
+/// How often all waiters ask again, so that a waiter whose row was lost is back in the line.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Looks after a lock, so that no death and no lost call keeps its waiters waiting.
+/// Watches over a lock, so that no death and no lost wake-up keeps its waiters waiting.
 #[derive(Debug)]
 pub(super) struct Watcher {
     scope: Scope,
-    /// A look is under way; behind a shut gate they would pile up.
+    /// A look is under way. While the gate is shut, more of them would pile up.
     looking: AtomicBool,
     seen: Mutex<Seen>,
 }
@@ -84,12 +84,12 @@ struct Seen {
     suspects: Vec<u64>,
     /// The lock's state, see [`Looked::mark`].
     mark: Option<u64>,
-    /// When all were last called to ask again.
+    /// When all waiters were last woken to ask again.
     asked: Instant,
 }
 
 impl Watcher {
-    /// For one who waits since a time in ns of machine time.
+    /// For a waiter that has waited since this machine time, in ns.
     pub(super) fn new(scope: &Scope, since: u64) -> Arc<Watcher> {
         let seen = Seen { commit: None, at: since, next: 0, suspects: Vec::new(), mark: None, asked: Instant::now() };
         Arc::new(Watcher { scope: scope.clone(), looking: AtomicBool::new(false), seen: Mutex::new(seen) })
@@ -122,7 +122,7 @@ impl Watch for Watcher {
             seen.at = now;
             dead = self.scope.dead_among(&seen.suspects);
         }
-        // Where everything is lost, they are told so.
+        // Where the state is lost, their attempts fail and say so.
         let asks_again = seen.asked.elapsed() >= ASK_AGAIN || commit.is_none();
         if asks_again {
             seen.asked = Instant::now();
@@ -160,7 +160,7 @@ impl InLine {
         InLine { scope: scope.clone(), key, turn, over: false }
     }
 
-    /// There is nothing to give up any more, or another stands for it.
+    /// Ends the place without giving it up: it is taken, or another value stands for it.
     pub(super) fn end(mut self) {
         self.over = true;
     }

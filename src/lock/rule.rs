@@ -1,24 +1,24 @@
-//! Who may hold a lock: pure rules.
+//! Which owners may hold a lock together: pure rules.
 
 use super::owner::Owner;
 
-/// One who has a place in a lock now, as a [`Rule`] sees them.
+/// A holder of a lock, as a [`Rule`] sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// Who it is.
+    /// Its owner.
     pub owner: Owner,
-    /// How often they have entered and not yet left.
+    /// How often it has entered and not yet left.
     pub entered: u32,
-    /// How much they take of the lock's capacity; 1 where a rule has no [`Demand`].
+    /// How much it takes of the lock's capacity; 1 where a rule has no [`Demand`].
     pub weight: u32,
 }
 
-/// What a lock is asked for, in numbers: one may enter beside others as long as the weights of all together are at most
-/// its capacity.
+/// What a lock is asked for, in numbers. An owner may enter beside others while the weights of all together are at most
+/// the capacity.
 ///
-/// Others can judge a demand without the code of a [`Rule`]: whoever releases a lock offers it to all waiters that now fit,
-/// whichever process they wait in.
+/// Every process can judge a demand without the code of the [`Rule`]: a release offers the lock to all waiters that now
+/// fit, whichever process they wait in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
     capacity: u32,
@@ -48,12 +48,12 @@ impl Demand {
     }
 }
 
-/// Decides whether one more may hold a lock: a pure function of those who do. It may run several times for one decision,
-/// inside a transaction that holds up the whole machine, so it must be quick and must not use the cache. A panic counts
-/// as a failed cache. A lock has 1,000 holders at most, whatever the rule says; more wait.
+/// Decides whether one more owner may hold a lock: a pure function of its holders. It may run several times for one
+/// decision, inside a transaction that holds up the whole machine, so it must be quick and must not use the cache. A
+/// panic counts as a failed cache. A lock has 1,000 holders at most, whatever the rule says; more wait.
 ///
-/// All users of a name should have the same rule. Whoever waits is served in the order of coming: nobody overtakes, save
-/// an owner that is inside already.
+/// All users of a name should have the same rule. Waiters are served in the order in which they came. None overtakes
+/// another, except an owner that is inside already.
 pub trait Rule: Send + Sync + 'static {
     /// Whether `candidate` may enter beside `holders`. Where there is a [`demand`](Rule::demand) it is only asked about an
     /// owner that is inside: whether it may enter once more.
@@ -85,14 +85,15 @@ impl Rule for Lock {
     }
 }
 
-/// At most so many holders at a time: 1 to 1,000. Zero counts as one, and above 1,000 more wait (as no lock has room for
-/// more holders), though [weights](Semaphore::weight) may add up to more. Lowering the number lets those in finish and admits nobody until
-/// they are fewer. Where some weigh more than others, see [`weight`](Semaphore::weight).
+/// At most so many holders at a time: 1 to 1,000. Zero counts as one, and above 1,000 more wait (as no lock has room
+/// for more holders), though [weights](Semaphore::weight) may add up to more. After the number was lowered, the holders
+/// may finish, and none is admitted until they are fewer. Where some requests weigh more than others, see
+/// [`weight`](Semaphore::weight).
 #[derive(Clone, Copy, Debug)]
 pub struct Semaphore(pub u32);
 
 impl Semaphore {
-    /// The rule of one who takes `weight` places at once: at least one, at most all.
+    /// The rule of a holder that takes `weight` places at once: at least one, at most all.
     pub fn weighing(self, weight: u32) -> Weighing {
         Weighing(Demand::new(self.0, weight))
     }
@@ -108,7 +109,7 @@ impl Rule for Semaphore {
     }
 }
 
-/// The rule of one who takes several places of a [`Semaphore`], or one of the two sides of [`ReadWrite`].
+/// The rule of a holder that takes several places of a [`Semaphore`], or one of the two sides of [`ReadWrite`].
 #[derive(Clone, Copy, Debug)]
 pub struct Weighing(Demand);
 
@@ -122,8 +123,8 @@ impl Rule for Weighing {
     }
 }
 
-/// Many may read at a time, and one may write while nobody reads. As all wait in one line, writers do not starve: who
-/// comes to read behind a waiting writer waits for it.
+/// Many readers at a time, or one writer. All wait in one line, so writers do not starve: a reader that comes behind a
+/// waiting writer waits for it.
 ///
 /// Under a barrier, HTTP requests with a safe method (`GET`, `HEAD`, `OPTIONS`, `TRACE`) read, others write. At most 1,000
 /// read at a time.
@@ -131,12 +132,12 @@ impl Rule for Weighing {
 pub struct ReadWrite;
 
 impl ReadWrite {
-    /// The rule of one who reads.
+    /// The rule of a reader.
     pub fn read(self) -> Weighing {
         Weighing(Demand::new(u32::MAX, 1))
     }
 
-    /// The rule of one who writes.
+    /// The rule of a writer.
     pub fn write(self) -> Weighing {
         Weighing(Demand::new(u32::MAX, u32::MAX))
     }

@@ -1,4 +1,4 @@
-//! Who holds what, and who waits.
+//! The holders and waiters of locks.
 
 use super::row::encoding::{self, LockRow, Standing, Ticket};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// Waiters of each lock that are told of.
+/// How many waiters of each lock are listed.
 const WAITERS: usize = 16;
 
 /// The answer and whether there is more behind it.
@@ -22,8 +22,8 @@ struct Shown {
 }
 
 impl Scope {
-    /// Who holds which lock of this scope since when and who waits for it, in all processes. Locks that are free do not
-    /// appear. Not of one moment, if there are more than 100 in the cache.
+    /// The holders and waiters of each lock of this scope, in all processes, and since when. Locks that are free do not
+    /// appear. Where the cache has more than 100 locks, the list is not of one moment.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Scope {
 }
 
 impl Cache {
-    /// What has happened in this process, how full the cache is, and who holds and waits for which lock.
+    /// What has happened in this process, how full the cache is, and the holders and waiters of locks.
     pub fn stats(&self) -> Stats {
         let mut stats = self.counts();
         if let Some(Ok((locks, _))) = self.root().page_of_locks(None, false).now() {
@@ -78,8 +78,8 @@ impl Cache {
         stats
     }
 
-    /// Who holds which lock since when and who waits for it, in all processes and scopes. Locks that are free do not
-    /// appear. Not of one moment, if there are more than 100.
+    /// The holders and waiters of each lock, in all processes and scopes, and since when. Locks that are free do not
+    /// appear. Where there are more than 100 locks, the list is not of one moment.
     ///
     /// # Errors
     ///

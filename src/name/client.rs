@@ -96,8 +96,8 @@ impl ClientIp {
         Self { peer: Arc::new(peer), trust: Trust::Nobody, source: Source::XForwardedFor, ipv6_prefix: 64 }
     }
 
-    /// Says that requests come through `hops` proxies which each append to the header whom they got them from: the
-    /// client is then the entry number `hops` from the right, over all fields of that name.
+    /// Says that requests come through `hops` proxies, each of which appends to the header the address that it got the
+    /// request from: the client is then the entry number `hops` from the right, over all fields of that name.
     ///
     /// Fewer entries than that, or no address in that place, mean that the client cannot be told. With 0, the default,
     /// the header is not read. The peer is not looked at, so the service must be out of reach except through all of the
@@ -129,7 +129,7 @@ impl ClientIp {
     /// name, and could write what they like into the header.
     ///
     /// Takes text such as `"10.0.0.0/8, fd00::/8"`, arrays and vectors of it, or [`Networks`] that were parsed before.
-    /// With an empty list, nobody is believed.
+    /// With an empty list, no header is believed.
     ///
     /// # Panics
     ///
@@ -213,7 +213,7 @@ impl ClientIp {
         address.map(|address| address.to_canonical())
     }
 
-    /// Whether a request's client is within these networks, for lists of whom to let pass or to turn away. A client
+    /// Whether a request's client is within these networks, for lists of clients to let pass or to turn away. A client
     /// that cannot be told is in no list, so where an unknown one must be turned away too, ask whether
     /// [`address`](Self::address) is `None`. Takes what [`trusted_networks`](Self::trusted_networks) takes.
     ///

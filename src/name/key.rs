@@ -17,7 +17,7 @@ use super::{
 /// one or with several, and where blanks or commas are within the key. A service might take a part of it, and then each
 /// spelling of the rest would be a new name for one key.
 ///
-/// A key that nobody issued has a name of its own too. Let the layer come after authentication, or limit by
+/// A key that was never issued has a name of its own too. Let the layer come after authentication, or limit by
 /// [`ClientIp`](super::ClientIp) before it.
 ///
 /// ```
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(by_header(&["abc"]), format!("x-api-key={ABC}"));
         assert_eq!(by_header(&["\tabc "]), by_header(&["abc"]));
         assert_ne!(by_header(&["Abc"]), by_header(&["abc"]));
-        // Nobody has two names by sending his key in many ways.
+        // A client does not get two names by sending its key in many ways.
         let unclear: [&[&str]; 8] =
             [&[], &[""], &[" "], &["abc", "abc"], &["abc", "x"], &["abc,x"], &["abc, x"], &["abc x"]];
         for values in unclear {

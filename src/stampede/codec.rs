@@ -22,7 +22,7 @@ impl<Req, Res, C: SealedCodec<Req, Res>> Codec<Req, Res> for C {}
 pub(crate) enum Access {
     /// Anyone's stored answer may serve it, and its answer may serve anyone.
     Shared,
-    /// It says who is asking: only an answer that is explicitly for everyone may be stored or served.
+    /// It identifies its caller: only an answer that is explicitly for everyone may be stored or served.
     Personal,
     /// The cache stays out of the way.
     Bypass,
@@ -31,7 +31,7 @@ pub(crate) enum Access {
 /// A computed response, and whether it is kept.
 #[derive(Debug)]
 pub struct Recording<Out> {
-    /// [`with_status`](SealedCodec::with_status) it what became of it.
+    /// Still without [a status](SealedCodec::with_status).
     pub(super) response: Out,
     pub(super) verdict: Verdict,
 }
@@ -46,7 +46,7 @@ pub(super) enum Verdict {
 
 /// A response whose body is being recorded.
 pub(super) struct Streaming {
-    /// What is said of it meanwhile.
+    /// Its status until it is known whether it is kept.
     pub(super) status: CacheStatus,
     /// For [`read_along`](SealedCodec::read_along).
     pub(super) along: Option<SharedValue>,
@@ -62,7 +62,7 @@ impl fmt::Debug for Streaming {
 /// How a recording has ended.
 pub(super) struct Ended {
     pub(super) kept: Result<Kept, NotKept>,
-    /// To be dropped when it is stored: whoever reads the response sees its end then.
+    /// To be dropped when it is stored: readers of the response see its end then.
     pub(super) end: Option<Box<dyn Send>>,
 }
 
@@ -82,7 +82,7 @@ pub(super) struct NotKept {
     /// An RFC 8941 token.
     pub(super) reason: &'static str,
     pub(super) kind: Kind,
-    /// The response, for those who waited for it.
+    /// The response, for the requests that have waited for it.
     pub(super) shared: Option<Bytes>,
 }
 
@@ -92,10 +92,10 @@ impl NotKept {
     }
 }
 
-/// What a refusal to store says of other answers of the name.
+/// What a refusal to store means for other answers of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The service has failed; it may not fail again.
+    /// The service has failed, and may succeed next time.
     Failure,
     /// They will not be stored either.
     Uncacheable,
@@ -108,9 +108,9 @@ pub(crate) enum Kind {
 pub enum Replay<Out> {
     /// Its answer.
     Answer(Out),
-    /// The answer to another variant; ours has this suffix to its name.
+    /// The answer to another variant. The wanted one has this suffix to its name.
     Other(Vec<u8>),
-    /// Nothing that may serve it.
+    /// It may not serve the request.
     Unusable,
 }
 
@@ -118,12 +118,12 @@ pub enum Replay<Out> {
 #[derive(Debug)]
 pub struct Asked<'a, H> {
     pub(super) access: Access,
-    /// It asks for everything but the body.
+    /// It wants no body.
     pub(super) bodiless: bool,
     pub(super) head: &'a H,
 }
 
-/// What a request asked for that has been given to the service.
+/// What is kept of a request that has been sent to the service.
 #[derive(Clone, Debug)]
 pub struct SentRequest<K> {
     pub(super) access: Access,
@@ -143,7 +143,7 @@ pub struct Terms {
     pub(super) tags: usize,
     /// There is a place for a variant.
     pub(super) variants: bool,
-    /// Failures are recorded for those who wait for them.
+    /// Failures are recorded for the requests that wait for them.
     pub(super) share_failures: bool,
 }
 
@@ -164,7 +164,7 @@ pub trait SealedCodec<Req, Res> {
 
     fn of_sent<'a>(&self, sent: &'a SentRequest<Self::Kept>) -> Asked<'a, Self::Head>;
 
-    /// Makes a request fit for everyone who will be served its answer.
+    /// Changes a request so that its answer may serve everyone.
     fn for_everyone(&self, request: &mut Req);
 
     /// `None`: nothing that this version has stored.
@@ -192,7 +192,7 @@ pub trait SealedCodec<Req, Res> {
         terms: Terms,
     ) -> impl Future<Output = Recording<Self::Response>> + Send;
 
-    /// Says in a response what the cache did.
+    /// The response, with what the cache did.
     fn with_status(&self, response: Self::Response, status: CacheStatus) -> Self::Response;
 
     /// A response that is not to be kept.
@@ -201,7 +201,7 @@ pub trait SealedCodec<Req, Res> {
     /// A response whose body runs what records it.
     fn drive(&self, response: Self::Response, recording: Task) -> Self::Response;
 
-    /// What is said where the service is not waited for any longer.
+    /// The answer where the service has taken too long.
     fn timed_out(&self) -> Option<Self::Response>;
 }
 

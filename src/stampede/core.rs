@@ -1,4 +1,4 @@
-//! What the computations of a layer go by.
+//! What reading, computing and storing need of a layer.
 
 use super::{
     codec::{Asked, Codec, Replay},
@@ -39,7 +39,7 @@ pub(super) struct Core<C> {
     pub(super) runs: Runs,
 }
 
-/// What runs computations that nobody polls.
+/// What runs computations that no request polls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runs {
     /// The cache's executor, where there is one.
@@ -138,7 +138,8 @@ impl<C> Core<C> {
         }
     }
 
-    /// Runs a computation that somebody waits for on its own, or gives it back: a plain thread runs it itself.
+    /// Runs a computation that a request waits for as a task of its own, or gives it back: a plain thread runs it
+    /// itself.
     pub(super) fn on_its_own(&self, task: Task) -> Result<(), Task> {
         match self.runs {
             Runs::OnExecutor => self.scope.handle().spawn(task),
@@ -146,13 +147,13 @@ impl<C> Core<C> {
         }
     }
 
-    /// Runs what nobody waits for.
+    /// Runs a computation that no request waits for.
     pub(super) fn in_background(&self, task: Task) -> Result<(), Task> {
         match self.runs {
             Runs::OnExecutor => self.scope.handle().spawn(task),
             Runs::OnThreads => {
                 let refresh = std::thread::Builder::new().name("floodgate-refresh".into());
-                // Without a thread the next one refreshes it.
+                // If no thread can be started, the next request refreshes it.
                 let _ = refresh.spawn(move || block_on(task));
                 Ok(())
             }
@@ -170,7 +171,7 @@ impl<C> Core<C> {
         Life { stored: now, fresh, revalidate: until(lives.revalidate), if_error: until(lives.if_error) }
     }
 
-    /// What stands under a key and the time at which it does, or the purge sequence to carry if it is computed.
+    /// What is stored under a key, or the purge sequence to carry if it is computed.
     pub(super) fn read<Req, Res>(&self, key: &Key, name: &[u8]) -> Result<Read<C::Decoded>, Error>
     where
         C: Codec<Req, Res>,
@@ -194,7 +195,7 @@ impl<C> Core<C> {
         self.codec.replay(&entry.payload, decoded, asked, since, status(fresh_for(&entry.life, now)))
     }
 
-    /// A stored answer that has ended, for one who cannot have a new one.
+    /// A stored answer that has ended, for a request that cannot have a new one.
     pub(super) fn bridged<Req, Res>(
         &self,
         bridge: &Bridge<C::Decoded>,

@@ -1,4 +1,4 @@
-//! The stampede cache without tower: a value under a name, computed by one of all who want it.
+//! The stampede cache without tower: a value under a name, computed by one of all callers that want it.
 
 use super::{
     codec::{Access, SentRequest, Serde},
@@ -35,9 +35,10 @@ impl<F> fmt::Debug for Fill<F> {
 }
 
 impl Scope {
-    /// The value under a name or, if there is none, what `compute` makes of it, kept for `life`. Of all who want it at the same
-    /// time, on the whole machine, one computes it; before it ends, one refreshes it in the background (XFetch). Everything
-    /// that [`StampedeCacheLayer`](crate::StampedeCacheLayer) does for requests, it does for values.
+    /// The value under a name or, if there is none, what `compute` makes of it, kept for `life`. Of all callers that
+    /// want it at the same time, on the whole machine, one computes it. Before it ends, one refreshes it in the
+    /// background (XFetch). Everything that [`StampedeCacheLayer`](crate::StampedeCacheLayer) does for requests, it
+    /// does for values.
     ///
     /// `compute` answers a future of a `Result` if this is awaited, and a `Result` if it is [waited](Fill::wait) for. Errors
     /// are not kept. The value is the one that [`get`](Scope::get) and [`insert`](Scope::insert) know by this name; one that is

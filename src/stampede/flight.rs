@@ -1,4 +1,4 @@
-//! A computation from its begin to its outcome: recorded, stored, told to all who wait.
+//! A computation from its begin to its outcome: recorded, stored, shared with all that wait.
 
 use super::{
     codec::{Codec, Ended, Kept, Kind, NotKept, Recording, SentRequest, Terms, Verdict},
@@ -27,7 +27,7 @@ use std::{
 /// Why nothing is stored where something could be.
 const CACHE_FAILED: &str = "cache-failed";
 
-/// When a computation began, by the clock and by the purges.
+/// When a computation began, by the clock and by the purge sequence.
 pub(super) struct Beginning {
     key: Key,
     at: u64,
@@ -38,17 +38,18 @@ impl<C> Core<C> {
     fn terms(&self, variants: bool) -> Terms {
         let wall = self.scope.handle().wall();
         let (lives, largest, tags) = (self.lives, self.scope.largest(), self.tags_left());
-        // Who goes alone has nobody to share with.
+        // A request that goes alone has no followers.
         Terms { lives, wall, largest, tags, variants, share_failures: self.share_failures && variants }
     }
 
-    /// To be called before the service is: a service may compute before its future is polled, and a purge come between.
+    /// To be called before the service is called. A service may compute before its future is polled, and a purge may
+    /// come between.
     pub(super) fn begin(&self, name: &[u8]) -> Beginning {
         let key = self.key(name);
         Beginning { key, at: self.now(), sequence: self.scope.sequence(&key) }
     }
 
-    /// Waits for a service as long as that is allowed.
+    /// Waits for a service within the hard timeout.
     async fn in_time<T>(&self, computing: impl Future<Output = T>) -> Option<T> {
         let Some(patience) = self.hard_timeout else { return Some(computing.await) };
         let (mut computing, mut over) = (pin!(computing), self.sleep(patience));
@@ -59,7 +60,7 @@ impl<C> Core<C> {
         .await
     }
 
-    /// Serves one request by its own computation; what may be kept is.
+    /// Serves one request by a computation of its own, and keeps the answer if it may be kept.
     pub(super) async fn alone<Req, Res, Err>(
         self,
         name: Box<[u8]>,
@@ -81,7 +82,7 @@ impl<C> Core<C> {
         let Beginning { key, at, sequence: Ok(sequence) } = beginning else {
             return Ok(self.codec.pass(response, CacheStatus::NotStored { reason: CACHE_FAILED }));
         };
-        // A variant finds its place only by what is kept under the plain name, which is for leaders to change.
+        // No variants: they are found by what is kept under the plain name, which only leaders change.
         let Recording { response, verdict } = self.codec.record(response, sent.clone(), self.terms(false)).await;
         let streaming = match verdict {
             Verdict::Known(Err(NotKept { kind: Kind::Failure, reason, .. })) => {
@@ -167,7 +168,7 @@ impl<C> Core<C> {
         }
     }
 
-    /// Runs a computation to its end, whoever waits for it: as a task of its own, or within the future returned.
+    /// Runs a computation to its end, as a task of its own or within the future that is returned.
     pub(super) fn start<Req, Res, Err, F>(
         &self,
         computation: Box<Computation>,
@@ -223,16 +224,16 @@ impl<C> Core<C> {
         self.fail(computation, Outcome::Failed(shared)).await;
     }
 
-    /// Tells all who wait of a failure. From then on the service is left alone for a while, if there is something to serve
-    /// instead.
+    /// Shares a failure with the followers. From then on the service is not asked for a while, if there is a stale
+    /// answer to serve.
     async fn fail(&self, computation: Box<Computation>, outcome: Outcome) {
         let Computation { claim, lead, place, replaces, mark } = *computation;
         if replaces.is_some() {
-            // Who waits may have something to serve, and those who have not begin after the pause that they now see.
+            // Followers may have a stale answer to serve. Those without one begin after the pause, which they now see.
             let mark = Mark::after_failure(mark, self.now());
             self.set_mark(&place.key, place.plain_key(), mark, lead.sequence()).await;
         }
-        // Whoever leads next must find it free.
+        // The next leader must find it free.
         drop(claim);
         lead.finish(outcome);
     }
@@ -280,7 +281,7 @@ impl<C> Core<C> {
                     self.clear_mark(&key).await;
                 }
                 self.answer_leader(waiting, status, LeaderOutcome::Answer);
-                // Only now may others begin.
+                // Only now may the next computation begin.
                 drop(claim);
             }
             Err(NotKept { reason, kind, shared }) => {
@@ -307,7 +308,7 @@ impl<C> Core<C> {
                             self.set_mark(&place.key, place.plain_key(), Mark::Uncacheable, sequence).await;
                         }
                         if computation.replaces.is_some() {
-                            // What has ended is not to be served any more, once the service says otherwise.
+                            // An answer that has ended must not be served any more once the service has said otherwise.
                             let end = |fresh: Option<&Entry>, _| {
                                 (Ok(()), if fresh.is_some() { Edit::Keep } else { Edit::Remove })
                             };
@@ -343,7 +344,7 @@ impl<C> Core<C> {
         }
     }
 
-    /// A failure for those who wait.
+    /// A failure, as a value for the followers.
     fn shared_failure<Req, Res>(&self, shared: Option<Bytes>, computation: &Computation) -> Option<SharedValue>
     where
         C: Codec<Req, Res>,

@@ -181,8 +181,8 @@ impl<N> StampedeCacheLayer<N, Recorded> {
         self
     }
 
-    /// Responses that tell of a failure are given to all who wait for the same answer in this process, instead of having one
-    /// after the other try again; those that are private are not.
+    /// Failures are shared: all requests of this process that wait for the same answer get the failed response, instead
+    /// of trying one after the other. Private responses are not shared.
     pub fn share_failures(mut self) -> Self {
         self.settings.core.share_failures = true;
         self

@@ -69,7 +69,7 @@ impl<Out, Err> Leading<Out, Err> {
         self.task.is_none()
     }
 
-    /// Does what nothing else does, and forgets the answer.
+    /// Runs the computation, if nothing else does, and drops the answer.
     pub(super) async fn detach(self) {
         drop(self.pending);
         if let Some(task) = self.task {

@@ -19,7 +19,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// Its answers may not be stored: nobody should wait for one.
+    /// Its answers may not be stored, so no request should wait for one.
     Uncacheable,
     /// So many computations in a row have failed, and none is to be tried before `until`, in ns of machine time.
     Failing { failures: u32, until: u64 },
@@ -36,7 +36,7 @@ impl Mark {
         Mark::Failing { failures, until: after(now, back_off) }
     }
 
-    /// Whether the service is not to be asked now, where there is something else to answer with.
+    /// Whether the service is not to be asked now, where there is a stale answer.
     pub(super) fn is_backing_off(mark: Option<Mark>, now: u64) -> bool {
         matches!(mark, Some(Mark::Failing { until, .. }) if now < until)
     }

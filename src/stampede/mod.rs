@@ -43,29 +43,29 @@
 //!
 //! # One computation
 //!
-//! A miss is led by one request of the whole machine and followed by the others that want the same name, in this process and
-//! in others. Followers in the process get the answer from memory, before it is on disk. Whoever leads in another process when
-//! a leader has stored, failed or died looks at what is there first.
+//! A miss is led by one request of the whole machine and followed by the others that want the same name, in this
+//! process and in others. Followers in the process get the answer from memory, before it is on disk. When a leader has
+//! stored, failed or died, the next leader, in whatever process, looks first at what is stored.
 //!
-//! Where there is an executor (tokio's, unless [`Builder::executor`](crate::Builder::executor) names one) the computation is a
-//! task of its own: a client that hangs up does not stop it. Without one it runs within the leading request and, if that is
-//! dropped, a follower leads. A process that is killed is noticed by the others within a tenth of a second. A leader's error or
-//! panic is its own, unless errors are [shared](StampedeCacheLayer::share_errors); a follower then leads, and who has waited
-//! for three that failed calls the service itself, so that nobody queues behind slow failures. Nobody waits longer than
-//! [`follow_at_most`](StampedeCacheLayer::follow_at_most).
+//! Where there is an executor (tokio's, unless [`Builder::executor`](crate::Builder::executor) names one) the
+//! computation is a task of its own: a client that hangs up does not stop it. Without one it runs within the leading
+//! request and, if that is dropped, a follower leads. A process that is killed is noticed by the others within a tenth
+//! of a second. A leader's error or panic is its own, unless errors are [shared](StampedeCacheLayer::share_errors). A
+//! follower then leads. A request that has waited for three failures calls the service itself, so that no queue forms
+//! behind slow failures. No request waits longer than [`follow_at_most`](StampedeCacheLayer::follow_at_most).
 //!
 //! An answer that may not be stored is remembered as such, in every process and for
-//! [a while](StampedeCacheLayer::uncacheable_for): its followers, and those who come after them, call the service together and
-//! not one by one. So do the followers of a response that tells of a failure, unless failures are
+//! [a while](StampedeCacheLayer::uncacheable_for): its followers, and the requests after them, call the service
+//! together and not one by one. So do the followers of a response that tells of a failure, unless failures are
 //! [shared](StampedeCacheLayer::share_failures).
 //!
 //! # Before it ends, and after
 //!
 //! Shortly before an answer ends, a request chosen by XFetch (Vattani, Chierichetti, Lowenstein: Optimal Probabilistic
-//! Cache Stampede Prevention, PVLDB 8(8), 2015) refreshes it in the background, one on the whole machine, while everyone is
-//! still served the stored one. The chance is `exp(-remaining / (beta * cost))`, where `cost` is a decaying estimate of how long
-//! the computation takes, of which at most a quarter of the life counts. [`tuned`](StampedeCacheLayer::tuned) chooses by cost
-//! and reads instead, and refreshes no sooner than it must.
+//! Cache Stampede Prevention, PVLDB 8(8), 2015) refreshes it in the background, one on the whole machine, while all
+//! others still get the stored one. The chance is `exp(-remaining / (beta * cost))`, where `cost` is a decaying
+//! estimate of how long the computation takes, of which at most a quarter of the life counts.
+//! [`tuned`](StampedeCacheLayer::tuned) chooses by cost and reads instead, and refreshes no sooner than it must.
 //!
 //! An answer that has ended is served while a new one is computed, within
 //! [`stale_while_revalidate`](StampedeCacheLayer::stale_while_revalidate); and where none is to be had, or not soon enough
@@ -76,21 +76,24 @@
 //! # What is stored
 //!
 //! For HTTP: answers to `GET` and `HEAD`, as RFC 9111 allows a shared cache, read strictly. The life is what
-//! [`life_of`](StampedeCacheLayer::life_of) says, else that of `Cache-Control` or `Expires`, else the layer's. Never stored:
-//! answers with `private`, `no-store`, `no-cache`, `Set-Cookie`, `Vary: *`, status 206 or an error, `text/event-stream` and
-//! other types that may never end, a gRPC status other than 0; bodies above the [limit](StampedeCacheLayer::body_limit), which
-//! stream through; more tags than fit (some 50); answers to requests with `Authorization`, `Cookie` or `Proxy-Authorization`,
-//! unless they say `public` or `s-maxage`. Such requests are served only what says so. 404, 410 and gRPC's `NOT_FOUND` may be
-//! given a [life of their own](StampedeCacheLayer::negative).
+//! [`life_of`](StampedeCacheLayer::life_of) says, else that of `Cache-Control` or `Expires`, else the layer's. Never
+//! stored: answers with `private`, `no-store`, `no-cache`, `Set-Cookie`, `Vary: *`, status 206 or an error,
+//! `text/event-stream` and other types that may never end, a gRPC status other than 0; bodies above the
+//! [limit](StampedeCacheLayer::body_limit), which stream through; more tags than fit (some 50); answers to requests
+//! with `Authorization`, `Cookie` or `Proxy-Authorization`, unless they say `public` or `s-maxage`. Such requests are
+//! served only answers that say so. 404, 410 and gRPC's `NOT_FOUND` may be given a
+//! [life of their own](StampedeCacheLayer::negative).
 //!
-//! **Whoever is known by anything but these three headers (an API key of another header, a session in the extensions, the
-//! peer's address) must be part of the [name](StampedeCacheLayer::name)**, or one user is served another's page.
+//! **Where callers are known by anything but these three headers (an API key in another header, a session in the
+//! extensions, the peer's address), that must be part of the [name](StampedeCacheLayer::name)**, or one user is served
+//! another's page.
 //!
-//! Bodies are passed on while they are recorded: a client sees the first byte when the service sends it. They are read at the
-//! service's pace, up to the limit, so that a client that reads slowly stalls nobody; what is longer flows on and is not kept.
-//! Followers read along where the length is known to fit, and wait for the whole otherwise. A body that breaks off, or ends
-//! before its announced length, is kept for none and an error to all who read it. The end of a body is shown when its answer is
-//! stored. A flight takes up to three times the limit in memory. Conditional requests are answered in full.
+//! Bodies are passed on while they are recorded: a client sees the first byte when the service sends it. They are read
+//! at the service's pace, up to the limit, so that a client that reads slowly does not stall the others; what is longer
+//! flows on and is not kept. Followers read along where the length is known to fit, and wait for the whole otherwise. A
+//! body that breaks off, or ends before its announced length, is not kept, and is an error to all readers. The end of a
+//! body is shown when its answer is stored. A flight takes up to three times the limit in memory. Conditional requests
+//! are answered in full.
 //!
 //! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
 //! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name

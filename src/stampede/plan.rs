@@ -18,13 +18,13 @@ use std::{sync::Arc, time::Duration};
 /// What is to be done about a request.
 pub(super) enum Plan<Out, D> {
     Hit(Out),
-    /// It is answered, and the answer is to be refreshed in the background.
+    /// The request is answered, and the answer is to be refreshed in the background.
     Refresh(Out, Box<Computation>),
-    /// It computes the answer for all who want it.
+    /// The request computes the answer for all that want it.
     Lead(Box<Computation>, Bridge<D>),
-    /// Another is computing the answer.
+    /// Another request computes the answer.
     Follow(Arc<Flight>, Bridge<D>),
-    /// It is served by the service, for itself. `marked`: so are all requests of its name.
+    /// The service serves this request alone. `marked`: so it does for all requests of the name.
     Alone {
         bridge: Bridge<D>,
         marked: bool,
@@ -37,9 +37,9 @@ impl<Out, D> Plan<Out, D> {
     }
 }
 
-/// A computation that is about to begin: nobody else in this process begins it, and with the claim nobody on the machine.
+/// A computation that is about to begin: the only one of its key in this process and, with the claim, on the machine.
 pub(super) struct Computation {
-    // Dropped before the lead: who leads next must find it free.
+    // Dropped before the lead, as the next leader must find it free.
     pub(super) claim: Claim,
     pub(super) lead: Lead,
     pub(super) place: Place,
@@ -49,7 +49,7 @@ pub(super) struct Computation {
 }
 
 impl Computation {
-    /// Whether nobody else on the machine has begun it.
+    /// Whether it is the only one on the machine.
     pub(super) fn is_claimed(&self) -> bool {
         matches!(self.claim, Claim::Held(_))
     }
@@ -73,7 +73,7 @@ pub(super) enum Claim {
     Asked(Box<Acquiring>),
     /// Released when it is dropped.
     Held(#[allow(dead_code)] Guard),
-    /// The cache has failed, or whoever holds it takes too long.
+    /// The cache has failed, or the holder of the claim takes too long.
     Without,
 }
 
@@ -145,8 +145,8 @@ impl<C> Core<C> {
             Ok(plan) => return Ok(plan),
             Err(suffix) => suffix,
         };
-        // What is kept under the plain name answers another variant; ours has a name of its own, and of its own kind:
-        // no request's name may spell it.
+        // The answer under the plain name is that of another variant. This one has a name of its own, and of its own
+        // kind, so that no request's name can spell it.
         let full = &[name, &suffix].concat()[..];
         let variant = &self.scope.key(Kind::Variant, full);
         let place =
@@ -185,7 +185,8 @@ impl<C> Core<C> {
             replaces = Replaced::of(&stored);
             let life = stored.entry.life;
             let backing_off = Mark::is_backing_off(mark, now) && now < life.if_error;
-            // What a request gets that says who is asking may be for it alone, so that it cannot refresh for others.
+            // The answer to a request that identifies its caller may be for that caller alone, so it cannot refresh for
+            // others.
             if asked.access != Access::Personal
                 && mark != Some(Mark::Uncacheable)
                 && (now < life.revalidate || backing_off)
@@ -218,13 +219,13 @@ impl<C> Core<C> {
         (replaces, mark): (Option<Replaced>, Option<Mark>),
         patience: Duration,
     ) -> Box<Computation> {
-        // Nobody waits for what began before a purge, or too long ago in this process.
+        // A computation that began before a purge, or too long ago in this process, is not waited for.
         let patience = if lead.is_overdue() { Duration::ZERO } else { patience };
         let claim = Acquire::claim(&self.scope, asking.key, lead.sequence(), patience).acquire();
         Box::new(Computation { claim: Claim::Asked(Box::new(claim)), lead, place: (asking.place)(), replaces, mark })
     }
 
-    /// An answer that has landed and is not on disk yet, so that a purge has to be looked for.
+    /// An answer that was computed and is not on disk yet, so that purges have to be checked here.
     fn ended<Req, Res>(
         &self,
         &Asking { key, name, asked, .. }: &Asking<'_, C::Head>,
@@ -249,7 +250,7 @@ impl<C> Core<C> {
         })
     }
 
-    /// A hit, which XFetch may choose to refresh the answer.
+    /// A hit. XFetch may choose it to refresh the answer.
     fn hit<Req, Res>(
         &self,
         asking: &Asking<'_, C::Head>,
@@ -296,7 +297,7 @@ impl<C> Core<C> {
         }
     }
 
-    /// Whoever cannot begin the refresh at once leaves it to who can.
+    /// Begins a refresh if that is possible at once, and else leaves it to another request.
     fn refresh<Out, D>(
         &self,
         asking: &Asking<'_, impl Sized>,
@@ -312,7 +313,7 @@ impl<C> Core<C> {
 
     /// Whether a computation may begin; `None`: the claim must be waited for.
     ///
-    /// Whoever wins a claim looks once more: the one before may have stored just now.
+    /// The winner of a claim looks once more at what is stored: the holder before may have stored it just now.
     pub(super) fn try_claim<Req, Res>(
         &self,
         computation: &mut Computation,

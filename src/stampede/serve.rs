@@ -1,4 +1,4 @@
-//! A request on its way to an answer that is not there at once.
+//! How a request is served whose answer is not there at once.
 
 use super::{
     codec::{Codec, Replay, SentRequest},
@@ -20,14 +20,14 @@ use std::{
     time::Duration,
 };
 
-/// Failed computations that a request waits for before it no longer waits for others.
+/// So many failed computations a request waits for. After that it goes alone.
 const FAILURES: u32 = 3;
 
-/// Calls the service, once it is known what for.
+/// A call of the service, with its request.
 pub(super) trait Call<Res, Err>: Send + 'static {
     type Computing: Future<Output = Result<Res, Err>> + Send + 'static;
 
-    /// Calls it once it is ready: for everyone who wants the answer, or for this request only.
+    /// Calls the service once it is ready, for everyone that wants the answer or for this request only.
     fn call(self, for_everyone: bool) -> impl Future<Output = Result<Self::Computing, Err>> + Send;
 }
 
@@ -48,14 +48,14 @@ impl Limit {
 enum TimedOut {
     /// There is an answer that has ended, and the soft timeout is over.
     Soft,
-    /// The request waits for others no longer.
+    /// The request has waited for others for as long as it may.
     Hard,
 }
 
 /// How long to wait for another request's computation, or for its claim.
 struct Patience<'a, C> {
     core: &'a Core<C>,
-    /// Where there is something to serve meanwhile.
+    /// The soft timeout, where there is an answer to serve meanwhile.
     soft: Limit,
     /// In ns of machine time.
     until: u64,
@@ -194,12 +194,12 @@ impl<C> Core<C> {
         }
     }
 
-    /// Until a time in ns of machine time, or for less where there is something to serve meanwhile.
+    /// Patience until a machine time in ns, or to the soft timeout where there is an answer to serve meanwhile.
     fn patience(&self, bridge: &Bridge<impl Sized>, until: u64) -> Patience<'_, C> {
         Patience { core: self, soft: self.soft_limit(bridge), until, limit: None }
     }
 
-    /// How long to wait where there is something to serve meanwhile.
+    /// The soft timeout, where there is an answer to serve meanwhile.
     fn soft_limit(&self, bridge: &Bridge<impl Sized>) -> Limit {
         Limit(self.soft_timeout.filter(|_| bridge.is_some()).map(|patience| self.sleep(patience)))
     }
@@ -259,7 +259,7 @@ impl<C> Core<C> {
         }
     }
 
-    /// Waits for one's own computation, or no longer than there is reason to.
+    /// Waits for the request's own computation, or to the soft timeout.
     pub(super) async fn watch<Req, Res, Err>(
         &self,
         mut leading: Leading<C::Response, Err>,
@@ -269,7 +269,7 @@ impl<C> Core<C> {
     where
         C: Codec<Req, Res>,
     {
-        // What nothing else runs cannot go on without us.
+        // A computation that nothing else runs cannot go on without this.
         let mut soft = if leading.is_on_its_own() { self.soft_limit(bridge) } else { Limit(None) };
         loop {
             let flown = poll_fn(|cx| match Pin::new(&mut leading).poll(cx) {
@@ -286,7 +286,7 @@ impl<C> Core<C> {
             let answer = match outcome {
                 LeaderOutcome::Answer(answer) => answer,
                 failure => {
-                    // It may have something to say to others yet.
+                    // It may still have to share the failure.
                     if let Some(task) = task {
                         task.await;
                     }

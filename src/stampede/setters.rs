@@ -28,8 +28,9 @@ macro_rules! core_setters {
             self
         }
 
-        /// How long past its end an answer may be served while a new one is computed in the background: not at all unless said
-        /// otherwise. Then nobody waits for an answer that is asked for again in time, however rarely that is.
+        /// How long past its end an answer may be served while a new one is computed in the background: not at all
+        /// unless said otherwise. Then no request waits for an answer that is asked for again in time, however rarely
+        /// that is.
         ///
         /// Over HTTP it applies to responses that do not say themselves (`stale-while-revalidate`, RFC 5861), and never to
         /// those that say `must-revalidate`, `proxy-revalidate` or `s-maxage`.
@@ -67,8 +68,8 @@ macro_rules! core_setters {
             self
         }
 
-        /// Errors of the service are told to all who wait for the same answer in this process, instead of having one after the
-        /// other try again.
+        /// Errors of the service are shared: all requests of this process that wait for the same answer get them,
+        /// instead of trying one after the other.
         pub fn share_errors<E: Clone + Send + Sync + 'static>(mut self) -> Self {
             self.$($core)+.error_sharing = Some(crate::stampede::core::ErrorSharing::errors::<E>());
             self

@@ -53,7 +53,7 @@ pub(crate) enum Beta {
 const SCALE_MAX: f64 = 0.25;
 /// The largest share of a life that is set aside for the computation.
 const LEAD_MAX: f64 = 0.5;
-/// What is read more rarely within a life is not worth an early refresh: it would be computed for nobody.
+/// An answer that is read more rarely within its life is not worth an early refresh: it might not be read any more.
 const READS_MIN: f64 = 2.0;
 
 /// Where a stored answer stands in its life.
@@ -72,7 +72,7 @@ pub(crate) fn refresh_early(standing: Standing, beta: Beta, rate: impl FnOnce() 
     }
     match beta {
         Beta::Fixed(beta) => {
-            // Not beta times that: who asks for a large beta means it.
+            // The bound is not multiplied by beta: a large beta is meant as it is.
             let cost = seconds(cost.mean).min(SCALE_MAX * life.as_secs_f64());
             is_picked(remaining.as_secs_f64(), beta * cost, draw)
         }

@@ -29,7 +29,7 @@ pub(super) struct Cell {
     first: Budget,
     others: Vec<Budget>,
     ban: Ban,
-    /// Of those only who call a foreign server.
+    /// Only of names that call a foreign server.
     learnt: Option<Box<Learnt>>,
     /// Not stored; see [`is_remade`](Cell::is_remade).
     remade: bool,
@@ -64,7 +64,7 @@ pub(super) struct Quotas {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) by: RefusedBy,
-    /// A request like it is admitted after just that time, if nobody else comes. `None`: never.
+    /// A request like it is admitted after just that time, if no other comes. `None`: never.
     pub(super) after: Option<Duration>,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Refusal {
 pub(super) enum RefusedBy {
     /// The limit of that position.
     Limit(usize),
-    /// Too many refusals before, or somebody who said so.
+    /// Too many refusals before, or a block by hand.
     Ban,
     /// What the answers of a foreign server have said.
     Learnt,
@@ -177,7 +177,7 @@ impl Cell {
     /// The earliest turn that suits every limit, and what put it off last. `Err`: the limit that never has room.
     #[inline]
     fn turn(&self, now: u64, cost: u32) -> Result<(u64, RefusedBy), usize> {
-        // Beyond the end of time there is no turn, and who never has one would be taken for too costly.
+        // Beyond the end of time there is no turn, and a request without one would be taken for too costly.
         let mut turn = now.max(self.ban.until.min(now.saturating_add(LONGEST_SPAN)));
         let mut by = RefusedBy::Ban;
         if let Some(learnt) = &self.learnt
@@ -227,7 +227,7 @@ impl Cell {
     /// Leaves at most `remaining` of every limit.
     pub(super) fn leave_at_most(&mut self, remaining: u32, now: u64) {
         for budget in self.budgets_mut() {
-            // Where somebody waits, what is left may be in several pieces, of which the largest counts.
+            // Where requests wait, what is left may be in several pieces, of which the largest counts.
             for _ in 0..ROUNDS {
                 let excess = budget.quota(now).remaining.saturating_sub(remaining);
                 if excess == 0 {
@@ -239,7 +239,7 @@ impl Cell {
         }
     }
 
-    /// Whether who has waited for its turn may go now, as far as bans and foreign servers are concerned.
+    /// Whether a request whose turn has come may go now, as far as bans and foreign servers are concerned.
     pub(super) fn is_open(&self, now: u64) -> bool {
         self.ban.until <= now && self.learnt.as_ref().is_none_or(|learnt| learnt.earliest(now) <= now)
     }
@@ -284,7 +284,7 @@ impl Cell {
         (self.ban.until > now).then(|| Duration::from_nanos(self.ban.until - now))
     }
 
-    /// Whether somebody's turn is still to come.
+    /// Whether the turn of a waiter is still to come.
     pub(super) fn is_waited_for(&self, at: Moment) -> bool {
         self.budgets().any(|budget| budget.last_turn(at) > at.now)
     }

@@ -88,9 +88,9 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     ///
     /// Requests of one name share one budget, so limits should be a function of the name. When they change, what is
     /// spent stays spent: the share of the budget that was used up is used up of the new one too (half of 10 becomes
-    /// half of 100). Of several limits each takes over from one just like it, else from the one in its place, else from one
-    /// that is gone; a limit that is new beside others starts full. A change counts from the first request after it. Who
-    /// waits keeps the turn that was given out, and what was taken before is not settled any more.
+    /// half of 100). Of several limits each takes over from one just like it, else from the one in its place, else from
+    /// one that is gone; a limit that is new beside others starts full. A change counts from the first request after
+    /// it. A waiter keeps the turn that was given out, and what was taken before is not settled any more.
     pub fn rate_of<F>(self, limits: F) -> ThrottleLayer<N, A, RateOf<P, F>> {
         self.wrap(|inner| RateOf { inner, f: limits })
     }
@@ -123,16 +123,18 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
         self.wrap(|inner| Allowing { inner, f: allowed })
     }
 
-    /// Requests that are refused whatever is left: 403 over HTTP. Who is on both lists is denied, and who has no name too.
+    /// Requests that are refused whatever is left: 403 over HTTP. A request on both lists is denied, and so is one
+    /// without a name.
     pub fn deny<F>(self, denied: F) -> ThrottleLayer<N, A, Denying<P, F>> {
         let mut layer = self.wrap(|inner| Denying { inner, f: denied });
         layer.settings.options.denies = true;
         layer
     }
 
-    /// For clients: heeds what the answers of a foreign server say of its own budget, so that all who share this one stop
-    /// before the server has to refuse. Read are `Retry-After` where it has refused, `RateLimit`, and the many kinds of
-    /// `X-RateLimit-*`: see [`Advice::read_at`](super::Advice::read_at), and [in a client](super#in-a-client) for what becomes of it.
+    /// For clients: heeds what the answers of a foreign server say of its own budget, so that all callers that share
+    /// this one stop before the server has to refuse. Read are `Retry-After` where it has refused, `RateLimit`, and the
+    /// many kinds of `X-RateLimit-*`: see [`Advice::read_at`](super::Advice::read_at), and
+    /// [in a client](super#in-a-client) for what becomes of it.
     ///
     /// Responses must be [`http::Response`]s; for others, and for other words, there is [`learn_by`](ThrottleLayer::learn_by).
     /// A name should be what the server counts by: mostly the host, or the host and the credentials.
@@ -244,7 +246,8 @@ impl<N, A, P> ThrottleLayer<N, A, P> {
     ///
     /// # Panics
     ///
-    /// After [`deny`](ThrottleLayer::deny) or [`fail_closed`](ThrottleLayer::fail_closed), which need somebody who refuses.
+    /// After [`deny`](ThrottleLayer::deny) or [`fail_closed`](ThrottleLayer::fail_closed), which need a layer that can
+    /// refuse.
     #[track_caller]
     pub fn wait(self) -> WaitingThrottleLayer<N, P> {
         let Options { denies, fail_closed, .. } = self.settings.options;

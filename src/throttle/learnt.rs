@@ -18,7 +18,7 @@ const LOST: u64 = Duration::from_secs(30).as_nanos() as u64;
 const SAME: u64 = Duration::from_secs(2).as_nanos() as u64;
 /// How long after the end of a window its limit is remembered, in ns.
 const REMEMBERED: u64 = Duration::from_secs(3_600).as_nanos() as u64;
-/// The shortest and the longest time, in ns, between two who follow before the server has spoken again.
+/// The shortest and the longest time, in ns, between two followers before the server has answered again.
 const SHORTEST_STEP: u64 = Duration::from_millis(10).as_nanos() as u64;
 const LONGEST_STEP: u64 = Duration::from_secs(1).as_nanos() as u64;
 
@@ -76,7 +76,7 @@ impl Learnt {
         }
     }
 
-    /// One goes ahead, whoever else is on the way; others follow step by step, up to the limit.
+    /// One request goes ahead, beside those that are on their way. Others follow step by step, up to the limit.
     fn assume(&mut self, now: u64) {
         let one_more = self.on_their_way().saturating_add(1);
         if self.until != 0 {

@@ -232,7 +232,7 @@ impl Limiter {
         self.scope.update(CELLS, self.key, look, |quotas| quotas)
     }
 
-    /// Makes the budgets full again, and ends a block. Who waits keeps the turn that was given out.
+    /// Makes the budgets full again, and ends a block. A waiter keeps the turn that was given out.
     ///
     /// # Errors
     ///
@@ -260,7 +260,7 @@ impl Limiter {
         self.change(move |cell, now| cell.hold(now.saturating_add(hold))).await
     }
 
-    /// Leaves at most `remaining` of every limit: somebody who knows better has said so.
+    /// Leaves at most `remaining` of every limit, for callers that know better how much is left.
     ///
     /// # Errors
     ///

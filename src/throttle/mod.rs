@@ -76,9 +76,9 @@
 //! # Waiting instead of refusing
 //!
 //! [`wait_at_most`](ThrottleLayer::wait_at_most) and [`wait`](ThrottleLayer::wait) reserve the next free turn and sleep
-//! until it comes: first come, first served over all processes, one write a request. Whoever would have to wait too long, or behind
-//! too [many](ThrottleLayer::queue_at_most), is refused at once. The turn of a waiter that is dropped, or whose process
-//! dies, goes to the next that comes and fits; those behind keep theirs.
+//! until it comes: first come, first served over all processes, one write a request. A request that would have to wait
+//! too long, or behind too [many](ThrottleLayer::queue_at_most), is refused at once. The turn of a waiter that is
+//! dropped, or whose process dies, goes to the next request that comes and fits. The waiters behind it keep theirs.
 //!
 //! # In a client
 //!
@@ -111,22 +111,24 @@
 //!   [costs](ThrottleLayer::cost) here.
 //! - After the reset one request goes ahead, and others follow at the server's average pace, one a second at least, until its answer is there. What
 //!   was learnt is forgotten an hour after the reset.
-//! - Who waits already keeps the place in the budget here, and looks again when the turn comes: if the server has said stop
-//!   meanwhile, it waits on from the end of that, perhaps behind some who came later, or is refused if that takes longer
-//!   than it would wait.
-//! - No answer holds anything back for longer than [an hour](ThrottleLayer::hold_at_most), and only its own name. What says
-//!   nothing that can be understood changes nothing.
-//! - Not foreseen is what others take from the same budget: where it runs out, the server may refuse as many as they take in
-//!   the time of one call. Before the first answer nothing is known at all, and of those who leave before, the server may refuse some.
+//! - A request that waits already keeps its place in the budget here, and looks again when its turn comes. If the
+//!   server has said stop meanwhile, it waits on from the end of that, perhaps behind some that came later, or is
+//!   refused if that takes longer than it would wait.
+//! - No answer holds anything back for longer than [an hour](ThrottleLayer::hold_at_most), and only its own name. An
+//!   answer that cannot be understood changes nothing.
+//! - What others take from the same budget cannot be foreseen: where it runs out, the server may refuse as many as they
+//!   take in the time of one call. Before the first answer nothing is known at all, and the server may refuse some of
+//!   the requests that are sent before it.
 //! - It takes one more write a response.
 //!
 //! # To operate it
 //!
 //! [`shadow`](ThrottleLayer::shadow) tries a limit without enforcing it; [`allow`](ThrottleLayer::allow) and
-//! [`deny`](ThrottleLayer::deny) are lists; [`block_for`](ThrottleLayer::block_for) shuts out who does not stop asking.
-//! [`limiter`](ThrottleLayer::limiter) gives a name's budget to look at, reset, penalise or block, and
-//! [`Cache::throttle`](crate::Cache::throttle) one without any layer. The [`Decision`] rides in the extensions of request and response, counts are
-//! in [`Stats`](crate::Stats), and every refusal is a `tracing` event of level debug with the scope and the limit.
+//! [`deny`](ThrottleLayer::deny) are lists; [`block_for`](ThrottleLayer::block_for) shuts out names that do not stop
+//! asking. [`limiter`](ThrottleLayer::limiter) gives a name's budget to look at, reset, penalise or block, and
+//! [`Cache::throttle`](crate::Cache::throttle) one without any layer. The [`Decision`] rides in the extensions of
+//! request and response, counts are in [`Stats`](crate::Stats), and every refusal is a `tracing` event of level debug
+//! with the scope and the limit.
 //!
 //! # A flood of names
 //!
@@ -136,9 +138,9 @@
 //! there the one nearest to full. So a flood displaces its own names: those of other scopes keep their budgets, and so do
 //! those of its scope that have spent more than its names did.
 //!
-//! A name that is dropped early has its full burst again, which may be once too often: the [`Stats`](crate::Stats) say how
-//! many were, in `cells_evicted`. Who expects more busy names than fit makes the file larger; a limit whose names cost
-//! nothing to invent gets a scope of its own.
+//! A name that is dropped early has its full burst again, which may be once too often: the [`Stats`](crate::Stats) say
+//! how many were, in `cells_evicted`. Make the file larger if you expect more busy names than fit, and give a limit
+//! whose names cost nothing to invent a scope of its own.
 //!
 //! # When the cache fails
 //!

@@ -1,4 +1,4 @@
-//! Whom a throttle counts, how, and what the response changes about it.
+//! Which requests a throttle counts, how, and what the response changes about it.
 
 use super::{advice::Advice, limit::limits::Limits};
 use crate::cache::Scope;
@@ -17,7 +17,7 @@ pub enum Standing {
     Denied,
 }
 
-/// Whom a throttle counts, how, and what the response changes about it.
+/// Which requests a throttle counts, how, and what the response changes about it.
 ///
 /// Made by the methods of [`ThrottleLayer`](super::ThrottleLayer) such as [`cost`](super::ThrottleLayer::cost), each of
 /// which wraps the policy before it; implement it yourself where closures are not enough, and give it to
@@ -215,7 +215,7 @@ impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Al
 }
 
 impl<P: Policy<Req, Res>, F: Fn(&Req) -> bool, Req, Res> Policy<Req, Res> for Denying<P, F> {
-    // Who is on both lists is denied, in whatever order they were given.
+    // A request on both lists is denied, in whatever order they were given.
     fn standing(&self, request: &Req) -> Standing {
         if (self.f)(request) { Standing::Denied } else { self.inner.standing(request) }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::store::{Change, Found, Step, Waiter, WaitingLine};
 use std::time::Duration;
 
-/// Who waits for a name is looked at so far.
+/// So many waiters of a name are looked at.
 const LOOK: usize = 256;
 /// Instances that one decision asks after at most: some 200 microseconds, at most every 25 ms.
 const ASKED_AFTER: usize = 64;
@@ -45,7 +45,7 @@ impl Transition {
         let mut opened = Opened::new(found, &terms.limits, self.times, now);
         let mut steps = Vec::new();
         if !self.dead.is_empty() {
-            self.add_dead(&mut opened.cell, line, now, &mut steps);
+            self.bury(&mut opened.cell, line, now, &mut steps);
         }
         if let Some(Held { slots, row }) = &self.held {
             steps.extend(row.map(|(turn, ticket)| Step::Leave { turn, ticket }));
@@ -62,7 +62,7 @@ impl Transition {
         let mut suspects = Vec::new();
         if planned != Ok(now) {
             let waiting = match opened.cell.is_waited_for(opened.at) {
-                // Who is refused anyway does not ask how many wait.
+                // A request that is refused anyway need not know how many wait.
                 true => self.alive(line, if planned.is_ok() { terms.queue.clamp(LOOK, MOST_WAITING) } else { LOOK }),
                 false => Vec::new(),
             };
@@ -97,9 +97,9 @@ impl Transition {
         (Reply { decided, sent, quotas, suspects, dead }, change, steps)
     }
 
-    /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. Those stay
-    /// in the line for who comes later: a cell keeps few holes.
-    fn add_dead(&self, cell: &mut Cell, line: &WaitingLine<'_>, now: u64, steps: &mut Vec<Step>) {
+    /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. The other
+    /// turns stay in the line for later requests: a cell keeps few holes.
+    fn bury(&self, cell: &mut Cell, line: &WaitingLine<'_>, now: u64, steps: &mut Vec<Step>) {
         let fingerprint = self.ask.terms.limits.fingerprint();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
@@ -119,7 +119,7 @@ impl Transition {
         waiting
     }
 
-    /// Those whose turns come first: the others will be asked after later.
+    /// The instances whose turns come first. The others will be checked later.
     fn suspects(&self, waiting: &[Waiter]) -> Vec<u64> {
         let mut suspects = Vec::new();
         for waiter in waiting.iter().take(LOOK) {
@@ -134,7 +134,7 @@ impl Transition {
     }
 }
 
-/// What somebody has who waits: a slot of each limit, and a row.
+/// What a waiter has: a slot of each limit, and a row.
 pub(super) struct Held {
     pub(super) slots: Slots,
     pub(super) row: Option<(u64, u64)>,

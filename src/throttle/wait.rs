@@ -61,8 +61,8 @@ impl Turn {
 
 /// The wait for a [`Turn`]; dropped early, the turn is given back.
 ///
-/// Who learns from a foreign server looks again when the turn comes, and may have to wait for another, or be refused:
-/// then the output is the refusal.
+/// A request that learns from a foreign server looks again when its turn comes, and may have to wait for another, or be
+/// refused: then the output is the refusal.
 pub(super) struct Waiting {
     sleep: Pin<Box<dyn Sleep>>,
     /// Machine time in ns of the turn, and of the last time that sleep began.

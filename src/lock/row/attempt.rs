@@ -7,10 +7,10 @@ use crate::{
 };
 use std::time::Duration;
 
-/// How long a place is kept for the one that it is offered to.
+/// How long a place is kept for the waiter that it is offered to.
 pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
 
-/// What an attempt wants.
+/// What an attempt asks for.
 #[derive(Clone, Debug)]
 pub(crate) struct LockRequest<R> {
     pub(crate) rule: R,
@@ -21,28 +21,28 @@ pub(crate) struct LockRequest<R> {
     pub(crate) at_least: u64,
     /// Digest of its tag, 0 for none.
     pub(crate) tag: u64,
-    /// Where it is asked from, 0 if that cannot be told.
+    /// The instance that asks, 0 if it is not known.
     pub(crate) instance: u64,
     pub(crate) wait_options: WaitOptions,
 }
 
-/// Whether and how long one is ready to wait.
+/// Whether and how long an attempt waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WaitOptions {
     pub(crate) waits: bool,
-    /// Joins the line if fewer than so many wait.
+    /// Joins the line only if fewer than so many wait.
     pub(crate) queue_at_most: u32,
-    /// Joins the line if it is not expected to take longer, in ns.
+    /// Joins the line only if it is not expected to take longer than this, in ns.
     pub(crate) deadline: u64,
 }
 
-/// When, and what is known of others.
+/// The time of a transition, and what is known of other instances.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment<'a> {
     pub(crate) now: u64,
-    /// Instances that are gone.
+    /// Instances that are dead.
     pub(crate) dead: &'a [u64],
-    /// The numbers of this process' guards: their leases do not end while they live.
+    /// The numbers of this process's guards. Their leases do not end while they live.
     pub(crate) held_here: &'a [u64],
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Moment<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turn {
     pub(crate) number: u64,
-    /// Machine time in ns since when it waits.
+    /// Machine time in ns at which it began to wait.
     pub(crate) since: u64,
 }
 
@@ -61,17 +61,17 @@ pub(crate) enum Answer<Held = u64, Waiting = Turn> {
     Held(Held),
     Waiting(Waiting),
     Busy,
-    /// As many wait as may.
+    /// As many wait already as may wait.
     QueueFull,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) answer: Answer,
-    /// In how many ns it may be one's turn, if that can be guessed.
+    /// In how many ns it may be the turn of this attempt, if that can be guessed.
     pub(crate) wait: Option<u64>,
     pub(crate) called: Vec<Called>,
-    /// Who is in the way: instances that may be gone.
+    /// Instances in the way that may be dead.
     pub(crate) suspects: Vec<u64>,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Looked {
     pub(crate) suspects: Vec<u64>,
     /// When the next place ends by itself, in ns of machine time.
     pub(crate) next: u64,
-    /// As long as it is the same, nobody has entered, left or been offered anything.
+    /// While it is the same, no holder has entered or left, and no place was offered.
     pub(crate) mark: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A row while it is changed: who leaves, who enters, and to whom it is offered.
+//! A row while it is changed: holders leave and enter, and free places are offered to waiters.
 
 use super::{
     attempt::{Answer, LockRequest, Moment, OFFER, Transition, Turn, WaitOptions},
@@ -10,13 +10,13 @@ use crate::{
 };
 use std::time::Duration;
 
-/// For how long a lease that is over is taken as renewed, where the guard still lives in this process.
+/// By how much a lease that is over is extended where the guard still lives in this process.
 const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
-/// A candidate that no one is.
+/// No candidate, with a type.
 pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
-/// Of so many waiters at the head of the line it is asked whether they live, where the line is full.
+/// Where the line is full, so many waiters at its head are checked for being alive.
 const SUSPECTS: usize = 8;
-/// The number of one who has none yet.
+/// The number of a candidate that has none yet.
 pub(super) const LAST: u64 = u64::MAX;
 
 fn has_left(steps: &[Step], number: u64) -> bool {
@@ -40,7 +40,7 @@ impl<'a> Draft<'a> {
         Draft { row, line, moment, changed: false, steps: Vec::new(), called: Vec::new(), ahead: Vec::new() }
     }
 
-    /// Removes the places of those who are dead, gone for too long, or do not accept.
+    /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
     pub(super) fn tidy(&mut self) {
         let Moment { now, dead, held_here } = self.moment;
         let (called, mut changed) = (&mut self.called, false);
@@ -72,7 +72,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// They may be why the line is so long.
+    /// Adds the first waiters to the suspects: if they are dead, the line is shorter than it seems.
     pub(super) fn suspect_waiters(&mut self) {
         self.ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
     }
@@ -96,7 +96,8 @@ impl<'a> Draft<'a> {
         place.entered = place.entered.checked_add(1)?;
         place.lease = place.lease.max(lease);
         if place.instance != request.instance {
-            // The end of either must not take the place from the other: it has an end of its own.
+            // The place belongs to two instances now. The death of one must not take it from the other, so only its
+            // lease ends it.
             place.instance = 0;
         }
         let fence = place.number;
@@ -128,7 +129,7 @@ impl<'a> Draft<'a> {
         if offer.standing == Standing::Offered {
             return Some(Answer::Held(self.hold(request)));
         }
-        // Its own rule decides, and those behind it have waited for that.
+        // Its own rule decides, and the waiters behind it have waited for that.
         let fence = self.enter(request)?;
         self.settle(NOBODY, true);
         Some(Answer::Held(fence))
@@ -162,10 +163,10 @@ impl<'a> Draft<'a> {
         number
     }
 
-    /// Offers what is free to the first in the line. A candidate stands there too, without a row or with that of its number,
-    /// and enters at once if it is its turn: the answer is its fence.
+    /// Offers free places to the first waiters. A candidate stands in the line too, without a row or with the row of
+    /// its number. It enters at once if it is its turn; then the answer is its fence.
     ///
-    /// `eager`: something has changed, so who goes by a rule of its own is to ask again.
+    /// `eager`: something has changed, so a waiter whose rule only its own process knows is to ask again.
     pub(super) fn settle<R: Rule>(
         &mut self,
         mut candidate: Option<(u64, &LockRequest<R>)>,
@@ -207,7 +208,7 @@ impl<'a> Draft<'a> {
                 }
             }
             if is_end {
-                // Nobody is left in the line, whatever its count says.
+                // The line is empty, whatever its count says.
                 self.changed |= self.row.waiting != 0;
                 self.row.waiting = 0;
                 return won.or_else(|| self.enter(candidate?.1));
@@ -239,7 +240,7 @@ impl<'a> Draft<'a> {
         self.called.push(Called { instance: waiter.instance, number: waiter.turn });
     }
 
-    /// Joins the line, or says why not. Who stands there already stays, with a row that counts from now on.
+    /// Joins the line, or says why not. A waiter that is in the line already stays, with a row whose time begins anew.
     pub(super) fn wait<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>) -> Answer {
         let now = self.moment.now;
         if turn.is_none()
@@ -256,7 +257,7 @@ impl<'a> Draft<'a> {
         Answer::Waiting(turn)
     }
 
-    /// Why one who comes now does not join the line, if so.
+    /// Why a newcomer does not join the line, if it does not.
     fn refusal(&self, options: WaitOptions) -> Option<Answer> {
         if !options.waits {
             return Some(Answer::Busy);

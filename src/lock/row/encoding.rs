@@ -17,7 +17,7 @@ const TICKET: usize = 32;
 const SCOPE_MAX: usize = 64;
 const NAME_MAX: usize = 256;
 const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
-/// How long the row of a waiter counts, who asks again far more often than that while it lives.
+/// How long the row of a waiter counts. While it lives it asks again far more often.
 pub(super) const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
 /// Places that a row may have.
 pub(in crate::lock) const PLACES_MAX: usize = 1_000;
@@ -34,7 +34,7 @@ pub(in crate::lock) struct LockRow {
     pub(in crate::lock) tag: u64,
 }
 
-/// One that was offered a place or has lost an offer: it should ask again.
+/// A waiter that was offered a place or has lost an offer. It is woken to ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Called {
     pub(crate) instance: u64,
@@ -45,17 +45,17 @@ pub(crate) struct Called {
 #[repr(u8)]
 pub(in crate::lock) enum Standing {
     Held = 0,
-    /// Kept for one who waits.
+    /// Kept for a waiter.
     Offered = 1,
-    /// Kept for one who waits, whose rule only its own process knows.
+    /// Kept for a waiter whose rule only its own process knows.
     Asked = 2,
-    /// Left, but kept for its minimum time.
+    /// Its holder has left, but it is kept for its minimum time.
     Lingering = 3,
-    /// Stands for whoever was in a row that cannot be read.
+    /// Stands for the holders of a row that cannot be read.
     Unknown = 4,
 }
 
-/// A share of the lock that somebody has.
+/// A share of the lock, held or offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::lock) struct Place {
     pub(in crate::lock) owner: Owner,
@@ -67,7 +67,7 @@ pub(in crate::lock) struct Place {
     pub(in crate::lock) lease: u64,
     /// Machine time in ns until which it is kept, whatever its holder does.
     pub(in crate::lock) stays: u64,
-    /// Where it is held; 0 if that cannot be told.
+    /// The instance that holds it; 0 if it is not known.
     pub(in crate::lock) instance: u64,
     pub(in crate::lock) entered: u32,
     pub(in crate::lock) weight: u32,
@@ -99,12 +99,12 @@ impl Place {
         Holder { owner: self.owner.clone(), entered: self.entered, weight: self.weight }
     }
 
-    /// From now on nobody's, to the end of its minimum time.
+    /// It has no holder from now on, and is kept to the end of its minimum time.
     pub(in crate::lock) fn linger(&mut self) {
         (self.standing, self.lease, self.instance) = (Standing::Lingering, self.stays, 0);
     }
 
-    /// For how many more ns it is taken, where it is guessed that such places are held for `each`.
+    /// For how many more ns it is taken, if such places are held for `each` ns.
     fn stays_for(&self, each: u64, now: u64) -> u64 {
         let minimum = self.stays.saturating_sub(now);
         if self.standing == Standing::Lingering { minimum } else { minimum.max(each) }
@@ -150,7 +150,7 @@ fn places_of(payload: &[u8]) -> Option<usize> {
         .then(|| usize::from(u16::from_le_bytes([payload[1], payload[2]])))
 }
 
-/// What a row says of whose lock it is: the length of the scope's name, that, and the lock's name.
+/// The label of a row: the length of the scope's name, that name, and the lock's name.
 pub(in crate::lock) fn label(payload: &[u8]) -> &[u8] {
     places_of(payload).and_then(|places| payload.get(HEAD + places * PLACE..)).unwrap_or_default()
 }
@@ -191,8 +191,8 @@ impl LockRow {
         })
     }
 
-    /// Of a row that cannot be read, nobody can tell who holds the lock: somebody does until the lease must have ended. Nor
-    /// how many wait: their rows tell.
+    /// In place of a row that cannot be read. Its holders are not known, so the lock counts as held until their leases
+    /// must have ended. How many wait is not known either; their rows tell.
     pub(in crate::lock) fn unknown(now: u64, lease: u64) -> LockRow {
         let somebody = Place {
             owner: Owner::random(),
@@ -226,7 +226,7 @@ impl LockRow {
         Change::Put { expires, tag: self.tag, payload }
     }
 
-    /// Whether it is known who has places.
+    /// Whether the holders are known.
     pub(in crate::lock) fn is_known(&self) -> bool {
         self.places.iter().all(|place| place.standing != Standing::Unknown)
     }
@@ -242,12 +242,12 @@ impl LockRow {
         self.places.iter().map(|place| u64::from(place.weight)).sum()
     }
 
-    /// Somebody held it for so many ns: a mean in which older times fade, by an eighth each time.
+    /// Notes that it was held for so many ns. In the mean, older times fade by an eighth each time.
     pub(in crate::lock) fn learn(&mut self, held: u64) {
         self.mean = if self.mean == 0 { held } else { self.mean - self.mean / 8 + held / 8 }.max(1);
     }
 
-    /// In how many ns it may be the turn of one who comes now.
+    /// In how many ns it may be the turn of a newcomer.
     pub(in crate::lock) fn wait(&self, now: u64) -> Option<u64> {
         let oldest = self.places.iter().map(|place| place.since).min()?;
         let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };

@@ -48,8 +48,8 @@ pub(crate) fn ask<R: Rule>(
     (Asked { answer, wait, called, suspects }, change, steps)
 }
 
-/// Leaves once. If the place was lost before, nothing changes. `offers`: those who wait are offered what is free, for which
-/// the row may need more room.
+/// Leaves once. If the place was lost before, nothing changes. `offers`: what is free is offered to the waiters, for
+/// which the row may need more room.
 pub(crate) fn release(
     found: Found<'_>,
     line: &WaitingLine<'_>,
@@ -69,7 +69,7 @@ pub(crate) fn release(
     (Released { ours, called }, change, steps)
 }
 
-/// Gives up waiting, or the offer that came of it.
+/// Gives up a turn in the line, or the offer that came of it.
 pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
@@ -85,13 +85,13 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
     };
     place.lease = place.lease.max(now.saturating_add(lease));
     if place.entered == 1 {
-        // Of those who have entered, the others have left.
+        // The owner is inside only once: from this instance.
         place.instance = instance;
     }
     (true, row.write(now, label_of(found)))
 }
 
-/// Sees whether time or a death has made room.
+/// Looks whether a lease that is over, or a death, has made room.
 pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
         let unknown = Looked { called: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
@@ -102,7 +102,7 @@ pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>)
     let tidied = draft.changed;
     let lapsed = draft.called.len();
     draft.settle(NOBODY, tidied);
-    // Who has an offer is told once more: the first word may be lost.
+    // Waiters with an offer are woken once more, since the first wake-up may be lost.
     draft.called.truncate(lapsed);
     draft.called.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
     let suspects = draft.suspects();

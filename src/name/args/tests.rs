@@ -39,7 +39,7 @@ struct Nothing;
 enum Shape {
     Empty,
     Dot(Point),
-    WaitingLine(u8, u8),
+    Line(u8, u8),
     Disc { x: u8, r: u8 },
 }
 
@@ -57,7 +57,7 @@ fn every_kind_of_value() {
     assert_eq!(name(Pair(1, 2)), "(i1;i2;)");
     assert_eq!(name(Shape::Empty), "v5:Empty,");
     assert_eq!(name(Shape::Dot(Point { x: 1, y: 2 })), "w3:Dot,<1:x,i1;1:y,i2;>");
-    assert_eq!(name(Shape::WaitingLine(1, 2)), "x4:WaitingLine,(i1;i2;)");
+    assert_eq!(name(Shape::Line(1, 2)), "x4:Line,(i1;i2;)");
     assert_eq!(name(Shape::Disc { x: 1, r: 2 }), "y4:Disc,<1:x,i1;1:r,i2;>");
     assert_eq!(name(format_args!("{}-{}", 1, 2)), "s3:1-2,");
     assert_eq!(name(std::net::Ipv4Addr::LOCALHOST), "s9:127.0.0.1,");

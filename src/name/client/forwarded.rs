@@ -1,4 +1,4 @@
-//! What proxies say in headers of whom they speak for, read from the right.
+//! What proxies say in headers about the client, read from the right.
 //!
 //! Each proxy adds its entry on the right, so whatever a client sent itself lies to the left of what the first own
 //! proxy said. Nothing here therefore ever depends on what is left of the entry that is looked for.
@@ -42,7 +42,7 @@ impl Source {
     }
 
     /// The address in the first entry from the right that `passes` does not pass over. Empty entries are entries: to
-    /// step over one would be to believe the entry before it, which nobody vouches for.
+    /// step over one would be to believe the entry before it, which no proxy vouches for.
     pub(super) fn client(&self, headers: &HeaderMap, mut passes: impl FnMut(Option<IpAddr>) -> bool) -> Option<IpAddr> {
         let mut fields = headers.get_all(self.header()).iter();
         if let Self::Single(_) = self {

@@ -4,7 +4,7 @@
 //! version u8 | flags u8 | status u16 | age u32 | vary | headers | [trailers] | length | body
 //! vary:     count u32, then (name, 0 | length + 1, selecting value) each
 //! headers:  count u32, then (name, length, value) each
-//! name:     index into NAMES u8, or 255, length, text
+//! name:     index into FREQUENT u8, or 255, length, text
 //! ```
 //!
 //! Fixed integers are little-endian, lengths are LEB128. Any change of this form takes a new version: entries of
@@ -17,7 +17,7 @@ use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::status::StatusCode;
 use hyper::body::Bytes;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const PUBLIC: u8 = 1;
 const TRAILERS: u8 = 2;
 const BODILESS: u8 = 4;
@@ -37,7 +37,7 @@ pub struct Stored {
     pub(crate) body: Bytes,
     /// Its trailers, if it had any.
     pub(crate) trailers: Option<HeaderMap>,
-    /// It may serve requests that say who is asking.
+    /// It may serve requests that identify their caller.
     pub(crate) public: bool,
     /// It answered a `HEAD`.
     pub(crate) bodiless: bool,
@@ -152,7 +152,7 @@ fn named_by_connection(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
 fn put_vary(out: &mut Vec<u8>, vary: &[HeaderName], request: &HeaderMap) {
     out.extend_from_slice(&(vary.len() as u32).to_le_bytes());
     for name in vary {
-        put_name(out, name, index(name));
+        put_name(out, name);
         if request.contains_key(name) {
             let length: usize = selecting_value(request, name).map(<[u8]>::len).sum();
             put_length(out, 1 + length);
@@ -169,19 +169,19 @@ fn put_fields(out: &mut Vec<u8>, fields: &HeaderMap) {
     let mut count = 0u32;
     let connection = fields.contains_key(CONNECTION);
     for (name, value) in fields {
-        let index = index(name);
         let named = || named_by_connection(fields).any(|n| n.eq_ignore_ascii_case(name.as_ref()));
-        if index.is_some_and(|index| usize::from(index) < NOT_STORED) || (connection && named()) {
+        if NOT_STORED.contains(name) || (connection && named()) {
             continue;
         }
-        put_name(out, name, index);
+        put_name(out, name);
         put_bytes(out, value.as_bytes());
         count += 1;
     }
     out[counted..counted + 4].copy_from_slice(&count.to_le_bytes());
 }
 
-fn put_name(out: &mut Vec<u8>, name: &HeaderName, index: Option<u8>) {
+fn put_name(out: &mut Vec<u8>, name: &HeaderName) {
+    let index = index(name);
     out.push(index.unwrap_or(SPELLED));
     if index.is_none() {
         put_bytes(out, name.as_ref());
@@ -245,7 +245,7 @@ impl Reader<'_> {
                 let range = self.range(length)?;
                 HeaderName::from_lowercase(&self.bytes[range]).ok()
             }
-            index => NAMES.get(usize::from(index)).cloned(),
+            index => FREQUENT.get(usize::from(index)).cloned(),
         }
     }
 
@@ -277,78 +277,39 @@ impl Reader<'_> {
     }
 }
 
+/// Stands for a name written in full where an index would be.
+const SPELLED: u8 = 255;
+
 macro_rules! names {
     ($($text:literal)*) => {
-        const TEXTS: &[&str] = &[$($text),*];
-        /// The names written as one byte, their index here. Append only: another order is another version.
-        static NAMES: [HeaderName; TEXTS.len()] = [$(HeaderName::from_static($text)),*];
+        [$(HeaderName::from_static($text)),*]
     };
 }
 
-/// Stands for a name written in full where an index would be.
-const SPELLED: u8 = 255;
-/// So many names at the start belong to one connection or proxy (RFC 9110 section 7.6.1, RFC 9111 section 3.1).
-const HOP_BY_HOP: usize = 10;
-/// So many are left out: those and the two that tell of one answer, said anew whenever it is served.
-const NOT_STORED: usize = HOP_BY_HOP + 2;
-
-names! {
+/// Fields that are left out: those of one connection or proxy (RFC 9110 section 7.6.1, RFC 9111 section 3.1), and two that
+/// every reader says anew.
+static NOT_STORED: [HeaderName; 12] = names! {
     "connection" "keep-alive" "proxy-authenticate" "proxy-authentication-info"
     "proxy-authorization" "proxy-connection" "te" "trailer" "transfer-encoding" "upgrade"
     "age" "cache-status"
-    "accept-ranges" "access-control-allow-credentials" "access-control-allow-headers"
-    "access-control-allow-methods" "access-control-allow-origin" "access-control-expose-headers"
-    "access-control-max-age" "allow" "alt-svc" "cache-control" "content-disposition"
-    "content-encoding" "content-language" "content-length" "content-location"
-    "content-security-policy" "content-security-policy-report-only" "content-type" "date" "etag"
-    "expires" "last-modified" "link" "location" "pragma" "referrer-policy" "refresh" "retry-after"
-    "server" "set-cookie" "strict-transport-security" "vary" "via" "warning" "www-authenticate"
-    "x-content-type-options" "x-dns-prefetch-control" "x-frame-options" "x-xss-protection"
-    "accept" "accept-charset" "accept-encoding" "accept-language" "authorization" "cookie" "dnt"
-    "forwarded" "host" "origin" "range" "referer" "user-agent" "x-forwarded-for"
-    "x-forwarded-host" "x-forwarded-proto" "x-requested-with"
-    "cache-tag" "cdn-cache-control" "content-range" "cross-origin-embedder-policy"
-    "cross-origin-opener-policy" "cross-origin-resource-policy" "grpc-accept-encoding"
-    "grpc-encoding" "grpc-message" "grpc-status" "grpc-status-details-bin" "nel"
-    "permissions-policy" "report-to" "reporting-endpoints" "server-timing" "surrogate-control"
-    "surrogate-key" "timing-allow-origin" "traceparent" "x-cache" "x-powered-by" "x-request-id"
-    "x-robots-tag" "x-ua-compatible"
-}
-
-/// The index of a name in [`NAMES`], by a hash table laid out at compile time (linear probing, half empty).
-fn index(name: &HeaderName) -> Option<u8> {
-    let mut slot = first_slot(name.as_str().as_bytes());
-    while SLOTS[slot] != FREE {
-        if NAMES[usize::from(SLOTS[slot])] == *name {
-            return Some(SLOTS[slot]);
-        }
-        slot = (slot + 1) % SLOTS.len();
-    }
-    None
-}
-
-const FREE: u8 = SPELLED;
-
-static SLOTS: [u8; 256] = {
-    assert!(TEXTS.len() <= 128);
-    let mut slots = [FREE; 256];
-    let mut index = 0;
-    while index < TEXTS.len() {
-        let mut slot = first_slot(TEXTS[index].as_bytes());
-        while slots[slot] != FREE {
-            slot = (slot + 1) % slots.len();
-        }
-        slots[slot] = index as u8;
-        index += 1;
-    }
-    slots
 };
 
-/// Cheap, and spreads these names; a name is never empty.
-const fn first_slot(name: &[u8]) -> usize {
-    let length = name.len();
-    let (first, middle, last) = (name[0], name[length / 2], name[length - 1]);
-    (length * 7 + first as usize * 31 + middle as usize * 17 + last as usize * 3) % 256
+/// Frequent names, which are written as one byte, their index here: to parse a name takes longer than all else that is done
+/// with a field when it is read. Append only: another order is another version.
+static FREQUENT: [HeaderName; 48] = names! {
+    "accept" "accept-encoding" "accept-language" "accept-ranges" "access-control-allow-credentials"
+    "access-control-allow-headers" "access-control-allow-methods" "access-control-allow-origin"
+    "access-control-expose-headers" "alt-svc" "authorization" "cache-control" "cache-tag"
+    "content-disposition" "content-encoding" "content-language" "content-length"
+    "content-security-policy" "content-type" "cookie" "cross-origin-resource-policy" "date" "etag"
+    "expires" "grpc-message" "grpc-status" "last-modified" "link" "location" "nel" "origin"
+    "permissions-policy" "pragma" "referrer-policy" "report-to" "server" "server-timing"
+    "strict-transport-security" "surrogate-key" "timing-allow-origin" "user-agent" "vary" "via"
+    "x-cache" "x-content-type-options" "x-frame-options" "x-powered-by" "x-request-id"
+};
+
+fn index(name: &HeaderName) -> Option<u8> {
+    FREQUENT.iter().position(|frequent| frequent == name).map(|index| index as u8)
 }
 
 #[cfg(test)]

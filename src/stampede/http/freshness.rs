@@ -17,7 +17,7 @@ use http::header::{
 };
 use http::status::StatusCode;
 
-/// Fields that say who is asking.
+/// Fields that identify the caller.
 static PERSONAL: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 
 /// Fields of requests whose answer is no plain representation, or depends on more than the headers.
@@ -38,7 +38,7 @@ pub(crate) fn access(headers: &HeaderMap) -> Access {
     }
 }
 
-/// Removes the conditions that would make the origin answer 304, which serves nobody but this client.
+/// Removes the conditions that would make the origin answer 304, which serves only this client.
 ///
 /// To be called on the request that fetches an answer for everyone.
 pub(crate) fn make_unconditional(headers: &mut HeaderMap) {
@@ -59,7 +59,7 @@ pub(crate) struct Case<'a> {
     pub(crate) lives: Lives,
     /// The life of a 404 or 410 that names none; zero: it is not stored.
     pub(crate) negative: Duration,
-    /// The life that somebody chose for this response, whatever it says itself; zero: it is not to be stored.
+    /// The life that the user chose for this response, whatever it says itself; zero: it is not to be stored.
     pub(crate) chosen: Option<Duration>,
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn storable(case: &Case<'_>) -> Result<Terms, Refusal> {
     uncacheable(headers.contains_key(SET_COOKIE), "set-cookie")?;
     uncacheable(headers.contains_key(CONTENT_RANGE), "content-range")?;
     uncacheable(vary(headers).is_none(), "vary-any")?;
-    // Those who wait for the whole would wait for ever.
+    // Followers that wait for the whole would wait for ever.
     let endless = ["text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson"];
     uncacheable(endless.iter().any(|kind| has_media_type(headers, kind)), "stream")?;
     uncacheable(case.chosen == Some(Duration::ZERO), "life")?;

@@ -42,7 +42,7 @@ pub struct Recorded {
     pub(in crate::stampede) limit: usize,
     /// The name accounts for the request's body.
     pub(in crate::stampede) bodies_named: bool,
-    /// How long 404 and the like are kept that do not say.
+    /// How long 404 and 410 are kept where they name no life.
     pub(in crate::stampede) negative: Duration,
     pub(in crate::stampede) life_of: Option<Arc<LifeOf>>,
     pub(in crate::stampede) tags_of: Option<Arc<TagsOf>>,
@@ -70,7 +70,7 @@ struct Head {
     vary: Vec<HeaderName>,
     tags: Vec<String>,
     largest: usize,
-    /// It has failed, and is only for those who wait for it.
+    /// It is a failure, and only for the requests that wait for it.
     has_failed: bool,
 }
 
@@ -171,7 +171,7 @@ impl Recorded {
         };
         let judged = freshness::storable(&case);
         let has_failed = matches!(judged, Err(Refusal { kind: Kind::Failure, .. }));
-        // What would be kept if it were no failure may be seen by all.
+        // A failure that would be kept, if it were none, may be seen by all.
         let as_success = Case { status: StatusCode::OK, chosen: Some(Duration::from_secs(1)), ..case };
         let shared = (has_failed && terms.share_failures).then(|| freshness::storable(&as_success).ok()).flatten();
         let allowed = match shared {
@@ -217,8 +217,8 @@ where
 
     fn asked<'a>(&self, request: &'a Request<A>) -> Asked<'a, HeaderMap> {
         let bodiless = *request.method() == Method::HEAD;
-        // The answer may depend on a body, and the name does not. HTTP/2 need not announce one. A name of the user's may
-        // tell no methods apart; and what is to be done is not done by a stored answer.
+        // The answer may depend on a body, and the name does not. HTTP/2 need not announce one. A name of the user's
+        // may not tell methods apart, and a stored answer does not do what an unsafe method asks for.
         let unnamed = || {
             name::announces_body(request.headers())
                 || !request.body().is_end_stream()
@@ -364,7 +364,7 @@ where
     }
 }
 
-/// How long the body says it is. One that is shorter has broken off.
+/// The announced length of the body. A body that is shorter has broken off.
 fn announced_length(parts: &response::Parts, sent: &SentRequest<request::Parts>) -> Option<u64> {
     let bodiless = sent.bodiless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let length = parts.headers.get(header::CONTENT_LENGTH).filter(|_| !bodiless)?;

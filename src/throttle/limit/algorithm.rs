@@ -28,7 +28,7 @@ pub(crate) struct Slot {
 pub(crate) struct Spent {
     /// The share of the budget that is spent, rounded up, of [`WHOLE`](Spent::WHOLE).
     pub(crate) share: u64,
-    /// Machine time of the last turn that was given out; in the future if somebody waits.
+    /// Machine time of the last turn that was given out; in the future if a request waits.
     pub(crate) last_turn: u64,
 }
 
@@ -56,7 +56,8 @@ pub(crate) trait Algorithm {
     /// The state of a limit that took the place of another.
     fn with_spent(&self, spent: Spent, at: Moment) -> Self::State;
 
-    /// Brings the state up to the moment. `rebooted`: the machine has started since it was written, so nobody waits.
+    /// Brings the state up to the moment. `rebooted`: the machine has started since it was written, so no request
+    /// waits.
     fn advance(&self, state: &mut Self::State, at: Moment, rebooted: bool);
 
     /// The earliest time, not before `from`, at which `cost` fits. `None`: never. `from` is not before the last `advance`.

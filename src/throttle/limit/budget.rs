@@ -51,7 +51,7 @@ macro_rules! budgets {
                 }
             }
 
-            /// What another limit takes up. Nobody waits over a restart; who did had found all spent.
+            /// What another limit takes over. No request waits over a restart. One that did had found all spent.
             fn left_behind(&self, at: Moment, rebooted: bool) -> Spent {
                 let spent = self.spent(at);
                 match rebooted && spent.last_turn > at.now {

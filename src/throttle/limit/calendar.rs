@@ -19,8 +19,8 @@ const KEPT: u64 = 26 * HOUR;
 
 /// At most `count` in each hour, day or month of the UTC calendar: for quotas.
 ///
-/// All of it comes back at once when the next window begins, so those who come at the end of one window and at the
-/// beginning of the next get twice the count in a short time; a [`Rate`](crate::throttle::Rate) beside it prevents that. Waiting
+/// All of it comes back at once when the next window begins, so requests at the end of one window and at the beginning
+/// of the next get twice the count in a short time; a [`Rate`](crate::throttle::Rate) beside it prevents that. Waiting
 /// requests are given a turn at the beginning of the first of the next windows that has room for their whole cost.
 ///
 /// # When the clock is wrong
@@ -38,9 +38,9 @@ const KEPT: u64 = 26 * HOUR;
 /// of the next one. So the first window may be short, since it begins with the first request, but each further one has at
 /// least half its length (14 days for a month) to itself, whatever the wall clock does.
 ///
-/// Machine time does not tell how long the machine was off. If it has started since, the window ends as soon as the wall
-/// clock shows a later calendar window; as long as the wall clock shows an earlier one (1970, say) the window goes on, for
-/// its own length at most. Who waited is forgotten then.
+/// Machine time does not tell how long the machine was off. If it has started since, the window ends as soon as the
+/// wall clock shows a later calendar window; as long as the wall clock shows an earlier one (1970, say) the window goes
+/// on, for its own length at most. Waiters are forgotten then.
 ///
 /// A spent window is remembered for 26 hours after its end: a clock that is set back by more, after the end and with no
 /// request in between, opens it again. Turns of waiting requests are machine time: if the wall clock steps meanwhile, they
@@ -105,7 +105,7 @@ impl CalendarWindow {
             Some(late) => {
                 let half = self.unit.half();
                 let next = if into.saturating_sub(late) > half { shown + 1 } else { shown };
-                // Those who wait were told machine times: theirs is the window that was to begin nearest to this one.
+                // Waiters have machine times: theirs is the window that was to begin nearest to this one.
                 let planned = self.unit.start(book.window + 1).saturating_add(late.saturating_sub(into));
                 (self.unit.window_at(planned.saturating_add(half)).saturating_sub(book.window), next)
             }
@@ -125,7 +125,7 @@ pub(crate) struct Book {
     ends: u64,
     /// A reboot with the wall clock before the window: `ends` is the latest end then, the calendar may end it earlier.
     adrift: bool,
-    /// By how much the turns of those who wait may come before their windows, since these begin later than was planned.
+    /// By how much the turns of waiters may come before their windows, since these begin later than was planned.
     early: u64,
     /// A number for the open window that no other has had, the next ones counted on. Slots name their window by it.
     serial: u64,
@@ -157,7 +157,7 @@ impl Book {
         }
     }
 
-    /// After so many windows this one is open, until then. Those who wait know nothing of it.
+    /// After so many windows this one is open, until then. Waiters do not know of it.
     fn plan(&mut self, passed: u32, window: u32, ends: u64) {
         let planned = self.turn(passed.saturating_add(1)).unwrap_or(u64::MAX);
         self.used.drop_first(passed);
@@ -199,7 +199,7 @@ impl Algorithm for CalendarWindow {
     fn with_spent(&self, spent: Spent, at: Moment) -> Book {
         let mut book = self.fresh(at);
         let units = (spent.share.min(Spent::WHOLE) * u64::from(self.count)).div_ceil(Spent::WHOLE);
-        // Where the turns of those who wait are is not told: the windows up to the last of them are full.
+        // The turns of the waiters are not known, so the windows up to the last of them count as full.
         let last = book.ahead(spent.last_turn);
         book.used.push(last, self.count);
         book.used.push(1, units as u32);

@@ -1,11 +1,12 @@
 //! The sliding window: never more than so many in any stretch of so long.
 //!
-//! The state is a log of turns, in which those of the same sixteenth of the window are one piece: Figma's sliding window
-//! counters (N. Mahdi, "An alternative approach to rate limiting", 2017), but with pieces that know their first and last
-//! turn, so that a piece is counted until all of it is out of the window. The better known form with two neighbouring
-//! windows, the former one weighted (Cloudflare, "How we built rate limiting capable of scaling to millions of domains",
-//! 2017), is smaller, but takes the former window's requests for evenly spread: it admits almost twice the count in one
-//! stretch to those who come at the end of two windows. GCRA is as small as that and has the same bound.
+//! The state is a log of turns, in which those of the same sixteenth of the window are one piece: Figma's sliding
+//! window counters (N. Mahdi, "An alternative approach to rate limiting", 2017), but with pieces that know their first
+//! and last turn, so that a piece is counted until all of it is out of the window. The better known form with two
+//! neighbouring windows, the former one weighted (Cloudflare, "How we built rate limiting capable of scaling to
+//! millions of domains", 2017), is smaller, but takes the former window's requests for evenly spread: it admits almost
+//! twice the count in one stretch to requests at the end of two windows. GCRA is as small as that and has the same
+//! bound.
 
 use super::{
     algorithm::{Algorithm, LONGEST_SPAN, Moment, Slot, Spent},
@@ -79,7 +80,7 @@ impl SlidingWindow {
     /// How much any one window that holds `turn` has already, at most.
     fn used(&self, log: &Log, turn: u64) -> u64 {
         if log.last_turn() <= turn {
-            // Nobody waits: it is the window that ends with the turn.
+            // No request waits: it is the window that ends with the turn.
             let within = |piece: &&Piece| turn - piece.last < self.per;
             return log.pieces.iter().filter(within).map(|piece| u64::from(piece.units)).sum();
         }
@@ -191,7 +192,7 @@ impl Algorithm for SlidingWindow {
     fn with_spent(&self, spent: Spent, at: Moment) -> Log {
         let mut log = self.fresh(at);
         let units = (spent.share.min(Spent::WHOLE) * u64::from(self.count)).div_ceil(Spent::WHOLE);
-        // Where the turns of those who wait are is not told: they are counted all the time.
+        // The turns of the waiters are not known, so they count all the time.
         let last = spent.last_turn.max(at.now);
         let units = if last > at.now { self.count } else { units as u32 };
         if units > 0 {
@@ -203,7 +204,7 @@ impl Algorithm for SlidingWindow {
     fn advance(&self, log: &mut Log, at: Moment, rebooted: bool) {
         log.pieces.retain(|piece| piece.last.saturating_add(self.per) > at.now);
         if rebooted {
-            // Spent at worst, whoever waited: some of them may have had their turn.
+            // At worst all is spent that waiters took: some of them may have had their turn.
             for piece in std::mem::take(&mut log.pieces) {
                 let units = piece.units.min(self.count);
                 self.add(log, Piece { first: piece.first.min(at.now), last: piece.last.min(at.now), units });
@@ -246,7 +247,7 @@ impl Algorithm for SlidingWindow {
         }
     }
 
-    /// What there is no room for becomes a debt that is paid in whole windows, behind all who wait if it needs several.
+    /// What there is no room for becomes a debt that is paid in whole windows, behind all waiters if it needs several.
     fn charge(&self, log: &mut Log, units: u32, now: u64) {
         let room = u64::from(self.count).saturating_sub(self.used(log, now));
         let at_once = u64::from(units).min(room) as u32;

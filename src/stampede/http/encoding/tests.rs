@@ -117,13 +117,12 @@ fn a_variant_answers_requests_that_select_it() {
 }
 
 #[test]
-fn every_known_name_has_its_place() {
-    for (at, text) in TEXTS.iter().enumerate() {
-        assert_eq!(index(&HeaderName::from_static(text)), Some(at as u8), "{text}");
-        assert_eq!(NAMES[at], *text);
+fn every_frequent_name_has_its_place() {
+    for (at, name) in FREQUENT.iter().enumerate() {
+        assert_eq!(index(name), Some(at as u8), "{name}");
+        assert!(!NOT_STORED.contains(name), "{name}");
     }
-    assert_eq!(TEXTS[NOT_STORED - 1], "cache-status");
-    assert_eq!(TEXTS[HOP_BY_HOP - 1], "upgrade");
+    assert_eq!(index(&NOT_STORED[0]), None);
 }
 
 /// Entries outlive the program that wrote them: a change of these bytes takes another version.
@@ -140,11 +139,11 @@ fn the_stored_form_is_what_it_was() {
         age: 258,
         ..parts(&fields, &request, &vary)
     };
-    let head = [1, 3, 0x94, 1, 2, 1, 0, 0];
-    let vary = [2, 0, 0, 0, 51, 2, b'c', 59, 0];
-    let fields = b"\x02\0\0\0\x1f\x03\"1\"\xff\x03x-a\x01b";
-    let trailers = b"\x01\0\0\0\x4d\x010";
-    let expected = [&head[..], &vary, fields, trailers, b"\x05hello"].concat();
+    let head = [2, 3, 0x94, 1, 2, 1, 0, 0];
+    let vary = b"\x02\0\0\0\0\x02c\xff\x04host\0";
+    let fields = b"\x02\0\0\0\x16\x03\"1\"\xff\x03x-a\x01b";
+    let trailers = b"\x01\0\0\0\x19\x010";
+    let expected = [&head[..], vary, fields, trailers, b"\x05hello"].concat();
     assert_eq!(encoded(&parts), expected);
 }
 
@@ -170,7 +169,7 @@ fn lying_lengths_are_refused() {
 }
 
 fn fields() -> impl Strategy<Value = HeaderMap> {
-    let stored: Vec<String> = TEXTS[NOT_STORED..].iter().map(|name| name.to_string()).collect();
+    let stored: Vec<String> = FREQUENT.iter().map(|name| name.to_string()).collect();
     let name = prop_oneof![prop::sample::select(stored), "x-[a-z0-9!-]{0,12}"];
     let value = prop::collection::vec(any::<u8>(), 0..200).prop_map(|mut value| {
         let control = |byte: &u8| byte.is_ascii_control() && *byte != b'\t';

@@ -6,7 +6,7 @@
 //! at most `burst + w * rate` in any window.
 //!
 //! Free are the tail from `tat` (the theoretical arrival time of GCRA) on, and the holes before it, which were given
-//! back. While somebody waits, time passes over the holes. While nobody does, all that is taken was taken for requests
+//! back. While a request waits, time passes over the holes. While none does, all that is taken was taken for requests
 //! that have come, and may be served early; so a hole is skipped when time reaches it, or when its room is needed. To
 //! skip it, positions move ahead of time by its length. What is taken is then just what a token bucket lacks.
 //!
@@ -17,7 +17,7 @@
 
 use crate::throttle::limit::algorithm::{LONGEST_SPAN, Slot, Spent};
 
-/// No more holes are kept. Beyond, one is skipped early if nobody waits, else the last of the shortest is lost.
+/// No more holes are kept. Beyond, one is skipped early if no request waits, else the last of the shortest is lost.
 pub(super) const MOST_HOLES: usize = 32;
 
 /// From a position to another.
@@ -85,7 +85,7 @@ impl State {
         self.last_turn() <= self.seen
     }
 
-    /// When all that is taken will be served, if nobody comes: the holes after the last turn will be skipped.
+    /// When all that is taken will be served, if no request comes: the holes after the last turn will be skipped.
     pub(super) fn full_at(&self) -> u64 {
         let from = self.position(self.last_turn());
         let skipped = self.holes.iter().map(|&(start, end)| end.saturating_sub(start.max(from))).sum();
@@ -140,7 +140,7 @@ impl State {
         }
     }
 
-    /// Serves what comes after the first hole earlier, by its length. Only while nobody waits.
+    /// Serves what comes after the first hole earlier, by its length. Only while no request waits.
     ///
     /// Of an interval before the hole, too, less can be given back from now on.
     fn skip(&mut self) {
@@ -207,7 +207,7 @@ impl State {
             self.skip_until(turn, length);
         }
         let start = self.tat.max(self.position(turn));
-        // Who waits for another limit leaves room for those who come before.
+        // A request that waits for another limit leaves room for those that come before it.
         let gap = (self.tat.max(self.position(self.seen)), start);
         self.tat = start.saturating_add(length);
         if turn > self.seen && gap.0 < gap.1 {
@@ -245,7 +245,7 @@ impl State {
         }
         if hole.1 >= self.tat {
             self.tat = hole.0;
-            // Whoever waits for another limit has an interval after the turn.
+            // A request that waits for another limit has an interval after the turn.
             self.held = self.held.min(self.time(self.tat));
         } else {
             self.holes.insert(before, hole);
