@@ -96,7 +96,7 @@ impl Crew {
         while self.members.len() < CHILDREN {
             let process = self.next;
             self.next += 1;
-            let mut child = Child::start("torture", &self.directory.join("cache"));
+            let mut child = Child::spawn("torture", &self.directory.join("cache"));
             let stores = self.directory.join("stores");
             let part = Part { process, seed: self.random.random(), history: self.history.clone(), stores };
             child.tell(&serde_json::to_string(&part).unwrap());
@@ -140,7 +140,7 @@ impl Crew {
         self.mood = mood;
         for member in &mut self.members {
             // It may have killed itself just now.
-            let _ = member.child.try_tell(mood);
+            member.child.try_tell(mood);
         }
     }
 
@@ -197,7 +197,7 @@ impl Crew {
     fn go_on(&mut self, due: impl Fn(Instant) -> bool) {
         for Member { process, child, stopped_until } in &mut self.members {
             if stopped_until.is_some_and(&due) {
-                child.signal(Signal::SIGCONT);
+                child.go_on();
                 self.pen.write(&Event::Continued { process: *process, at: now() });
                 *stopped_until = None;
             }
@@ -260,7 +260,7 @@ impl Crew {
                 let (process, heard, pid) = (*process, heard.clone(), child.pid());
                 child.tell(told);
                 silent.push((process, pid));
-                threads.spawn(move || _ = heard.send((process, child.line())));
+                threads.spawn(move || _ = heard.send((process, child.heard().unwrap_or_default())));
             }
             while !silent.is_empty() {
                 let Ok((process, line)) = hear.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
