@@ -49,6 +49,7 @@ pub(crate) struct Crew {
     cache: Cache,
     ended: Arc<AtomicBool>,
     beats: Option<JoinHandle<()>>,
+    /// How often one was killed or stopped, as the kernel has told.
     pub(crate) kills: u32,
     pub(crate) stops: u32,
 }
@@ -150,17 +151,17 @@ impl Crew {
             let millis = self.stop_length();
             let member = &mut self.members[nth];
             match waitpid(member.child.pid(), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)).unwrap() {
-                WaitStatus::Stopped(..) if member.stopped_until.is_none() => {
+                WaitStatus::Stopped(..) => {
                     self.stops += 1;
-                    member.stopped_until = Some(Instant::now() + Duration::from_millis(millis));
+                    member.stopped_until.get_or_insert(Instant::now() + Duration::from_millis(millis));
                 }
                 WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
                     self.kills += 1;
                     self.pen.write(&Event::Gone { process: member.process, at: now() });
                     self.members.swap_remove(nth);
                 }
-                WaitStatus::Stopped(..) | WaitStatus::StillAlive => {}
-                other => panic!("process {} has ended: {other:?}; it says: {}", member.process, member.child.line()),
+                WaitStatus::StillAlive => {}
+                other => panic!("process {} has ended: {other:?}", member.process),
             }
         }
     }
@@ -176,9 +177,9 @@ impl Crew {
 
     fn kill(&mut self, nth: usize) {
         let Member { process, child, .. } = self.members.swap_remove(nth);
-        self.kills += 1;
         self.pen.write(&Event::Kills { process, at: now() });
         child.kill();
+        self.kills += 1;
         self.pen.write(&Event::Gone { process, at: now() });
     }
 
@@ -187,7 +188,6 @@ impl Crew {
         let Member { process, ref child, ref mut stopped_until } = self.members[nth];
         // Who is stopped while it opens the cache keeps all others from opening it.
         if stopped_until.is_none() && self.history.join(process.to_string()).exists() {
-            self.stops += 1;
             self.pen.write(&Event::Stops { process, at: now() });
             child.signal(Signal::SIGSTOP);
             *stopped_until = Some(Instant::now() + Duration::from_millis(millis));
@@ -244,7 +244,7 @@ impl Crew {
         let at = now();
         self.pen.write(&match &got {
             Ok(guard) => Event::Got { attempt, at, fence: guard.fence().to_u64() },
-            Err(_) => Event::Failed { attempt, at, why: Failure::Busy },
+            Err(error) => Event::Failed { attempt, at, why: Failure::of(error) },
         });
         got.map(|guard| (attempt, guard))
     }
