@@ -5,7 +5,7 @@ use crate::cache::{
     Cache, Kind, LOCKS, Line, Scope, Step, Waiter,
     record::Found,
     state::Change,
-    testing::{Child, LONG, builder, hear, part, say, state},
+    testing::{Child, LONG, builder, hear, nobody_starts, part, say, state},
 };
 use nix::{
     sys::wait::{WaitStatus, waitpid},
@@ -204,6 +204,7 @@ fn what_cannot_be_found_out_counts_as_alive() {
 
 #[test]
 fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let presence = Presence::new(run.clone());
