@@ -155,6 +155,20 @@ fn too_many_prefixes_are_the_whole_scope() {
 }
 
 #[test]
+fn a_prefix_may_be_as_long_as_what_is_kept_of_names() {
+    let cache = cache();
+    let (scope, prefix) = (cache.scope("x"), "p".repeat(256));
+    let names = [prefix.clone(), format!("{prefix}/1"), format!("{}q", &prefix[1..]), prefix[1..].to_owned()];
+    for soft in [true, false] {
+        let stored = names.each_ref().map(|name| store(&scope, name, "t", begin(&scope, name)));
+        let purge = Asked::prefix("x", &prefix);
+        cache.purge_blocking(if soft { purge.soft() } else { purge }).unwrap();
+        let kept = [0, 1, 2, 3].map(|at| found(&scope, &names[at]) == Some(stored[at]));
+        assert_eq!(kept, [false, false, true, true], "soft: {soft}");
+    }
+}
+
+#[test]
 #[should_panic(expected = "a prefix has 256 bytes at most")]
 fn a_prefix_that_is_longer_than_what_is_kept_of_names_is_refused() {
     let _ = Asked::prefix("x", &"a".repeat(257));
