@@ -4,7 +4,7 @@ use crate::cache::{
     testing::{Hand, builder, cache},
 };
 use hyper::body::Bytes;
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000_000;
@@ -239,7 +239,7 @@ fn step() -> impl Strategy<Value = Step> {
 type Since = Vec<(Matches, bool, u64)>;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, rng_seed: RngSeed::Fixed(12), failure_persistence: None, ..Default::default() })]
     #[test]
     fn what_is_left_is_what_no_purge_since_its_begin_has_taken(
         steps in prop::collection::vec(step(), 1..60),
