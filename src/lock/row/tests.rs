@@ -142,6 +142,19 @@ fn one_holder_and_a_foreign_release_changes_nothing() {
 }
 
 #[test]
+fn nobody_is_refused_at_once_behind_a_holder_that_is_the_first() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut lock = Bench::default();
+    lock.held(Lock, 1);
+    lock.now += 50 * SECOND;
+    let wait_options = WaitOptions { deadline: SECOND, ..request(Lock, 2, 1).wait_options };
+    let hurried = LockRequest { wait_options, ..request(Lock, 2, 1) };
+    let asked = lock.ask(&hurried, None, &[], &[]);
+    assert!(matches!(asked.answer, Answer::Waiting(_)), "it may leave at any moment: {asked:?}");
+    assert!(asked.wait > Some(SECOND), "a guess, by which one is told when to come again");
+}
+
+#[test]
 fn an_owner_may_enter_again_and_leaves_as_often() {
     let mut lock = Bench::default();
     let fence = lock.held(OneOwner, 1);

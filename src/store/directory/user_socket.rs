@@ -94,9 +94,11 @@ fn socket() -> rustix::io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::testing::nobody_starts;
 
     #[test]
     fn who_uses_what_was_at_a_path_is_seen_until_it_ends() {
+        let _alone = nobody_starts();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         fs::create_dir(&path).unwrap();

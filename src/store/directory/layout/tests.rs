@@ -112,6 +112,7 @@ fn a_removed_state_is_not_made_again_under_its_number() {
 
 #[test]
 fn users_are_known_whatever_is_removed() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("cache");
     let (first, _) = open(&root).unwrap();

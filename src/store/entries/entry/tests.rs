@@ -1,12 +1,14 @@
 use super::*;
 use crate::store::record::key::{Kind, Secret};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 
 fn secret() -> Secret {
     Secret::new(std::array::from_fn(|i| i as u8))
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(13), failure_persistence: None, ..Default::default() })]
+
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let key = secret().key(Kind::Value, &[0; 16], b"x");

@@ -5,7 +5,7 @@ use crate::cache::{
 };
 use crate::store::{Entry, Kind, Life};
 use hyper::body::Bytes;
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -223,7 +223,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig { cases: 32, rng_seed: RngSeed::Fixed(15), failure_persistence: None, ..Default::default() })]
     #[test]
     fn whatever_happens_a_read_finds_what_is_there(steps in prop::collection::vec(step(), 1..80), shards in 1..3_u32) {
         let cache = builder().shards(shards).memory(16 << 10).open().unwrap();

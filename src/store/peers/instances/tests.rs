@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{
     Cache, Scope,
-    testing::{Child, LONG, builder, hear, part, say, state},
+    testing::{Child, LONG, builder, hear, nobody_starts, part, say, state},
 };
 use crate::store::{Change, Found, Kind, LOCKS, Step, Waiter, WaitingLine};
 use nix::{
@@ -204,6 +204,7 @@ fn what_cannot_be_found_out_counts_as_alive() {
 
 #[test]
 fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
+    let _alone = nobody_starts();
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let instances = Instances::new(run.clone());
