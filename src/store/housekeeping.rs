@@ -39,7 +39,7 @@ impl Shared {
         }
         *looked = Instant::now();
         self.state.queue.env.look();
-        self.instances.stay();
+        self.instances.keep_own_file();
     }
 
     fn tidy(&self) -> Duration {

@@ -30,7 +30,7 @@ struct State {
     closed: bool,
     /// The thread is at work, or a handle is being dropped.
     busy: bool,
-    keeper: Option<ThreadId>,
+    thread: Option<ThreadId>,
 }
 
 /// How long the drop of a handle waits for the thread.
@@ -52,7 +52,7 @@ impl WorkerPause {
     /// From now until this is dropped. Not for ever, and not on the thread itself.
     pub(crate) fn begin(&mut self) {
         let mut state = self.worker.lock();
-        if state.keeper == Some(std::thread::current().id()) {
+        if state.thread == Some(std::thread::current().id()) {
             return;
         }
         let (waited, late) = self
@@ -90,7 +90,7 @@ impl Worker {
         state.notified = true;
         if !state.started {
             let worker = self.clone();
-            let spawned = std::thread::Builder::new().name("floodgate-worker".into()).spawn(move || worker.keep());
+            let spawned = std::thread::Builder::new().name("floodgate-worker".into()).spawn(move || worker.run());
             state.started = spawned.is_ok();
         }
         drop(state);
@@ -106,8 +106,8 @@ impl Worker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self) {
-        self.lock().keeper = Some(std::thread::current().id());
+    fn run(&self) {
+        self.lock().thread = Some(std::thread::current().id());
         while let Some(pause) = self.work() {
             let deadline = Instant::now() + pause;
             let mut state = self.lock();

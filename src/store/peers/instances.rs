@@ -149,9 +149,9 @@ impl Instances {
     }
 
     /// Puts the own file back if it was removed or replaced: without it, nobody would notice when this process dies.
-    pub(crate) fn stay(&self) {
+    pub(crate) fn keep_own_file(&self) {
         if let Some(own) = self.own.get().filter(|own| own.forks == fork::forks())
-            && let Err(error) = own.stay(&self.run)
+            && let Err(error) = own.keep_file(&self.run)
         {
             tracing::debug!(%error, "others will not see when this process dies");
         }
@@ -268,7 +268,7 @@ impl Own {
         Ok(Own { instance, path: run.join(name(instance)), file: Mutex::new(file), forks: fork::forks() })
     }
 
-    fn stay(&self, run: &Path) -> io::Result<()> {
+    fn keep_file(&self, run: &Path) -> io::Result<()> {
         let mut file = lock(&self.file);
         let there = match fs::metadata(&self.path) {
             Ok(there) => Some(id_of(&there)),

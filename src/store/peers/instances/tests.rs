@@ -219,7 +219,7 @@ fn who_lives_is_not_dead_whatever_becomes_of_its_file_and_puts_it_back() {
         assert!(!is_dead(&run, own));
         clear(&run);
         assert!(!is_dead(&run, own));
-        instances.stay();
+        instances.keep_own_file();
         assert_eq!(files(&run), [name(own)]);
         assert!(!is_dead(&run, own));
         assert_eq!(instances.process(own), Some(std::process::id()));
