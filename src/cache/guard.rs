@@ -105,7 +105,7 @@ pub(crate) struct Guard {
     /// The environment's.
     path: PathBuf,
     files: Files,
-    pub(crate) metas: Metas,
+    pub(super) metas: Metas,
     /// When its files were looked at, by the clock of those who write.
     looked: AtomicU64,
     gone: Hush,
