@@ -122,6 +122,9 @@ impl Env {
     }
 
     /// Whether the data file is of the time when this transaction was the last, and no process knows of a later time.
+    ///
+    /// One thing has the same numbers and goes unnoticed: a copy of the very last commit, written over the file while the
+    /// next transaction is under way, whose pages are then lost.
     fn check_time(&self, last: u64) -> Result<(), Error> {
         let Some(identity) = &self.identity else { return Ok(()) };
         if identity.metas.end_with(last) && self.gate.is_not_behind(last) { Ok(()) } else { Err(Error::Damaged) }

@@ -78,8 +78,8 @@ impl Metas {
         Ok(Metas { map, page_size })
     }
 
-    /// Whether `last` is the last transaction, and the other page that of the one before. LMDB writes them in turn, so an
-    /// old file has two older ones, and one that a transaction was committed to which began before has one of them.
+    /// Whether one page is that of the transaction `last`, and the other that of the one before. LMDB writes them in turn. In
+    /// an old file both are older; if a transaction that began before is committed to it, one still is.
     pub(super) fn end_with(&self, last: u64) -> bool {
         self.transaction(last) == last && self.transaction(last ^ 1) == last.saturating_sub(1)
     }
