@@ -20,6 +20,7 @@ use std::{
 /// Something that happens once, and those who wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
+    begun: AtomicBool,
     is_set: AtomicBool,
     next: AtomicU64,
     wakers: Mutex<Vec<(u64, Waker)>>,
@@ -30,15 +31,19 @@ impl Signal {
         self.is_set.load(SeqCst)
     }
 
-    /// Whether this is the first time.
-    pub(super) fn set(&self) -> bool {
-        let first = !self.is_set.swap(true, SeqCst);
+    /// Does `first` if this is the first time, before anybody is told.
+    pub(super) fn set(&self, first: impl FnOnce()) {
+        if self.begun.swap(true, SeqCst) {
+            return;
+        }
+        // Those who are to be told must not suffer from it.
+        let _ = catch_unwind(AssertUnwindSafe(first));
+        self.is_set.store(true, SeqCst);
         let wakers = std::mem::take(&mut *self.wakers());
         for (_, waker) in wakers {
             // Whoever else is to be told must not suffer from it.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
-        first
     }
 
     fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
@@ -132,8 +137,9 @@ mod tests {
         assert!(poll(&mut first, &Arc::new(Panicking).into()).is_pending());
         assert!(poll(&mut second, &told.clone().into()).is_pending());
         assert_eq!(Arc::strong_count(&told), 2);
-        assert!(signal.set() && !signal.set());
+        signal.set(|| assert!(!signal.is_set() && Arc::strong_count(&told) == 2, "before anybody is told"));
         assert_eq!(Arc::strong_count(&told), 1, "it was woken");
+        signal.set(|| unreachable!("once"));
     }
 
     #[test]
