@@ -100,8 +100,8 @@ impl<R: Rule> Acquiring<R> {
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, called, suspects }, now) = asked?;
-                queue::deliver(&scope, key, called);
+                let (Asked { answer, wait, wake_ups, suspects }, now) = asked?;
+                queue::deliver(&scope, key, wake_ups);
                 let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
