@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cache::Scope,
     error::Error,
-    store::{Event, Key, LOCKS, Pending, WakeUp},
+    store::{Event, Key, LOCKS, Pending, Registration},
 };
 use hyper::rt::Sleep;
 use std::{
@@ -47,7 +47,7 @@ pub struct Acquiring<R = Lock> {
     patience: Duration,
     // Dropped before the place in the line: a guard that is not taken any more is released first.
     asking: Option<Pending<Result<Attempt, Error>>>,
-    waiting: Option<(WakeUp, InLine)>,
+    waiting: Option<(Registration, InLine)>,
     limit: Option<Pin<Box<dyn Sleep>>>,
     estimate: Option<Duration>,
     /// Set when any of the locks is lost.
@@ -101,8 +101,8 @@ impl<R: Rule> Acquiring<R> {
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, called, suspects }, now) = asked?;
-                queue::deliver(&scope, key, called);
+                let (Asked { answer, wait, wake_ups, suspects }, now) = asked?;
+                queue::deliver(&scope, key, wake_ups);
                 let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
@@ -232,7 +232,7 @@ impl<R: Rule> Future for Acquiring<R> {
                 return this.finish(Err(this.busy()));
             }
             match &this.waiting {
-                Some((wake_up, _)) if !wake_up.was_woken(cx.waker()) => return Poll::Pending,
+                Some((registration, _)) if !registration.was_woken(cx.waker()) => return Poll::Pending,
                 Some(_) => this.ask(Vec::new()),
                 None => panic!("polled after completion"),
             }

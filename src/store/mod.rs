@@ -42,7 +42,7 @@ pub(crate) use {
     peers::{
         holdings::{Holding, Renew},
         listener::Reached,
-        wake_ups::{WakeUp, WakeUps, Watch},
+        wake_ups::{Registration, WakeUps, Watch},
     },
     record::{
         key::{Key, Kind, ScopeId, scope_mark},

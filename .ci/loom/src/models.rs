@@ -6,7 +6,7 @@ use crate::{
     operation::Operation,
     pending::{Pending, Slot},
     store::record::key::Key,
-    wake_ups::{Listener, Next, WakeUp, WakeUps, Watch},
+    wake_ups::{Listener, Next, Registration, WakeUps, Watch},
     write_queue::WriteQueue,
 };
 use loom::{
@@ -257,8 +257,8 @@ fn key(i: u8) -> Key {
     Key { hash: [i; 16], echo: 0 }
 }
 
-fn be_woken(wake_up: &WakeUp) {
-    block_on(poll_fn(|cx| match wake_up.was_woken(cx.waker()) {
+fn be_woken(registration: &Registration) {
+    block_on(poll_fn(|cx| match registration.was_woken(cx.waker()) {
         true => Poll::Ready(()),
         false => Poll::Pending,
     }));
@@ -270,10 +270,10 @@ fn woken() {
         let wake_ups = wake_ups.clone();
         thread::spawn(move || wake_ups.wake(7))
     };
-    let wake_up = wake_ups.register(key(1), 7, Seen::new());
-    be_woken(&wake_up);
+    let registration = wake_ups.register(key(1), 7, Seen::new());
+    be_woken(&registration);
     caller.join().unwrap();
-    assert!(!wake_up.was_woken(Waker::noop()), "once");
+    assert!(!registration.was_woken(Waker::noop()), "once");
 }
 
 fn gone() {
@@ -284,9 +284,9 @@ fn gone() {
             thread::spawn(move || wake_ups.wake(7))
         })
         .collect();
-    let wake_up = wake_ups.register(key(1), 7, Seen::new());
-    let before = wake_up.was_woken(Waker::noop());
-    drop(wake_up);
+    let registration = wake_ups.register(key(1), 7, Seen::new());
+    let before = registration.was_woken(Waker::noop());
+    drop(registration);
     let found = callers.into_iter().map(|caller| caller.join().unwrap()).filter(|found| *found).count();
     assert_eq!((wake_ups.waiting_counts().waiting, wake_ups.waiting_counts().keys), (0, 0));
     // Who came too late to be noticed is known to the next with the number.
@@ -330,13 +330,13 @@ fn looked_after() {
     };
     for name in 0..2 {
         let seen = Seen::new();
-        let wake_up = wake_ups.register(key(name), 7, seen.clone());
+        let registration = wake_ups.register(key(name), 7, seen.clone());
         block_on(poll_fn(|cx| {
             let mut seen = seen.0.lock().unwrap();
             seen.1 = Some(cx.waker().clone());
             if seen.0 { Poll::Ready(()) } else { Poll::Pending }
         }));
-        drop(wake_up);
+        drop(registration);
     }
     wake_ups.close();
     listener.join().unwrap();

@@ -3,7 +3,7 @@
 use super::{
     attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
     draft::{Draft, LAST, NOBODY},
-    encoding::{self, Called, LockRow, Place},
+    encoding::{self, LockRow, Place, WakeUp},
 };
 use crate::{
     lock::rule::Rule,
@@ -44,8 +44,8 @@ pub(crate) fn ask<R: Rule>(
         _ => (draft.row.wait(moment.now), draft.suspects()),
     };
     draft.row.tag = request.tag;
-    let (called, change, steps) = draft.finish(label);
-    (Asked { answer, wait, called, suspects }, change, steps)
+    let (wake_ups, change, steps) = draft.finish(label);
+    (Asked { answer, wait, wake_ups, suspects }, change, steps)
 }
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: what is free is offered to the waiters, for
@@ -58,19 +58,19 @@ pub(crate) fn release(
     offers: bool,
 ) -> Transition<Released> {
     let Some(row) = LockRow::read(found) else {
-        return (Released { ours: false, called: Vec::new() }, Change::Keep, Vec::new());
+        return (Released { ours: false, wake_ups: Vec::new() }, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     let ours = draft.leave_place(number);
     if ours && offers {
         draft.settle(NOBODY, true);
     }
-    let (called, change, steps) = draft.finish(label_of(found));
-    (Released { ours, called }, change, steps)
+    let (wake_ups, change, steps) = draft.finish(label_of(found));
+    (Released { ours, wake_ups }, change, steps)
 }
 
 /// Gives up a turn in the line, or the offer that came of it.
-pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<Called>> {
+pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<WakeUp>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     draft.give_up(number);
@@ -94,22 +94,22 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
 /// Looks whether a lease that is over, or a death, has made room.
 pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
-        let unknown = Looked { called: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
+        let unknown = Looked { wake_ups: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
         return (unknown, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, moment);
     draft.tidy();
     let tidied = draft.changed;
-    let lapsed = draft.called.len();
+    let lapsed = draft.wake_ups.len();
     draft.settle(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
-    draft.called.truncate(lapsed);
-    draft.called.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::called));
+    draft.wake_ups.truncate(lapsed);
+    draft.wake_ups.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::wake_up));
     let suspects = draft.suspects();
     let next = draft.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
     let mark = draft.row.mark();
-    let (called, change, steps) = draft.finish(label_of(found));
-    (Looked { called, suspects, next, mark }, change, steps)
+    let (wake_ups, change, steps) = draft.finish(label_of(found));
+    (Looked { wake_ups, suspects, next, mark }, change, steps)
 }
 
 /// Whether an offer can have been made and ended between two looks.

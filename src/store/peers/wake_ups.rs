@@ -134,7 +134,7 @@ impl WakeUps {
 
     /// From now until the answer is dropped, wake_ups of the number are noticed and the key is looked at. A call that came
     /// just before counts.
-    pub(crate) fn register(self: &Arc<Self>, key: Key, number: u64, watch: Arc<dyn Watch>) -> WakeUp {
+    pub(crate) fn register(self: &Arc<Self>, key: Key, number: u64, watch: Arc<dyn Watch>) -> Registration {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
         let signal = Signal { raised: inner.was_missed(number), waker: None };
@@ -146,7 +146,7 @@ impl WakeUps {
         inner.idle = 0;
         drop(inner);
         self.ensure_listening();
-        WakeUp { wake_ups: self.clone(), key, number, waiting }
+        Registration { wake_ups: self.clone(), key, number, waiting }
     }
 
     /// Wakes the listening thread if somebody waits and it sleeps, or could not be started before.
@@ -279,14 +279,14 @@ impl fmt::Debug for WakeUps {
 }
 
 /// Somebody who waits to be called; no more once it is dropped.
-pub(crate) struct WakeUp {
+pub(crate) struct Registration {
     wake_ups: Arc<WakeUps>,
     key: Key,
     number: u64,
     waiting: Arc<Waiting>,
 }
 
-impl WakeUp {
+impl Registration {
     /// Whether it was called since it was last asked. The waker is woken by the next call, instead of one before.
     pub(crate) fn was_woken(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
@@ -299,7 +299,7 @@ impl WakeUp {
     }
 }
 
-impl Drop for WakeUp {
+impl Drop for Registration {
     fn drop(&mut self) {
         let mut inner = lock(&self.wake_ups.inner);
         let leave = |waiting: &mut HashMap<u64, Arc<Waiting>>| match waiting.get(&self.number) {
@@ -320,9 +320,9 @@ impl Drop for WakeUp {
     }
 }
 
-impl fmt::Debug for WakeUp {
+impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WakeUp").field("number", &self.number).finish_non_exhaustive()
+        f.debug_struct("Registration").field("number", &self.number).finish_non_exhaustive()
     }
 }
 

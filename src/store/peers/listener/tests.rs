@@ -44,8 +44,8 @@ fn watch() -> (Arc<dyn Watch>, mpsc::Receiver<Key>) {
 }
 
 /// Waits until it is called.
-fn be_woken(wake_up: &crate::store::WakeUp) {
-    crate::store::block_on(std::future::poll_fn(|cx: &mut Context<'_>| match wake_up.was_woken(cx.waker()) {
+fn be_woken(registration: &crate::store::Registration) {
+    crate::store::block_on(std::future::poll_fn(|cx: &mut Context<'_>| match registration.was_woken(cx.waker()) {
         true => Poll::Ready(()),
         false => Poll::Pending,
     }));
@@ -75,12 +75,12 @@ fn child() {
     let scope = cache.root();
     let instance = scope.instance().unwrap();
     let (watch, looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
+    let registration = scope.wake_ups().register(key(&cache), 7, watch);
     match part.as_str() {
         "wait" => {
             say(instance);
             loop {
-                be_woken(&wake_up);
+                be_woken(&registration);
                 say("called");
             }
         }
@@ -91,7 +91,7 @@ fn child() {
                 ForkResult::Child => {
                     let quiet = scope.wake(instance ^ 1, 7) == Reached::No;
                     // Its lock may be held by the thread that is not here.
-                    std::mem::forget(wake_up);
+                    std::mem::forget(registration);
                     drop(cache);
                     // SAFETY: ends the process without running what belongs to the parent.
                     unsafe { libc::_exit(if quiet { 0 } else { 1 }) }
@@ -103,7 +103,7 @@ fn child() {
             // It is heard as before.
             let socket = UnixDatagram::unbound().unwrap();
             socket.send_to(&7_u64.to_le_bytes(), run_of(&cache).join(instances::socket_name(instance))).unwrap();
-            be_woken(&wake_up);
+            be_woken(&registration);
             say("fine");
         }
         part => panic!("{part}"),
@@ -144,13 +144,13 @@ fn who_waits_here_is_called_without_a_socket_and_before_it_is_registered() {
     assert_eq!(scope.wake(instance, 7), Reached::Yes);
     assert_eq!(files(&run_of(&cache)).len(), 1, "no socket yet");
     let (watch, looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 7, watch.clone());
-    assert!(wake_up.was_woken(Waker::noop()));
+    let registration = scope.wake_ups().register(key(&cache), 7, watch.clone());
+    assert!(registration.was_woken(Waker::noop()));
     assert_eq!(scope.wake(instance, 7), Reached::Yes);
-    be_woken(&wake_up);
+    be_woken(&registration);
     // Instance zero is one that could not be made.
     assert_eq!((scope.wake(0, 7), scope.wake(0, 8)), (Reached::Yes, Reached::No));
-    be_woken(&wake_up);
+    be_woken(&registration);
     for _ in 0..3 {
         assert_eq!(looks.recv_timeout(LONG).unwrap(), key(&cache));
     }
@@ -162,7 +162,7 @@ fn what_is_no_number_is_ignored() {
     let cache = cache();
     let scope = cache.root();
     let (watch, looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
+    let registration = scope.wake_ups().register(key(&cache), 7, watch);
     looks.recv_timeout(LONG).unwrap();
     let path = run_of(&cache).join(instances::socket_name(scope.instance().unwrap()));
     let socket = UnixDatagram::unbound().unwrap();
@@ -171,9 +171,9 @@ fn what_is_no_number_is_ignored() {
     }
     (0..10_000_u64).for_each(|i| drop(socket.send_to(&(i + 8).to_le_bytes(), &path)));
     looks.recv_timeout(LONG).unwrap();
-    assert!(!wake_up.was_woken(Waker::noop()));
+    assert!(!registration.was_woken(Waker::noop()));
     socket.send_to(&7_u64.to_le_bytes(), &path).unwrap();
-    be_woken(&wake_up);
+    be_woken(&registration);
 }
 
 #[test]
@@ -189,9 +189,9 @@ fn a_queue_that_was_full_makes_for_a_look_at_everything() {
     assert_eq!((drain(&wake_ups, &socket), drain(&wake_ups, &socket)), (QUEUE, 0));
     // Ten at once, and the look is there long before the tick is.
     let (watch, looks) = watch();
-    let wake_up = wake_ups.register(Key { hash: [1; 16], echo: 1 }, 7, watch);
+    let registration = wake_ups.register(Key { hash: [1; 16], echo: 1 }, 7, watch);
     looks.recv_timeout(LONG).unwrap();
-    drop(wake_up);
+    drop(registration);
 }
 
 #[test]
@@ -215,13 +215,13 @@ fn without_a_socket_looks_alone_do_and_another_is_tried_later() {
     let path = run_of(&cache).join(instances::socket_name(scope.instance().unwrap()));
     fs::create_dir(&path).unwrap();
     let (watch, looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 7, watch.clone());
+    let registration = scope.wake_ups().register(key(&cache), 7, watch.clone());
     for _ in 0..3 {
         looks.recv_timeout(LONG).unwrap();
     }
     assert_eq!(scope.wake(scope.instance().unwrap(), 7), Reached::Yes);
-    be_woken(&wake_up);
-    drop(wake_up);
+    be_woken(&registration);
+    drop(registration);
     fs::remove_dir(&path).unwrap();
     eventually("the thread ends instead of sleeping", || Arc::strong_count(scope.wake_ups()) == 1);
     drop(scope.wake_ups().register(key(&cache), 8, watch));
@@ -236,13 +236,13 @@ fn the_thread_and_the_socket_go_with_the_last_handle() {
         let scope = cache.root();
         let run = run_of(&cache);
         let (watch, looks) = watch();
-        let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
+        let registration = scope.wake_ups().register(key(&cache), 7, watch);
         if round % 2 == 0 {
             looks.recv_timeout(LONG).unwrap();
         }
         assert_eq!(files(&run).len(), 2);
         let wake_ups = Arc::downgrade(scope.wake_ups());
-        drop(wake_up);
+        drop(registration);
         drop(cache);
         assert_eq!(files(&run), [""; 0]);
         eventually("the thread ends", || wake_ups.strong_count() == 0);
@@ -263,10 +263,10 @@ fn the_instance_goes_with_the_last_handle_even_if_the_thread_hangs() {
     let cache = cache();
     let run = run_of(&cache);
     let ((look, looks), (go, gone)) = (mpsc::channel(), mpsc::channel());
-    let wake_up = cache.root().wake_ups().register(key(&cache), 7, Arc::new(Hanging(look, Mutex::new(gone))));
+    let registration = cache.root().wake_ups().register(key(&cache), 7, Arc::new(Hanging(look, Mutex::new(gone))));
     looks.recv_timeout(LONG).unwrap();
     assert_eq!(files(&run).len(), 2);
-    drop(wake_up);
+    drop(registration);
     drop(cache);
     assert!(files(&run).is_empty());
     drop(go);
@@ -292,13 +292,13 @@ fn latency() {
     let mut child = Child::start("store::peers::listener::tests::latency", "echo", dir.path());
     let instance: u64 = child.line().parse().unwrap();
     let (watch, _looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 9, watch);
+    let registration = scope.wake_ups().register(key(&cache), 9, watch);
     child.tell(&scope.instance().unwrap().to_string());
     let mut there_and_back: Vec<_> = (0..20_000)
         .map(|_| {
             let began = Instant::now();
             assert_eq!(scope.wake(instance, 7), Reached::Yes);
-            be_woken(&wake_up);
+            be_woken(&registration);
             began.elapsed()
         })
         .collect();
@@ -321,11 +321,11 @@ fn echo() {
     let cache = open(&path);
     let scope = cache.root();
     let (watch, _looks) = watch();
-    let wake_up = scope.wake_ups().register(key(&cache), 7, watch);
+    let registration = scope.wake_ups().register(key(&cache), 7, watch);
     say(scope.instance().unwrap());
     let parent: u64 = hear().parse().unwrap();
     loop {
-        be_woken(&wake_up);
+        be_woken(&registration);
         scope.wake(parent, 9);
     }
 }

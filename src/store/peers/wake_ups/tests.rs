@@ -79,17 +79,17 @@ fn waker() -> (Waker, Arc<Woken>) {
 #[test]
 fn a_call_is_noticed_once_and_wakes_the_last_who_asked() {
     let (wake_ups, _) = wake_ups();
-    let wake_up = wake_ups.register(key(1), 7, looks(TICK));
+    let registration = wake_ups.register(key(1), 7, looks(TICK));
     let ((first, first_woken), (second, second_woken)) = (waker(), waker());
-    assert!(!wake_up.was_woken(&first));
-    assert!(!wake_up.was_woken(&second));
+    assert!(!registration.was_woken(&first));
+    assert!(!registration.was_woken(&second));
     assert!(wake_ups.wake(7) && wake_ups.wake(7));
     assert_eq!((first_woken.0.load(SeqCst), second_woken.0.load(SeqCst)), (0, 1));
-    assert!(wake_up.was_woken(&first), "however often it was called");
-    assert!(!wake_up.was_woken(&first));
+    assert!(registration.was_woken(&first), "however often it was called");
+    assert!(!registration.was_woken(&first));
     assert!(wake_ups.wake(7));
     assert_eq!(first_woken.0.load(SeqCst), 1);
-    drop(wake_up);
+    drop(registration);
     assert!(!wake_ups.wake(7));
     assert_eq!(Arc::strong_count(&first_woken), 2, "nothing of it is left");
 }
@@ -99,9 +99,9 @@ fn who_was_called_before_it_was_registered_knows() {
     let (wake_ups, _) = wake_ups();
     let waker = Waker::noop();
     assert!(!wake_ups.wake(7) && !wake_ups.wake(8) && !wake_ups.wake(0));
-    let wake_up = wake_ups.register(key(1), 7, looks(TICK));
-    assert!(wake_up.was_woken(waker) && !wake_up.was_woken(waker));
-    drop(wake_up);
+    let registration = wake_ups.register(key(1), 7, looks(TICK));
+    assert!(registration.was_woken(waker) && !registration.was_woken(waker));
+    drop(registration);
     assert!(!wake_ups.register(key(1), 7, looks(TICK)).was_woken(waker), "once");
     // What comes from outside takes no room.
     (100..100_000).for_each(|number| assert!(!wake_ups.wake(number)));
