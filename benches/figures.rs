@@ -24,7 +24,7 @@ use std::{
 use tempfile::tempdir;
 use tokio::task::JoinSet;
 
-/// What was wanted, what came out, and whether that will do.
+/// A figure: the value that is wanted, the value that was measured, and whether it is good enough.
 struct Figure {
     what: &'static str,
     wanted: String,
@@ -34,7 +34,7 @@ struct Figure {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // `cargo test --benches` runs this too, and wants to know no more than that it builds.
+    // `cargo test --benches` runs this too, only to see that it builds.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -54,7 +54,7 @@ async fn main() -> ExitCode {
     if figures.iter().all(|figure| figure.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// 64 at once want what takes 300 ms and nobody has asked for.
+/// 64 requests at once want an answer that takes 300 ms and that was not asked for before.
 async fn stampede() -> Vec<Figure> {
     let cache = tempdir().expect("a temporary directory");
     let gateway = Gateway::start(cache.path(), &[]);
@@ -92,7 +92,7 @@ async fn stampede() -> Vec<Figure> {
     ]
 }
 
-/// 10,000 at once in this process want what nobody has asked for.
+/// 10,000 requests at once in this process want an answer that was not asked for before.
 async fn crowd() -> Vec<Figure> {
     use std::sync::{
         Arc,
@@ -139,7 +139,7 @@ async fn crowd() -> Vec<Figure> {
     ]
 }
 
-/// 64 at once at two processes want what takes 300 ms and nobody has asked for.
+/// 64 requests at once at two processes want an answer that takes 300 ms and that was not asked for before.
 async fn stampede_of_two() -> Vec<Figure> {
     let cache = tempdir().expect("a temporary directory");
     let (upstream, origin) = origin::slow(Duration::from_millis(300)).await;
@@ -276,7 +276,7 @@ async fn throttle() -> Vec<Figure> {
             format!("{:.1} %", portion * 100.0),
             (0.95..=1.0).contains(&portion),
         ),
-        // Who comes when there is room gets it, as if by lot: half of a third is five deviations off.
+        // A request that comes when there is room gets it, as if by lot: half of a third is five deviations off.
         figure(
             "three processes at 50/1: admitted by each",
             format!(">= {}", all.admitted / 6),
@@ -286,7 +286,7 @@ async fn throttle() -> Vec<Figure> {
     ]
 }
 
-/// 30 at once at two processes that share 10 a second and let them wait.
+/// 30 requests at once at two processes that share 10 a second and let requests wait.
 async fn waiting() -> Vec<Figure> {
     let cache = tempdir().expect("a temporary directory");
     let flags = ["--throttle", "10/1", "--throttle-by", "all", "--throttle-wait", "30"];
@@ -313,10 +313,10 @@ async fn waiting() -> Vec<Figure> {
     ]
 }
 
-/// Of what everybody is asked here, one at a time may be at the origin.
+/// Of all requests to these processes, one at a time may be at the origin.
 const BARRIER: [&str; 7] = ["--no-cache", "--barrier", "1", "--barrier-by", "all", "--barrier-wait", "60"];
 
-/// 40 at once at two processes, for what takes 20 ms.
+/// 40 requests at once at two processes, for an answer that takes 20 ms.
 async fn barrier() -> Vec<Figure> {
     let cache = tempdir().expect("a temporary directory");
     let (upstream, origin) = origin::slow(Duration::from_millis(20)).await;
@@ -337,7 +337,7 @@ async fn barrier() -> Vec<Figure> {
     ]
 }
 
-/// 60 that come one after another, at two processes in turn, faster than they are served.
+/// 60 requests that come one after another, at two processes in turn, faster than they are served.
 async fn fair() -> Vec<Figure> {
     const TAKES: Duration = Duration::from_millis(10);
     let cache = tempdir().expect("a temporary directory");
@@ -351,8 +351,8 @@ async fn fair() -> Vec<Figure> {
     let ratio = longest.as_secs_f64() / ideal.as_secs_f64();
     let overtaken = (0..60).zip(origin.came()).filter(|(nth, path)| format!("/{nth}") != *path).count();
     vec![
-        // What is sent 2 ms later comes later, but for accidents of scheduling: where each process had a line of its own it
-        // was 58. That the order of coming is kept exactly is tested.
+        // A request that is sent 2 ms later comes later, but for accidents of scheduling. Where each process had a line
+        // of its own, 58 were out of order. A test shows that the order of coming is kept exactly.
         figure("60, each 2 ms after the last: not served in that order", "<= 20", overtaken, overtaken <= 20),
         figure(
             "60, each 2 ms after the last: longest wait, to the ideal",
@@ -363,7 +363,7 @@ async fn fair() -> Vec<Figure> {
     ]
 }
 
-/// The longest wait of those who were sent at these times, if nothing but serving them took any time.
+/// The longest wait of requests that were sent at these times, if nothing but serving them took any time.
 fn longest_at_best(served: &[Served], takes: Duration) -> Duration {
     let mut free = Duration::ZERO;
     let waits = served.iter().map(|one| {

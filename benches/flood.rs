@@ -1,5 +1,5 @@
-//! Ten million names through a `state/` of 64 MiB: memory and disk stay flat, and a thousand busy names, asked for all the
-//! time among them, get what is theirs and no more.
+//! Ten million names through a `state/` of 64 MiB: memory and disk stay flat, and a thousand busy names, asked for all
+//! the time among them, get their share and no more.
 //!
 //! ```text
 //! cargo bench --bench flood
@@ -19,7 +19,7 @@ const STATE: u64 = 64 * MIB;
 /// Busy names of each of the four kinds.
 const BUSY: usize = 250;
 
-/// Bytes that the process and its directory take.
+/// The bytes that the process and its directory take.
 #[derive(Clone, Copy, PartialEq)]
 struct Size {
     /// Of memory, with the pages of the map.
@@ -30,7 +30,7 @@ struct Size {
 }
 
 fn main() -> ExitCode {
-    // `cargo test --benches` runs this too, and wants to know no more than that it builds.
+    // `cargo test --benches` runs this too, only to see that it builds.
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -92,7 +92,7 @@ fn memory(what: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
-/// Bytes on disk of what is in a directory.
+/// Bytes on disk of a directory's contents.
 fn disk(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries

@@ -1,11 +1,12 @@
-//! What a layer costs when nothing happens: each around a service that does nothing, beside what people use today.
+//! The cost of a layer when nothing happens: each layer wraps a service that does nothing, and is measured beside the
+//! crates that people use today.
 //!
 //! ```text
 //! cargo bench --bench layers
 //! ```
 //!
-//! Compare ratios within one run: absolute times differ by half between machines and hours. The cache is in the system's
-//! temporary directory; set `TMPDIR` to put it elsewhere.
+//! Compare ratios within one run: absolute times differ by half between machines and hours. The cache is in the
+//! system's temporary directory; set `TMPDIR` to put it elsewhere.
 #![allow(missing_docs)]
 
 use axum::body::Body;

@@ -1,13 +1,13 @@
-//! What a lock costs: alone, handed over between processes, and while one waits for it; beside flock(2), and redis where a
-//! `redis-server` is in the path.
+//! The cost of a lock: alone, handed over between processes, and while a process waits for it; beside flock(2), and
+//! redis where a `redis-server` is in the path.
 //!
 //! ```text
 //! cargo bench --bench locks            # or one of them: -- alone, -- handover, -- idle
 //! ```
 //!
 //! Compare ratios within one run: absolute times differ by half between machines and hours. Caches are in the system's
-//! temporary directory; set `TMPDIR` to put them elsewhere. It ends with an error if an aim is missed, which other work on
-//! the same processors can bring about.
+//! temporary directory; set `TMPDIR` to put them elsewhere. It ends with an error if an aim is missed, which other work
+//! on the same processors can bring about.
 #![allow(missing_docs)]
 
 #[path = "support/statistics.rs"]
@@ -27,7 +27,7 @@ mod redis;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
 
-/// What was wanted, and whether it came out so.
+/// An aim, and whether it was met.
 type Aim = (String, bool);
 
 fn main() -> ExitCode {
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // `cargo test --benches` runs this too, and wants to know no more than that it builds.
+    // `cargo test --benches` runs this too, only to see that it builds.
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     if aims.iter().all(|aim| aim.1) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// With one worker it is the thread that calls it.
+/// A runtime. With one worker, it runs on the calling thread.
 fn runtime(workers: usize) -> Runtime {
     let mut builder = if workers == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
     builder.worker_threads(workers).enable_all().build().expect("a runtime")

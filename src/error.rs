@@ -1,8 +1,8 @@
-//! What can go wrong with the cache itself.
+//! The errors of the cache itself.
 
 use std::{fmt, io, path::PathBuf};
 
-/// What went wrong with the cache.
+/// An error of the cache.
 ///
 /// Layers never return it: they answer as their module says (a throttle lets the request pass, a barrier refuses it, a
 /// stampede cache calls the service).
@@ -14,15 +14,16 @@ pub enum Error {
     Open {
         /// The cache's directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason, in words.
         reason: String,
     },
     /// The cache could not be written in time: another process is stopped while it writes, or the disk is stuck.
     Busy,
     /// There is no room left, on disk or in the environment's fixed size.
     Full,
-    /// The files are damaged, or were removed or replaced while processes use them. What they held is lost. Locks may still
-    /// be held by those processes, so every one that uses the cache has to be stopped; the next one starts with fresh files.
+    /// The files are damaged, or were removed or replaced while processes use them. Their contents are lost. Those
+    /// processes may still hold locks, so every process that uses the cache has to be stopped; the next one starts with
+    /// fresh files.
     Damaged,
     /// The value could not be turned into bytes, or the stored bytes not into the value asked for.
     Codec(String),
@@ -36,7 +37,7 @@ pub enum Error {
     },
     /// This process was forked from the one that opened the cache; open it again after the fork.
     Forked,
-    /// The operation was given up because code of the user's panicked.
+    /// The operation was given up because the user's code panicked.
     Panicked,
     /// The operating system refused.
     Io(io::Error),

@@ -29,8 +29,9 @@
 //!
 //! # Names and scopes
 //!
-//! A layer takes a [`Scope`] of the cache, so that no two share by accident; equal scopes share on purpose, in this
-//! process and in others. Within it, `.name(..)` derives from the request what is counted, locked or kept: see [`name`].
+//! A layer takes a [`Scope`] of the cache, so that no two layers share by accident; equal scopes share on purpose, in
+//! this process and in others. Within it, `.name(..)` derives from the request what is counted, locked or kept: see
+//! [`name`].
 //!
 //! # Hosts
 //!
@@ -42,18 +43,19 @@
 //! | tonic server | `Server::builder().layer(..)`; refusals are gRPC statuses |
 //! | tonic client | `ServiceBuilder::new().layer(..).service(channel)` |
 //! | hyper-util's legacy client | `ServiceBuilder::new().layer(..).service(client)` |
-//! | reqwest | as its requests are; HTTP layers by two adapters (see the example) |
+//! | reqwest | its own types with layers that wait or fail; HTTP layers by two adapters (see the example) |
 //! | any `Service` | throttle and barrier with [`Fail`] or `.wait()`, [`StampedeCacheLayer::memoize`] |
 //! | no service at all | [`Cache::throttle`], [`Cache::lock`], [`Cache::get_or_fill`], [`Cache::insert`] |
 //!
 //! # When it does not compile
 //!
-//! A stack that is no `Service` says only "trait bounds not satisfied". Mostly it is one of these:
+//! For a stack that is no `Service`, the compiler says only "trait bounds not satisfied". Mostly the reason is one of
+//! these:
 //!
 //! - the service is not HTTP: give its throttle and barrier [`Fail`] or a closure as `.answer(..)`, or `.wait()`;
 //! - [`Fail`] needs an error that is `From<Rejection>`;
-//! - [`RLock::new`] and [`ReadWrite`] look into `http` requests; for others there are [`RLock::owned_by`] and a closure, such
-//!   as `|order: &Order| if order.is_query { ReadWrite.read() } else { ReadWrite.write() }`;
+//! - [`RLock::new`] and [`ReadWrite`] look into `http` requests; for others there are [`RLock::owned_by`] and a
+//!   closure, such as `|order: &Order| if order.is_query { ReadWrite.read() } else { ReadWrite.write() }`;
 //! - [`StampedeCacheLayer::memoize`] needs a request that is `Serialize` and a response that is `Serialize` and
 //!   `DeserializeOwned`; [`StampedeCacheLayer::new`] needs `http` types, whose bodies are bodies;
 //! - a closure given to `.name(..)` must say what it takes: `|request: &Request<_>| ..`;
@@ -62,15 +64,15 @@
 //!
 //! # When the cache fails
 //!
-//! A throttle lets the request pass, a barrier refuses it, a stampede cache calls the service; each can be told
-//! otherwise. Nothing waits longer than [`Builder::patience`] for it. [`Cache::stats`] counts such events, and they are
-//! logged through `tracing`, once a second at most a kind.
+//! A throttle lets the request pass, a barrier refuses it, a stampede cache calls the service; a setting of each layer
+//! can change that. No layer waits longer than [`Builder::patience`] for the cache. [`Cache::stats`] counts such
+//! events, and they are logged through `tracing`, each kind at most once a second.
 //!
 //! # Features
 //!
-//! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. It starts no runtime, so programs
-//! of plain threads, which call the blocking functions, leave it on. Without it, a
-//! [`Clock`](time::Clock) and, for background refreshes, an executor are given to the [`Builder`].
+//! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. It starts no runtime, so
+//! programs of plain threads, which call the blocking functions, leave it on. Without it, a [`Clock`](time::Clock) and,
+//! for background refreshes, an executor are given to the [`Builder`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]

@@ -1,4 +1,4 @@
-//! What time it is, and how to wait: what `time_func` and `sleep_func` are in python-diskcache.
+//! Clocks, which tell the time and sleep, as `time_func` and `sleep_func` do in python-diskcache.
 //!
 //! A [`Clock`] belongs to a handle of the cache ([`Builder::clock`](crate::Builder::clock)), never to the shared files.
 //! [`System`] is the one for production; [`Steady`] follows `tokio::time::pause` in tests; [`clock_fn`] is made of two
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// What time it is and how to wait.
+/// A clock: it tells the time and sleeps.
 ///
 /// All processes that share a directory must agree on [`now`](Clock::now), so a clock of your own is for tests and
 /// simulations within one process.
@@ -30,8 +30,8 @@ pub trait Clock: Send + Sync + 'static {
     /// A future that ends after `delay`.
     fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>>;
 
-    /// Whether this may be the time of a paused runtime. The calling thread then waits for its writes: a runtime that only
-    /// waits for another thread counts as idle and advances to its next timer.
+    /// Whether this may be the time of a paused runtime. The calling thread then waits for its writes: a runtime that
+    /// only waits for another thread counts as idle and advances to its next timer.
     fn may_be_paused(&self) -> bool {
         false
     }
@@ -52,7 +52,7 @@ impl<T: Timer + Send + Sync + 'static> Clock for System<T> {
     }
 }
 
-/// A span in ns: what does not fit is as good as for ever.
+/// A span in ns. A span that does not fit is as good as for ever.
 pub(crate) fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -132,7 +132,7 @@ mod with_tokio {
         }
 
         fn elapsed(&self) -> Duration {
-            // Other threads (the housekeeping one) must see the runtime's paused time too.
+            // Other threads (the worker) must see the runtime's paused time too.
             let _context = self.runtime.enter();
             self.began.elapsed()
         }

@@ -1,12 +1,13 @@
-//! What a hit costs through the layer, beside what people use today: a 1 KiB body with 8 headers, a thousand URLs.
+//! The cost of a hit through the layer, beside the crates that people use today: a 1 KiB body with 8 headers, a
+//! thousand URLs.
 //!
 //! ```text
 //! cargo bench --manifest-path benches/peers/Cargo.toml
 //! ```
 //!
-//! All contestants take turns in each round, so that a machine that is slow for a while is slow for all; the medians are of
-//! rounds, and so are the ratios. Each pays for the clone of a request and the reading of the body. It ends with an error if
-//! an aim is missed.
+//! All contestants take turns in each round, so that a machine that is slow for a while is slow for all; the medians
+//! are of rounds, and so are the ratios. Each pays for the clone of a request and the reading of the body. It ends with
+//! an error if an aim is missed.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
@@ -29,7 +30,7 @@ const URLS: usize = 1_000;
 const ROUNDS: usize = 41;
 /// Requests of each contestant in a round.
 const REQUESTS: usize = 4_000;
-/// Before them, untimed: each finds the heap and the caches of the processor as another has left them.
+/// Untimed requests before them: each contestant finds the heap and the processor's caches as another has left them.
 const WARM_UP: usize = 1_000;
 
 type Asked = Request<Full<Bytes>>;
@@ -57,7 +58,7 @@ fn origin()
     service_fn(|_: Asked| ready(Ok(page())))
 }
 
-/// Asks for page after page; the time that one took.
+/// Asks for page after page; returns the time that one took.
 fn time<S, B>(runtime: &Runtime, service: &mut S, requests: &[Asked], next: &mut usize) -> Duration
 where
     S: Service<Asked, Response = Response<B>, Error: std::fmt::Debug>,
@@ -133,7 +134,7 @@ fn main() -> ExitCode {
             time(&runtime, &mut files, &requests, &mut next),
             time(&runtime, &mut http_cache, &requests, &mut next),
         ];
-        // The first fills the caches.
+        // The first round fills the caches.
         if round > 0 {
             times.iter_mut().zip(round_times).for_each(|(all, time)| all.push(time.as_secs_f64() * 1e9));
         }

@@ -1,1 +1,1 @@
-//! Nothing: see `hits.rs`.
+//! An empty library: see `hits.rs`.

@@ -16,8 +16,8 @@ use tower::{Layer, Service};
 use tower_floodgate::{Cache, Scope, ThrottleLayer, name::Header, throttle::Rate};
 use tower_governor::{GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor};
 
-/// What all of them keep to. A burst that never ends, so that a name that is admitted stays in debt and is known the next
-/// time; or one a day, so that it is refused from the second time on.
+/// The limit that all throttles keep to: either a burst that never ends, so that a name that is admitted stays in debt
+/// and is known the next time; or one request a day, so that a name is refused from the second time on.
 #[derive(Clone, Copy)]
 struct Terms {
     per: u32,
@@ -113,7 +113,7 @@ fn tower_governor(names: usize, terms: Terms) -> impl FnMut() -> bool + 'static 
 fn throttlecrab(keys: &Rc<[String]>, terms: Terms) -> impl FnMut() -> bool + 'static {
     let mut limiter = throttlecrab::RateLimiter::new(PeriodicStore::builder().capacity(keys.len()).build());
     let (keys, mut next) = (keys.clone(), in_turn(keys));
-    // A burst of 1 is none at all for it, so there it is 2, and a request takes both.
+    // To throttlecrab, a burst of 1 is none at all. So the burst is 2, and a request takes both.
     let (burst, cost) = if terms.burst == 1 { (2, 2) } else { (terms.burst, 1) };
     move || {
         let asked = limiter.rate_limit(&keys[next()], burst.into(), 1, terms.per.into(), cost, SystemTime::now());
@@ -129,7 +129,7 @@ where
     move || call(&mut service, clients.request()).status().is_success()
 }
 
-/// Asks all in turn, round by round, so that what disturbs one disturbs the others too; and prints how they compare.
+/// Asks all in turn, round by round, so that a disturbance of one disturbs the others too; and prints how they compare.
 pub(super) fn print_ratios(many: usize) {
     const ROUNDS: usize = 41;
     const ASKS: u32 = 10_000;

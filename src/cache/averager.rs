@@ -32,7 +32,7 @@ pub struct Averager {
     name: Box<str>,
 }
 
-/// What is stored: the sum, and of how many.
+/// The stored form: the sum, and the count of numbers.
 type Stored = (f64, u64);
 
 impl Averager {
@@ -60,7 +60,7 @@ impl Averager {
         Ok(self.scope.get(&self.name)?.map(mean))
     }
 
-    /// The mean; from now on it begins anew. What others add meanwhile counts in one of the two.
+    /// The mean; from now on it begins anew. A number that is added meanwhile counts in one of the two.
     ///
     /// # Errors
     ///

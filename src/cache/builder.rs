@@ -19,15 +19,15 @@ use std::{
     time::Duration,
 };
 
-/// How much a commit survives.
+/// The crashes that a commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Every crash of a process. A crash of the machine starts with empty files.
+    /// A commit survives every crash of a process. After a crash of the machine, the cache starts with empty files.
     #[default]
     Process,
-    /// Crashes of the machine too, as long as every process that uses the directory asks for it: each commit is synced,
-    /// which costs a disk flush (0.1 to 10 ms) every time.
+    /// A commit survives crashes of the machine too, as long as every process that uses the directory asks for it: each
+    /// commit is synced, which costs a disk flush (0.1 to 10 ms) every time.
     Full,
 }
 
@@ -62,7 +62,8 @@ impl Builder {
         }
     }
 
-    /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, what ends first goes first.
+    /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, the answers that end first
+    /// are dropped first.
     ///
     /// # Panics
     ///
@@ -73,16 +74,18 @@ impl Builder {
         self
     }
 
-    /// Bytes of memory that this process may keep answers in which are read often, decoded: 32 MiB unless said otherwise, 0 for
-    /// none. It is never ahead of the files nor behind them: what another process purges is not read here any more.
+    /// Bytes of memory in which this process may keep decoded answers that are read often: 32 MiB unless said
+    /// otherwise, 0 for none. This memory is never ahead of the files nor behind them: an answer that another process
+    /// purges is not read here any more.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = bytes;
         self
     }
 
-    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of it,
-    /// at least some 170,000 and [the least missed](crate::throttle#a-flood-of-names) go first, locks up to three eighths.
-    /// The disk space is taken at once. Who makes the directory decides; later openings keep what it has.
+    /// Bytes of the fixed-size file of throttle cells and locks: 64 MiB unless said otherwise. Cells take up to half of
+    /// it, which holds at least some 170,000; beyond that, [the least missed](crate::throttle#a-flood-of-names) go
+    /// first. Locks take up to three eighths. The disk space is taken at once. The process that makes the directory
+    /// decides; later openings keep its size.
     ///
     /// # Panics
     ///
@@ -94,7 +97,7 @@ impl Builder {
     }
 
     /// Environments that stored answers are spread over: 1 unless said otherwise. More let several processes write at
-    /// once. Who makes the directory decides; later openings keep what it has.
+    /// once. The process that makes the directory decides; later openings keep its number.
     ///
     /// # Panics
     ///
@@ -105,14 +108,14 @@ impl Builder {
         self
     }
 
-    /// How much a commit survives: [`Durability::Process`] unless said otherwise.
+    /// The crashes that a commit survives: [`Durability::Process`] unless said otherwise.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// How long a write may take before it counts as failed: 250 ms of real time unless said otherwise. It does so when
-    /// another process is stopped in the middle of a write; layers then answer as if there were no cache.
+    /// How long a write may take before it counts as failed: 250 ms of real time unless said otherwise. This happens
+    /// when another process is stopped in the middle of a write; layers then answer as if there were no cache.
     ///
     /// # Panics
     ///
@@ -123,15 +126,15 @@ impl Builder {
         self
     }
 
-    /// The clock of this handle. Without one, machine time and tokio's timer; without the feature `tokio` there is no
-    /// other, and opening fails.
+    /// The clock of this handle. Without one, the handle uses machine time and tokio's timer; without the feature
+    /// `tokio` there is no default, and opening fails.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Box::new(clock));
         self
     }
 
-    /// What runs background refreshes, such as `hyper_util::rt::TokioExecutor`. Without one, the tokio runtime that the
-    /// request runs on; where there is none, the request does the work itself.
+    /// The executor that runs background refreshes, such as `hyper_util::rt::TokioExecutor`. Without one, they run on
+    /// the tokio runtime of the request; where there is none, the request does the work itself.
     pub fn executor<E>(mut self, executor: E) -> Self
     where
         E: Executor<Pin<Box<dyn Future<Output = ()> + Send>>> + Send + Sync + 'static,
@@ -141,7 +144,7 @@ impl Builder {
     }
 
     /// Opens the directory even while processes of another version, architecture or libc of this crate use it. The two
-    /// groups share nothing, no lock above all.
+    /// groups share nothing, above all no lock.
     pub fn allow_mixed_builds(mut self) -> Self {
         self.mixed = true;
         self
@@ -150,7 +153,8 @@ impl Builder {
     /// Opens the cache, making the directory if need be. Blocks for some milliseconds; for up to ten seconds behind
     /// another process that is opening or closing it.
     ///
-    /// A directory that this process has open already is shared; then only the clock and the executor are this handle's.
+    /// A directory that this process has open already is shared; then only the clock and the executor are this
+    /// handle's.
     ///
     /// # Errors
     ///
@@ -191,8 +195,8 @@ impl Cache {
         Builder::new(Some(path.as_ref().to_path_buf()))
     }
 
-    /// A cache of its own in a private directory, gone with the last handle: for tests, and where nothing is to be shared.
-    /// It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
+    /// A cache in a private directory of its own, which is removed with the last handle: for tests, and where nothing
+    /// is to be shared. It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
     ///
     /// # Errors
     ///

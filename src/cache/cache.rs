@@ -17,7 +17,7 @@ impl Cache {
         Cache { handle, root }
     }
 
-    /// A name space of the cache: equal names share everything, others nothing.
+    /// A name space of the cache: equal names share everything, different names nothing.
     pub fn scope(&self, name: &str) -> Scope {
         Scope::new(&self.handle, name)
     }

@@ -1,4 +1,4 @@
-//! What the handles of one opening share: the files, a clock, an executor.
+//! The state behind a cache's handles: the files, a clock, an executor.
 
 use crate::{
     error::Error,
@@ -17,7 +17,7 @@ use std::{
 pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) type SharedExecutor = Arc<dyn Executor<Task> + Send + Sync>;
 
-/// What the handles of one opening share: the files, and this opening's clock and executor.
+/// The state that the handles of one opening share: the files, and this opening's clock and executor.
 pub(crate) struct Handle {
     pub(crate) shared: Arc<Shared>,
     clock: Box<dyn Clock>,
@@ -61,8 +61,8 @@ impl Handle {
         self.clock.sleep(delay)
     }
 
-    /// A write as the caller is to see it: while it waits for one, the runtime of a [paused](Clock::may_be_paused) clock
-    /// must not count as idle, so the thread waits.
+    /// A write as the caller sees it. The runtime of a [paused](Clock::may_be_paused) clock must not count as idle
+    /// while the caller waits for a write, so there the thread waits.
     pub(crate) fn settled<T>(&self, write: Pending<T>) -> Pending<T> {
         if self.clock.may_be_paused() { Pending::ready(write.wait()) } else { write }
     }

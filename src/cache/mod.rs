@@ -1,7 +1,7 @@
 //! The LMDB-backed cache that the layers share, usable on its own.
 //!
-//! A [`Cache`] is a handle of a directory; every task, thread and process that opens the directory shares what is in it.
-//! A [`Scope`] is a name space within it, and what a layer is made of.
+//! A [`Cache`] is a handle of a directory; every task, thread and process that opens the directory shares its contents.
+//! A [`Scope`] is a name space within it; each layer is made from one.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_floodgate::Error> {
@@ -20,13 +20,13 @@
 //!
 //! # What it survives
 //!
-//! Whatever was committed survives `kill -9` of any process; `insert(..).await` resolves after the commit. A crash of the
-//! whole machine (another boot id, and no clean end) starts with empty files, since nothing is synced on the way, unless
-//! [`Durability::Full`] is asked for. A damaged record counts as a miss and is removed.
+//! A committed write survives `kill -9` of any process; `insert(..).await` resolves after the commit. A crash of the
+//! whole machine (another boot id, and no clean end) starts with empty files, since nothing is synced on the way,
+//! unless [`Durability::Full`] is asked for. A damaged record counts as a miss and is removed.
 //!
 //! # Platforms
 //!
-//! Linux. The directory must be on a local file system and belong to this user. Exactness means on one machine.
+//! Linux. The directory must be on a local file system and belong to this user. "Exact" means on one machine.
 
 mod averager;
 mod builder;

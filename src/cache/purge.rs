@@ -1,4 +1,4 @@
-//! Purges as people ask for them.
+//! The purges that a user may ask for.
 
 use super::cache::Cache;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     store::{Kind, PREFIX_MAX, Subject, block_on},
 };
 
-/// What is to be purged of the stored answers and values, and how: see [`Cache::purge`].
+/// A selection of stored answers and values to be purged, and how: see [`Cache::purge`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_floodgate::Error> {
@@ -37,22 +37,23 @@ impl Purge {
         Purge { what, soft: false }
     }
 
-    /// All scopes.
+    /// Everything in all scopes.
     pub fn all() -> Purge {
         Purge::new(What::All)
     }
 
-    /// What carries a tag.
+    /// Everything that carries a tag.
     pub fn tag(tag: &str) -> Purge {
         Purge::new(What::Tag(tag.into()))
     }
 
-    /// All of a scope.
+    /// Everything in a scope.
     pub fn scope(scope: &str) -> Purge {
         Purge::new(What::Scope(scope.into()))
     }
 
-    /// What in a scope has a name that begins so; for requests, that is [`name_of`](crate::StampedeCacheLayer::name_of) them.
+    /// Everything in a scope whose name begins with the prefix. The names of requests come from
+    /// [`name_of`](crate::StampedeCacheLayer::name_of).
     ///
     /// # Panics
     ///
@@ -63,14 +64,15 @@ impl Purge {
         Purge::new(What::Prefix(scope.into(), prefix.into()))
     }
 
-    /// What in a scope has this name, with all its variants; for requests, that is
-    /// [`name_of`](crate::StampedeCacheLayer::name_of) them.
+    /// Everything in a scope that has this name, with all its variants. The names of requests come from
+    /// [`name_of`](crate::StampedeCacheLayer::name_of).
     pub fn name(scope: &str, name: &str) -> Purge {
         Purge::new(What::Name(scope.into(), name.into()))
     }
 
-    /// Rather than to drop it, ends the life of what is purged: it may still be served while it is computed anew or cannot be,
-    /// for as long as its [`stale_while_revalidate`](crate::StampedeCacheLayer::stale_while_revalidate) and
+    /// Ends the life of the purged answers instead of dropping them. They may still be served while they are computed
+    /// anew or cannot be, for as long as their
+    /// [`stale_while_revalidate`](crate::StampedeCacheLayer::stale_while_revalidate) and
     /// [`stale_if_error`](crate::StampedeCacheLayer::stale_if_error) allow, which begin then.
     pub fn soft(mut self) -> Purge {
         self.soft = true;
@@ -79,9 +81,9 @@ impl Purge {
 }
 
 impl Cache {
-    /// Purges stored answers and values, in every process, from the moment this resolves; those that are being computed right
-    /// now will not be stored (softly: will have ended when they are). Throttle cells and locks stay: see
-    /// [`evict`](Cache::evict) and [`clear`](Cache::clear).
+    /// Purges stored answers and values, in every process, from the moment this resolves; those that are being computed
+    /// right now will not be stored (after a soft purge: will have ended when they are stored). Throttle cells and
+    /// locks stay: see [`evict`](Cache::evict) and [`clear`](Cache::clear).
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Name spaces of a cache, and the verbs in which everything above speaks to it.
+//! Scopes, the name spaces of a cache, and the methods by which layers use it.
 
 use super::handle::Handle;
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{fmt, future::Future, sync::Arc};
 
-/// A name space of a [`Cache`](super::Cache), and what layers are made of: a layer takes a scope, so that no two share by accident.
+/// A name space of a [`Cache`](super::Cache). A layer takes a scope, so that no two layers share by accident.
 ///
 /// Kinds never meet either: a throttle and a barrier of one scope and name are two things.
 #[derive(Clone)]
@@ -119,7 +119,7 @@ impl Scope {
         self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
     }
 
-    /// The last commit to `state/`, by any process. `None`: that was found damaged.
+    /// The last commit to `state/`, by any process. `None`: `state/` was found damaged.
     pub(crate) fn last_commit(&self) -> Option<u64> {
         let env = &self.handle().shared.state.queue.env;
         env.look_if_due();
@@ -152,7 +152,7 @@ impl Scope {
         self.handle().shared.instances.is_dead(instance)
     }
 
-    /// Those of the openings that are gone for good.
+    /// The openings among these that are gone for good.
     pub(crate) fn dead_among(&self, instances: &[u64]) -> Vec<u64> {
         instances.iter().copied().filter(|&instance| self.is_dead(instance)).collect()
     }
@@ -163,22 +163,23 @@ impl Scope {
         self.handle().shared.instances.add_dead(instance);
     }
 
-    /// The process of an instance, see [`Instances::process`](crate::store::Instances::process).
+    /// The process id of an instance, see [`Instances::process`](crate::store::Instances::process).
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         self.handle().shared.instances.process(instance)
     }
 
-    /// Whether one that should have answered is gone, see [`Instances::is_dead_now`](crate::store::Instances::is_dead_now).
+    /// Whether an instance that should have answered is gone, see
+    /// [`Instances::is_dead_now`](crate::store::Instances::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.handle().shared.instances.is_dead_now(instance)
     }
 
-    /// Who waits in this process.
+    /// The waiters of this process.
     pub(crate) fn wake_ups(&self) -> &Arc<WakeUps> {
         &self.handle().shared.wake_ups
     }
 
-    /// WakeUps who waits with a number in an instance, this one or another: see [`WakeUps::call`]. Never blocks.
+    /// Wakes the waiter with a number in an instance, this one or another: see [`WakeUps::wake`]. Never blocks.
     pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
         self.handle().shared.wake(instance, number)
     }
@@ -189,7 +190,7 @@ impl Scope {
         self.handle().shared.shard(key).get(key, name, || self.handle().now())
     }
 
-    /// As [`entry`](Scope::entry), decoded, and from memory where that is as good.
+    /// As [`entry`](Scope::entry), decoded, and from the memory tier where that is as good.
     pub(crate) fn read<T: Send + Sync + 'static>(
         &self,
         key: &Key,
@@ -230,8 +231,9 @@ impl Scope {
         handle.settled(handle.shared.shard(&key).edit(key, name, move || clock.now(), edit))
     }
 
-    /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
-    /// and what is being computed for it will not be stored; or, softly, they have ended.
+    /// From the moment this resolves, the entry of the key is gone with all entries that carry its
+    /// [`own_tag`](Key::own_tag), and answers that are being computed for it will not be stored; after a soft purge,
+    /// they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
         let name = handle.settled(handle.shared.shard(key).purge(Subject::Name(key.hash), soft, handle.now()));

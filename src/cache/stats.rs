@@ -1,10 +1,10 @@
-//! What people are told of a cache: what happened, how full it is, who holds its locks.
+//! Statistics of a cache: events, how full it is, and the holders of its locks.
 
 use super::cache::Cache;
 use crate::store::{Event, Events};
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-/// What has happened through the handles of this process since it opened the cache, and how full the cache is now.
+/// Counts of events in the handles of this process since it opened the cache, and how full the cache is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -16,8 +16,8 @@ pub struct Stats {
     pub entries_evicted: u64,
     /// Throttle cells that were dropped before they were full again, for room.
     pub cells_evicted: u64,
-    /// Waiters for whom there was no room among those whom other processes see. They wait all the same; should their
-    /// process die, what was reserved for them stays unused.
+    /// Waiters for which there was no room among the waiters that other processes see. They wait all the same; if their
+    /// process dies, their reservations stay unused.
     pub waiters_left_out: u64,
     /// Records that did not decode and were treated as absent.
     pub damaged: u64,
@@ -33,7 +33,7 @@ pub struct Stats {
     pub refreshed: u64,
     /// Of the hits, those whose answer had ended and was being refreshed, or could not be.
     pub stale: u64,
-    /// Requests that were answered by an answer that had ended, since their computation failed or took too long.
+    /// Requests that got an answer that had ended, since their computation failed or took too long.
     pub bridged: u64,
     /// Answers stored.
     pub stored: u64,
@@ -59,61 +59,63 @@ pub struct Stats {
     pub busy: u64,
     /// Times a layer could not use the cache and went by its failure rule.
     pub failures: u64,
-    /// Locks that ended their lease while they were held.
+    /// Locks whose lease ended while they were held.
     pub leases_lost: u64,
-    /// Who waits in this process now for a lock, or for what another process computes.
+    /// Waiters in this process now, for a lock or for an answer that another process computes.
     pub lock_waiters: u64,
-    /// How long the one of them has waited who has waited longest.
+    /// How long the longest of these waits has lasted.
     pub longest_wait: Duration,
-    /// The locks that are held or waited for in any process: at most 100, and none where another process is writing just
-    /// now. See [`Cache::lock_stats`](crate::Cache::lock_stats) for all.
+    /// The locks that are held or waited for in any process: at most 100, and none where another process is writing
+    /// just now. See [`Cache::lock_stats`](crate::Cache::lock_stats) for all.
     pub locks: Vec<LockStats>,
 }
 
-/// Who holds a lock since when, and who waits for it.
+/// A lock, with its holders and its waiters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LockStats {
     /// The scope of the lock, its first 64 bytes.
     pub scope: String,
-    /// The name of the lock, its first 256 bytes. What is no UTF-8 is shown with replacement characters.
+    /// The name of the lock, its first 256 bytes. Bytes that are no UTF-8 are shown as replacement characters.
     pub name: String,
-    /// Who holds it, in any order.
+    /// Its holders, in any order.
     pub holders: Vec<HolderStats>,
-    /// How many wait for it.
+    /// The number of its waiters.
     pub waiting: u64,
-    /// Those who have waited longest, in the order in which they will be served: at most 16.
+    /// The waiters that have waited longest, in the order in which they will be served: at most 16.
     pub waiters: Vec<WaiterStats>,
     /// For how long it was held on average of late; zero if that is not known.
     pub held_for: Duration,
 }
 
-/// One who holds a lock.
+/// A holder of a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HolderStats {
-    /// Its fencing token; the number of its place in the line for one that the lock is [offered](HolderStats::offered) to.
+    /// Its fencing token. For a waiter that the lock is [offered](HolderStats::offered) to, the number of its place in
+    /// the line.
     pub fence: u64,
-    /// The process that it is in, as that knows itself: in another container it may be another's number. Not known of a
-    /// process that has died, and of [`at_least`](crate::lock::Acquire::at_least) when the lock was released.
+    /// The id of its process, as that process knows it: in another container, another process may have the same id. It
+    /// is not known of a process that has died, and of a released lock that
+    /// [`at_least`](crate::lock::Acquire::at_least) keeps.
     pub process: Option<u32>,
     /// For how long it has held the lock.
     pub held: Duration,
-    /// When it loses the lock unless it renews its lease.
+    /// After how long it loses the lock, unless it renews its lease.
     pub lease_left: Duration,
     /// How often it has entered and not yet left.
     pub entered: u32,
     /// How much of the lock's capacity it takes.
     pub weight: u32,
-    /// It was called to take the lock, and has not yet.
+    /// It was woken to take the lock, and has not taken it yet.
     pub offered: bool,
 }
 
-/// One who waits for a lock.
+/// A waiter for a lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WaiterStats {
-    /// The process that it is in, see [`HolderStats::process`].
+    /// The id of its process, see [`HolderStats::process`].
     pub process: Option<u32>,
     /// For how long it has waited.
     pub waited: Duration,
@@ -151,7 +153,7 @@ impl Stats {
 }
 
 impl Cache {
-    /// What has happened in this process, and how full the cache is: all but the locks.
+    /// The statistics of this process without the locks.
     pub(crate) fn counts(&self) -> Stats {
         let shared = &self.handle().shared;
         let mut stats = Stats::of(&shared.events);

@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Helpers that unit tests share.
 
 use super::{builder::Builder, cache::Cache};
 use crate::{
@@ -56,7 +56,7 @@ impl Hand {
     }
 }
 
-/// Somebody else who holds a gate: another thread with a mapping of its own, as another process would have.
+/// A thread that holds a gate through a mapping of its own, as another process would.
 pub(crate) struct Holder {
     release: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -91,7 +91,7 @@ impl Drop for Holder {
     }
 }
 
-/// Runs `f` in a write transaction of the queue's environment, behind everybody's back.
+/// Runs `f` in a write transaction of the queue's environment, past the queue.
 pub(crate) fn tamper<T>(queue: &WriteQueue, f: impl FnOnce(&mut Txn<'_>) -> T) -> T {
     let env: &Env = &queue.env;
     let held = env.gate.lock_for(LONG).unwrap().unwrap();
@@ -100,13 +100,13 @@ pub(crate) fn tamper<T>(queue: &WriteQueue, f: impl FnOnce(&mut Txn<'_>) -> T) -
 
 static STARTING: RwLock<()> = RwLock::new(());
 
-/// To be kept while a process is started. Until it runs its own program it shares the file locks of this one, even those
-/// of a cache that is closed meanwhile.
+/// Held while a process is started. Until the new process runs its own program, it shares the file locks of this one,
+/// even those of a cache that is closed meanwhile.
 pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
     STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Kept by who relies on it that what it closes is in nobody's use.
+/// Held by a test that relies on no other process using the files that it closes.
 pub(crate) fn nobody_starts() -> RwLockWriteGuard<'static, ()> {
     STARTING.write().unwrap_or_else(PoisonError::into_inner)
 }
@@ -117,7 +117,7 @@ pub(crate) struct Child {
     lines: BufReader<ChildStderr>,
 }
 
-/// What a child is to do, and in which directory.
+/// The part that a child is to play, and its directory.
 pub(crate) fn part() -> Option<(String, PathBuf)> {
     Some((std::env::var("FLOODGATE_PART").ok()?, std::env::var_os("FLOODGATE_PATH")?.into()))
 }
@@ -150,7 +150,7 @@ impl Child {
         Child { process, lines }
     }
 
-    /// What the child says next; empty at its end.
+    /// The next line of the child; empty at its end.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();

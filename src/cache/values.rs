@@ -1,4 +1,4 @@
-//! The cache as people use it directly: serde values under names, as in diskcache.
+//! The direct use of a cache: serde values under names, as in diskcache.
 
 use super::{cache::Cache, scope::Scope};
 use crate::{
@@ -49,8 +49,8 @@ pub(super) fn replaced(old: Option<&Entry>, payload: Bytes, scope: ScopeId, mome
     }
 }
 
-/// A write to the cache: await it, or [`wait`](Write::wait) for it on a plain thread. Dropped before it resolves, it may
-/// or may not happen.
+/// A write to the cache: await it, or [`wait`](Write::wait) for it on a plain thread. Dropped before it resolves, it
+/// may or may not happen.
 #[derive(Debug)]
 #[must_use = "a write that is not awaited may not happen"]
 pub struct Write<T>(Pending<Result<T, Error>>);
@@ -158,7 +158,7 @@ impl Scope {
     ///
     /// # Errors
     ///
-    /// [`Error::Codec`] if what is stored is no `T`; others if the files cannot be read.
+    /// [`Error::Codec`] if the stored value is no `T`; others if the files cannot be read.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let name = name.as_bytes();
         match self.entry(&self.key(Kind::Value, name), name)? {
@@ -184,8 +184,8 @@ impl Scope {
         }
     }
 
-    /// As [`insert`](Scope::insert), but only where there is nothing: resolves to whether it was stored. Of any number of
-    /// callers on the machine, one gets `true`.
+    /// As [`insert`](Scope::insert), but only where there is nothing: resolves to whether it was stored. Of any number
+    /// of callers on the machine, one gets `true`.
     ///
     /// # Errors
     ///
@@ -220,11 +220,11 @@ impl Scope {
         }))
     }
 
-    /// Adds to a number, 0 where there is none, and resolves to the sum; it keeps its life and tags. Saturates.
+    /// Adds to a number, 0 where there is none, and resolves to the sum. The value keeps its life and tags. Saturates.
     ///
     /// # Errors
     ///
-    /// [`Error::Codec`] if what is stored is no integer; otherwise as [`remove`](Scope::remove).
+    /// [`Error::Codec`] if the stored value is no integer; otherwise as [`remove`](Scope::remove).
     pub fn incr(&self, name: &str, delta: i64) -> Write<i64> {
         let (name, id) = (name.as_bytes(), self.id());
         Write(self.edit(self.key(Kind::Value, name), name, move |old, moment| {

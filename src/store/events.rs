@@ -1,9 +1,9 @@
-//! What happened, counted; what went wrong, logged as well, once a second at most a kind.
+//! Counts of events. Failures are logged as well, each kind at most once a second.
 
 use crate::log_limit::LogLimit;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Something worth counting.
+/// An event that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Event {

@@ -1,4 +1,4 @@
-//! What the worker thread of an opening does: it serves the queues, renews what is held, looks after the files, tidies.
+//! The chores of an opening's worker thread: it serves the write queues, renews holdings, checks the files and tidies.
 
 use super::{
     commit::{worker::Chores, write_queue::WriteQueue},
@@ -13,14 +13,14 @@ use std::{
 const SLICE: Duration = Duration::from_millis(5);
 /// How often readers and files of dead processes are cleared away and expired entries swept.
 const TIDY: Duration = Duration::from_secs(10);
-/// How often the files are looked after.
+/// How often the files are checked.
 const LOOK: Duration = Duration::from_secs(1);
 /// Pause between the steps of the walk that follows a purge.
 const WALK: Duration = Duration::from_millis(20);
 
 impl Chores for Shared {
     fn work(&self) -> Duration {
-        // Whoever holds something new from here on rings, unless it is due later than the plan.
+        // From here on, a new holding notifies the worker, unless it is due later than planned.
         self.planned.store(u64::MAX, SeqCst);
         self.look_after();
         let next = self.holdings.renew(TIDY).min(self.tidy()).min(LOOK);

@@ -1,6 +1,7 @@
-//! The engine: what is on disk, and how processes share it. It knows LMDB; it names no HTTP, no tower and no layer.
+//! The engine: the files on disk, and how processes share them. It knows LMDB; it names no HTTP, no tower and no layer.
 //!
-//! Each folder, and each file beside them, imports only what stands above it in this list.
+//! Each folder and file imports only from those before it in this order: `os`; `record`; `directory` and `lmdb`;
+//! `commit`; `entries`, `events`, `peers` and `rows`; `singleflight`; `shared`; `housekeeping`; `open`.
 
 mod commit;
 mod directory;

@@ -1,4 +1,4 @@
-//! How a directory is opened: its layout, its environments, and what this process adds to them.
+//! The opening of a directory: its layout, its environments, and what this process adds to them.
 
 use super::{
     commit::{worker::Worker, write_queue::WriteQueue},
@@ -35,9 +35,9 @@ const ENTRIES_MAP: usize = if usize::BITS >= 64 { 64 << 30 } else { 1 << 30 };
 
 static OPEN: Registry<Shared> = Registry::new();
 
-/// What an opening asks for.
+/// The settings of an opening.
 pub(crate) struct Settings {
-    /// `None`: a private directory that goes with the last handle.
+    /// `None`: a private directory, which is removed with the last handle.
     pub(crate) path: Option<PathBuf>,
     pub(crate) size: u64,
     pub(crate) memory: usize,
@@ -54,7 +54,7 @@ impl Shared {
         };
         let fail = |error: std::io::Error| Error::Open { path: path.clone(), reason: error.to_string() };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        // What is wrong with it otherwise is said by the checks of the layout.
+        // The checks of the layout report everything else that is wrong with the path.
         let id = match made.and_then(|()| fs::metadata(&path)) {
             Ok(facts) => (facts.dev(), facts.ino()),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -132,13 +132,13 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     })
 }
 
-/// A name that nobody guesses. The crate `tempfile` would be two crates for this line, and its removal on drop is one that a
-/// forked child would make too.
+/// A name that nobody can guess. The crate `tempfile` would add two crates for this line, and its removal on drop would
+/// run in a forked child too.
 fn temporary_path() -> PathBuf {
     std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }
 
-/// The share of a shard, in whole pages of any size.
+/// A shard's part of the address space, in whole pages of any size.
 fn entries_map(shards: u32) -> usize {
     const PAGE_MAX: usize = 64 << 10;
     ENTRIES_MAP / shards as usize / PAGE_MAX * PAGE_MAX
@@ -176,7 +176,8 @@ fn open_entries(
     })
 }
 
-/// Damaged files that nobody else uses are left behind for a fresh generation.
+/// Opens an environment. Damaged files that no other process uses stay behind, and a fresh generation takes their
+/// place.
 fn open_or_begin_anew(
     directory: &Directory,
     options: &Options<'_>,

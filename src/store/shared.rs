@@ -1,4 +1,4 @@
-//! What the handles of a process share: one opening of a directory.
+//! One opening of a directory, which its handles in this process share.
 
 use super::{
     commit::{
@@ -33,7 +33,7 @@ use std::{
 pub(crate) struct Shared {
     pub(super) temporary: bool,
     pub(crate) secret: Secret,
-    /// Added to a clock's time to get the directory's.
+    /// A clock's time plus this is the directory's time.
     pub(crate) offset: u64,
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
@@ -41,9 +41,9 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) instances: Arc<Instances>,
     pub(super) sockets: Arc<Sockets>,
-    /// Who waits in this process for what may come from another.
+    /// The waiters of this process that other processes may wake.
     pub(crate) wake_ups: Arc<WakeUps>,
-    /// What is being computed in this process.
+    /// The computations under way in this process.
     pub(crate) flights: Arc<Flights>,
     pub(super) holdings: Holdings,
     pub(super) tidied: Mutex<Tidied>,
@@ -57,21 +57,21 @@ pub(crate) struct Shared {
     pub(super) closing: Closing<Shared>,
 }
 
-/// When the worker thread tidied last: everything, and where there was more to do.
+/// When the worker thread tidied last: everything, and the shards that had more to do.
 pub(super) struct Tidied {
     pub(super) all: Instant,
     pub(super) some: Instant,
 }
 
 impl Shared {
-    /// Whether this process is a forked child of the one that opened it.
+    /// Whether this process is a forked child of the one that opened the directory.
     pub(super) fn forked(&self) -> bool {
         self.state.queue.env.forked()
     }
 
-    /// Has the worker thread let go before a handle does, see [`WorkerPause`].
+    /// Keeps the worker thread from work while a handle is dropped, see [`WorkerPause`].
     pub(crate) fn pause_worker(&self, worker_pause: &mut WorkerPause) {
-        // The child of a fork has no such thread, though the worker may say that it is at work.
+        // A forked child has no worker thread, though the copied state may say that it is at work.
         if !self.forked() {
             worker_pause.begin();
         }
@@ -89,18 +89,18 @@ impl Shared {
         &self.entries[key.hash[0] as usize % self.entries.len()]
     }
 
-    /// WakeUps a waiter, in whichever process it waits. Never blocks.
+    /// Wakes a waiter in this process or another. Never blocks.
     pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
         match self.instances.is_own(instance) || instance == 0 {
             true if self.wake_ups.wake(number) => Reached::Yes,
-            // It is about to wait, and will find that it was called.
+            // The waiter is about to wait, and will find that it was woken.
             true if instance != 0 => Reached::Yes,
             true => Reached::No,
             false => self.sockets.send(instance, number),
         }
     }
 
-    /// Has the worker thread renew something until it is released.
+    /// Makes the worker thread renew a holding until it is released.
     pub(crate) fn hold(&self, key: &Key, holding: Holding) {
         let due = self.since_began(holding.due);
         self.holdings.add(key, holding);
@@ -114,7 +114,7 @@ impl Shared {
         self.holdings.remove(key, guard);
     }
 
-    /// The numbers of what this process holds under the key.
+    /// The numbers of this process's holdings under the key.
     pub(crate) fn held_here(&self, key: &Key) -> Vec<u64> {
         self.holdings.numbers(key)
     }
@@ -131,12 +131,12 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.forked() {
-            // The files, the locks on them and what is queued are the parent's.
+            // The files, the locks on them and the queued operations belong to the parent.
             return;
         }
         self.worker.close();
         self.wake_ups.close();
-        // What was queued is still wanted, but nobody waits for ever behind a stopped process.
+        // Queued operations are still wanted, but closing must not wait for ever behind a stopped process.
         for queue in self.queues() {
             queue.serve(Duration::from_millis(100));
             queue.shut();

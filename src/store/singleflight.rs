@@ -1,5 +1,5 @@
-//! Computations under way in this process, as in Go's `singleflight`: one for each key. The request that leads it computes,
-//! and the others that want the same follow it.
+//! Computations under way in this process, as in Go's `singleflight`: one for each key. The request that leads
+//! computes, and other requests for the same key follow it.
 
 use std::{
     any::Any,
@@ -20,11 +20,13 @@ pub(crate) type SharedValue = Arc<dyn Any + Send + Sync>;
 /// How a computation ended.
 #[derive(Clone)]
 pub(crate) enum Outcome {
-    /// It is being stored.
+    /// The answer is being stored.
     Kept(SharedValue),
-    /// It may not be stored. Each follower goes on alone, unless the service has `failed` and there is a stale answer.
+    /// The answer may not be stored. Each follower goes on alone, unless the service has `failed` and there is a stale
+    /// answer.
     NotKept { failed: bool },
-    /// The leader failed, panicked or was dropped. Another may lead, or share the failure, if there is a value for that.
+    /// The leader failed, panicked or was dropped. Another request may lead, or share the failure if there is a value
+    /// for it.
     Failed(Option<SharedValue>),
 }
 
@@ -38,7 +40,7 @@ impl fmt::Debug for Outcome {
     }
 }
 
-/// What a follower waits for.
+/// The progress of a computation, as a follower sees it.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// The answer is being recorded, and can be read meanwhile.
@@ -68,12 +70,12 @@ enum State {
     Ended(Outcome),
 }
 
-/// What a request is to the computation of its key.
+/// The role of a request in the computation of its key.
 #[derive(Debug)]
 pub(crate) enum Role {
     Lead(Lead),
     Follow(Arc<Flight>),
-    /// It has ended, and its answer is not on disk yet.
+    /// The computation has ended, and its answer is not on disk yet.
     Ended(Outcome),
 }
 
@@ -82,8 +84,8 @@ impl Flights {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows the flight of a key, or leads a new one. A flight that began before the purge `sequence` is not followed, nor
-    /// one that began `follow_for` ns ago: a flight that never ends must not block its key for ever.
+    /// Follows the flight of a key, or leads a new one. A flight that began before the purge `sequence` is not
+    /// followed, nor one that began `follow_for` ns ago: a flight that never ends must not block its key for ever.
     pub(crate) fn join(self: &Arc<Self>, key: [u8; 16], sequence: u64, now: u64, follow_for: u64) -> Role {
         let mut flights = self.lock();
         let follows = |flight: &&Arc<Flight>| {
@@ -106,7 +108,8 @@ impl Flights {
     }
 }
 
-/// The right to compute. Where it is dropped before [`finish`](Lead::finish), the flight has failed and another may lead.
+/// The right to compute. If it is dropped before [`finish`](Lead::finish), the flight has failed and another request
+/// may lead.
 #[derive(Debug)]
 pub(crate) struct Lead {
     flights: Arc<Flights>,
@@ -141,7 +144,8 @@ impl Lead {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes the followers with the outcome. The flight stays visible until the lead is dropped, when the answer is on disk.
+    /// Wakes the followers with the outcome. The flight stays visible until the lead is dropped, when the answer is on
+    /// disk.
     pub(crate) fn finish(&self, outcome: Outcome) {
         let before = std::mem::replace(&mut *self.flight.lock(), State::Ended(outcome));
         if let State::Running { wakers, .. } = before {

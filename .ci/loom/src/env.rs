@@ -13,7 +13,7 @@ impl Gate {
         Ok(self.0.try_lock().ok().map(Held))
     }
 
-    /// The patience is as long as it takes: what comes of none is not a matter of interleavings.
+    /// The patience is as long as it takes: an end of patience is not a matter of interleavings.
     pub fn lock_for(&self, _: Duration) -> Result<Option<Held<'_>>, Error> {
         Ok(self.0.lock().ok().map(Held))
     }

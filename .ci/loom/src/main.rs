@@ -1,6 +1,6 @@
-//! Tries the interleavings of threads where a lost wake-up would leave somebody waiting for ever: the queue before the
-//! gate, the slot of a queued result, and the wake-ups of those who wait. The files are the crate's own, built with loom's
-//! locks and atomics; around them, what they speak to is as simple as it can be.
+//! Tries the interleavings of threads where a lost wake-up would leave a caller waiting for ever: the write queue
+//! before the gate, the slot of a queued result, and the wake-ups of waiters. The files are the crate's own, built with
+//! loom's locks and atomics. The modules around them, which they call, are as simple as can be.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -22,7 +22,7 @@ mod worker {
     pub use crate::env::Worker;
 }
 
-/// The rooms of the engine by the paths that these files know them by.
+/// The modules of the engine, under the paths by which these files import them.
 mod store {
     pub mod lmdb {
         pub mod env {

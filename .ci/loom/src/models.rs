@@ -1,4 +1,4 @@
-//! What is tried.
+//! The models whose interleavings are tried.
 
 use crate::{
     env::{Env, Txn, Worker},
@@ -80,14 +80,14 @@ impl House {
         self.queue.submit(Add(self.sum.clone()), |_, result| result.unwrap())
     }
 
-    /// Another process is at the gate, if nobody else is.
+    /// Another process is at the gate, if no thread is.
     fn another_writes(&self) {
         let held = self.queue.env.gate.try_lock();
         self.sum.load(SeqCst);
         drop(held);
     }
 
-    /// What the worker thread does when it is woken: it does not rest while something is queued.
+    /// The work of the worker thread when it is woken: it does not rest while something is queued.
     fn work(&self) {
         self.queue.serve(LONG);
         while self.queue.has_queued() {
@@ -95,7 +95,7 @@ impl House {
         }
     }
 
-    /// All that was asked for is done, or else the worker was notified.
+    /// Checks that all requested writes are done, or that the worker was notified.
     fn check(&self, pending: Vec<Pending<()>>) {
         if self.worker.was_notified() {
             self.work();
@@ -139,7 +139,7 @@ fn with_the_worker() {
     let house = House::new();
     let worker = {
         let house = house.clone();
-        // Rung by somebody before.
+        // Another thread notified it before.
         thread::spawn(move || house.work())
     };
     let second = {
@@ -231,7 +231,7 @@ fn wake_ups() -> (Arc<WakeUps>, Arc<Notify>) {
     (WakeUps::new(Box::new(Bed(bed.clone()))), bed)
 }
 
-/// Wakes whoever waits for a look.
+/// Wakes the task that waits for a look.
 struct Seen(Mutex<(bool, Option<Waker>)>);
 
 impl Seen {
@@ -289,7 +289,7 @@ fn gone() {
     drop(registration);
     let found = callers.into_iter().map(|caller| caller.join().unwrap()).filter(|found| *found).count();
     assert_eq!((wake_ups.waiting_counts().waiting, wake_ups.waiting_counts().keys), (0, 0));
-    // Who came too late to be noticed is known to the next with the number.
+    // A wake-up that came too late to be noticed goes to the next waiter with the number.
     let again = wake_ups.register(key(1), 7, Seen::new());
     if found == 0 && !before {
         assert!(again.was_woken(Waker::noop()));

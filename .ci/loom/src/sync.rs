@@ -1,4 +1,4 @@
-//! In the place of `src/store/os/sync.rs`.
+//! Loom's locks and atomics, in the place of `src/store/os/sync.rs`.
 
 use loom::sync::atomic::{self, Ordering};
 pub use loom::{
@@ -10,8 +10,9 @@ pub use loom::{
 pub const LINGER: u32 = 0;
 pub const SPIN: usize = 1;
 
-// Loom takes sequentially consistent loads and stores for weaker ones, and finds faults that are none. Only changes in one
-// step always see what was last: where all accesses are sequentially consistent, that is what they do.
+// Loom takes sequentially consistent loads and stores for weaker ones, and finds faults that are none. In loom, only
+// read-modify-write operations always see the last value. Where all accesses are sequentially consistent, loads and
+// stores do so too.
 
 #[derive(Debug)]
 pub struct AtomicBool(atomic::AtomicBool);

@@ -1,4 +1,4 @@
-//! A lock that nobody else wants, taken and given back.
+//! A lock that no other process wants, taken and given back.
 
 use super::{Aim, redis, runtime, statistics::median};
 use rustix::fs::{FlockOperation, flock};
@@ -13,7 +13,7 @@ const AIM: f64 = 2_000.0;
 const OURS: &str = "floodgate, one name";
 const RULER: &str = "flock(2), the file stays open";
 
-/// What others were measured to cost, on another day and another machine, in nanoseconds.
+/// The measured cost of other locks, on another day and another machine, in nanoseconds.
 const ELSEWHERE: [(&str, f64); 4] = [
     ("a row in LMDB and nothing else, tmpfs", 659.0),
     ("the same on disk, not through the map", 6_480.0),
@@ -23,14 +23,14 @@ const ELSEWHERE: [(&str, f64); 4] = [
 
 struct Contestant<'a> {
     what: &'static str,
-    /// How often a round takes it and gives it back.
+    /// How often a round takes the lock and gives it back.
     times: usize,
     run: Box<dyn FnMut(usize) + 'a>,
     /// Nanoseconds a time, one for each round.
     rounds: Vec<f64>,
 }
 
-/// All of them in turn, round by round, so that what disturbs one disturbs the others too.
+/// Measures all of them in turn, round by round, so that a disturbance of one disturbs the others too.
 pub(super) fn measure(redis: Option<&redis::Server>) -> Vec<Aim> {
     let directory = tempdir().expect("a temporary directory");
     let runtime = runtime(1);
@@ -122,7 +122,7 @@ fn open_each_time(path: &Path) -> impl FnMut(usize) + 'static {
     }
 }
 
-/// As the redis manual has it: with a token, so that nobody frees what another holds.
+/// The lock of the redis manual: it has a token, so that no process frees a lock that another holds.
 fn set_nx(socket: &Path) -> impl FnMut(usize) + 'static {
     const RELEASE: &str =
         "if redis.call('get',KEYS[1]) == ARGV[1] then return redis.call('del',KEYS[1]) else return 0 end";

@@ -1,4 +1,4 @@
-//! A lock that several processes want all the time: how soon the next one has it, and who that is.
+//! A lock that several processes want all the time: how soon the next process has it, and how fairly they take turns.
 
 use super::{Aim, processes::Child, redis, runtime, statistics::quantile};
 use rustix::{
@@ -28,8 +28,8 @@ const CURRENT: &str = "floodgate, tokio current_thread";
 const FLOCK: &str = "flock(2)";
 const BLPOP: &str = "redis BLPOP of a token";
 
-/// What others were measured at, on another day and another machine: processes, total time to ideal, microseconds p50 and
-/// p99, longest wait in milliseconds.
+/// The measured figures of other locks, on another day and another machine: processes, total time to ideal,
+/// microseconds p50 and p99, longest wait in milliseconds.
 const ELSEWHERE: [(&str, usize, f64, f64, f64, f64); 4] = [
     ("a ticket in LMDB and a futex each", 2, 1.041, 39.6, 95.0, 4.1),
     ("a ticket in LMDB and a futex each", 8, 1.040, 28.2, 192.2, 9.1),
@@ -37,7 +37,7 @@ const ELSEWHERE: [(&str, usize, f64, f64, f64, f64); 4] = [
     ("python-diskcache Lock, tmpfs", 8, 1.322, 870.2, 3557.1, 390.1),
 ];
 
-/// Once held by a process, in nanoseconds of the machine's clock.
+/// One hold of the lock by a process, in nanoseconds of the machine's clock.
 #[derive(Clone, Copy)]
 struct Turn {
     process: usize,
@@ -47,7 +47,7 @@ struct Turn {
     released: u64,
 }
 
-/// All rounds of one lock and so many processes.
+/// All rounds of one lock with one number of processes.
 #[derive(Default)]
 struct Tally {
     turns: usize,
@@ -57,15 +57,15 @@ struct Tally {
     longest_wait: u64,
     /// Releases while another process waited.
     wanted: usize,
-    /// Nanoseconds, of those that handed the lock to another process that waited.
+    /// Nanoseconds of the releases that handed the lock to another process that waited.
     gaps: Vec<f64>,
-    /// Nanoseconds, of all turns: what is more than [`HOLD`] was taken by others on this processor.
+    /// Nanoseconds of all turns: time beyond [`HOLD`] was taken by others on this processor.
     holds: Vec<f64>,
     shares: Vec<usize>,
 }
 
 impl Tally {
-    /// A round. Whoever began before its end may have waited until after it.
+    /// Adds a round. A process that began to wait before its end may have waited until after it.
     fn add(&mut self, mut turns: Vec<Turn>, processes: usize, end: u64) {
         self.shares.resize(processes, 0);
         let waits = turns.iter().map(|turn| turn.acquired - turn.wanted).max();
@@ -91,7 +91,8 @@ impl Tally {
         }
     }
 
-    /// How often one who waited got it, of all times that one did. Otherwise who had it took it again.
+    /// How often a waiting process got the lock, of all times that one waited. Otherwise the process that had the lock
+    /// took it again.
     fn handed_over(&self) -> f64 {
         self.gaps.len() as f64 / self.wanted as f64
     }
@@ -100,7 +101,7 @@ impl Tally {
         quantile(self.gaps.clone(), part) / 1e3
     }
 
-    /// The least and the most that a process had, in parts of what would be fair.
+    /// The smallest and the largest share of a process, as parts of a fair share.
     fn fairness(&self) -> (f64, f64) {
         let fair = self.turns as f64 / self.shares.len() as f64;
         let part = |share: Option<&usize>| share.map_or(0.0, |&share| share as f64 / fair);
@@ -108,7 +109,7 @@ impl Tally {
     }
 }
 
-/// All of them in turn, round by round, with processes of their own each time.
+/// Measures all of them in turn, round by round, with processes of their own each time.
 pub(super) fn measure(redis: Option<&redis::Server>) -> Vec<Aim> {
     let locks: Vec<&str> = [MULTI, CURRENT, FLOCK].into_iter().chain(redis.map(|_| BLPOP)).collect();
     let mut tallies: Vec<(&str, usize, Tally)> = PROCESSES
@@ -174,7 +175,7 @@ fn ideals(wait: f64, processes: usize) -> f64 {
     wait / (processes as f64 * HOLD.as_secs_f64() * 1e3)
 }
 
-/// Where the processes meet: a directory of their own, or the server's socket.
+/// The place where the processes meet: a directory of their own, or the server's socket.
 fn place(lock: &str, redis: Option<&redis::Server>) -> (PathBuf, TempDir) {
     let directory = tempdir().expect("a temporary directory");
     match redis {
@@ -188,7 +189,7 @@ fn place(lock: &str, redis: Option<&redis::Server>) -> (PathBuf, TempDir) {
     }
 }
 
-/// What all processes did, and when they were to end.
+/// Runs a race; returns the turns of all processes, and the time at which they were to end.
 fn race(lock: &str, processes: usize, place: &Path) -> (Vec<Turn>, u64) {
     let mut children: Vec<Child> = (0..processes).map(|_| Child::start(&["handover", lock], place)).collect();
     for child in &mut children {
@@ -230,7 +231,7 @@ pub(super) fn play(lock: &str, place: &Path) {
                 let acquiring = cache.lock("l").acquire();
                 async { acquiring.await.expect("the cache works") }
             });
-            // On a worker, as the tasks of a server are.
+            // The task runs on a worker thread, as the tasks of a server do.
             runtime.block_on(runtime.spawn(turns)).expect("the race");
         }
         FLOCK => {
@@ -244,7 +245,7 @@ pub(super) fn play(lock: &str, place: &Path) {
     }
 }
 
-/// Takes and holds and gives back until it is over, and tells its turns at the end.
+/// Takes, holds and gives back the lock until the race is over, and prints its turns at the end.
 async fn run<F: Future>(acquire: impl Fn() -> F) {
     println!("ready");
     let mut line = String::new();
@@ -259,7 +260,8 @@ async fn run<F: Future>(acquire: impl Fn() -> F) {
         }
         let guard = acquire().await;
         let acquired = now();
-        // Busy, as whoever holds a lock is: it takes no longer than it says, and the processor does not fall asleep.
+        // The process is busy, as the holder of a lock is. So a hold takes no longer than it says, and the processor
+        // does not fall asleep.
         while acquired < end && now() < acquired + HOLD.as_nanos() as u64 {
             spin_loop();
         }
@@ -287,7 +289,7 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The only element of a list: whoever has popped it holds the lock. A crash loses it.
+/// The only element of a list: the process that has popped it holds the lock. A crash loses it.
 struct Token<'a>(&'a RefCell<redis::Client>);
 
 impl<'a> Token<'a> {

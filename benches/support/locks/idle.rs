@@ -1,4 +1,4 @@
-//! What it costs a process to wait for locks that another one holds.
+//! The cost to a process of waiting for locks that another process holds.
 
 use super::{Aim, processes::Child, runtime};
 use nix::sys::{
@@ -18,7 +18,7 @@ const NOBODY: &str = "nobody: the cache is open";
 const ONE_NAME: &str = "32 waiters of one name";
 const MANY_NAMES: &str = "32 waiters of a name each";
 
-/// A process each for those who wait, at the same time.
+/// Runs one process for each kind of waiting, at the same time.
 pub(super) fn measure() -> Vec<Aim> {
     let directory = tempdir().expect("a temporary directory");
     let cache = Cache::open(directory.path()).expect("a cache");
@@ -36,12 +36,13 @@ pub(super) fn measure() -> Vec<Aim> {
     aims
 }
 
-/// Blocking: the benchmark has no runtime. It is held for as long as the process lives and wants to.
+/// Blocks the thread, since the benchmark has no runtime. The lock is held for as long as the process lives and keeps
+/// the guard.
 fn hold(cache: &Cache, name: &str) -> Guard {
     cache.lock(name).acquire_blocking().expect("nobody else wants it")
 }
 
-/// What they wait for, one each.
+/// The names of the locks that the waiters wait for.
 fn names(who: &str) -> Box<dyn Iterator<Item = String>> {
     match who {
         ONE_NAME => Box::new(std::iter::once("all".to_owned())),
@@ -50,7 +51,7 @@ fn names(who: &str) -> Box<dyn Iterator<Item = String>> {
     }
 }
 
-/// A process that waits, and tells the milliseconds of processor that it took.
+/// A process that waits, and prints the milliseconds of processor that it took.
 pub(super) fn play(who: &str, place: &Path) {
     let cache = Cache::open(place).expect("a cache");
     let names: Vec<String> = names(who).collect();
@@ -59,7 +60,7 @@ pub(super) fn play(who: &str, place: &Path) {
         for name in names.iter().cycle().take(if names.is_empty() { 0 } else { WAITERS }) {
             waiters.spawn(cache.lock(name).acquire());
         }
-        // They have joined the line long before.
+        // The waiters have joined the line long before this ends.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = used();
         tokio::time::sleep(Duration::from_secs(SECONDS)).await;
@@ -69,7 +70,7 @@ pub(super) fn play(who: &str, place: &Path) {
     });
 }
 
-/// Milliseconds.
+/// Milliseconds of processor that this process has used.
 fn used() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("known");
     (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e3

@@ -10,7 +10,7 @@ use std::{
 /// The first argument of a child.
 const PART: &str = "part";
 
-/// What this process is to play, and where; `None`: it is no child.
+/// The part that this process is to play, and its place; `None`: it is no child.
 pub(super) fn part() -> Option<(Vec<String>, PathBuf)> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next()? != OsStr::new(PART) {
@@ -49,7 +49,7 @@ impl Child {
         writeln!(self.process.stdin.as_mut().expect("a pipe"), "{line}").expect("it listens");
     }
 
-    /// All that it still says; it has ended well by then.
+    /// All lines that the child still prints; it has ended well by then.
     pub(super) fn rest(mut self) -> String {
         let mut text = String::new();
         self.lines.read_to_string(&mut text).expect("text");

@@ -61,7 +61,7 @@ impl Client {
         Client(BufReader::new(UnixStream::connect(socket).expect("redis listens")))
     }
 
-    /// What it answers, in text: the last element of a list, and nothing for nil.
+    /// The server's answer, in text: the last element of a list, and nothing for nil.
     pub(super) fn ask(&mut self, command: &[&str]) -> String {
         let mut text = format!("*{}\r\n", command.len());
         for part in command {

@@ -1,4 +1,4 @@
-//! Group commit: the queue of writes before an environment's gate, the thread that serves it, and results that may be
+//! Group commit: the write queue before an environment's gate, the worker that serves it, and results that can be
 //! awaited.
 
 pub(crate) mod operation;

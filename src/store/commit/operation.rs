@@ -1,4 +1,4 @@
-//! What runs in a write transaction, as it stands in the queue.
+//! Operations that run in a write transaction, as they stand in the write queue.
 
 use super::pending::Slot;
 use crate::{error::Error, store::lmdb::transaction::Txn};
@@ -8,12 +8,13 @@ use std::{
     time::Instant,
 };
 
-/// An operation that runs in a write transaction, perhaps more than once: an aborted batch is run again one by one.
+/// An operation that runs in a write transaction, perhaps more than once: the operations of an aborted batch run again
+/// one by one.
 pub(crate) trait Operation {
-    /// Called before the transaction: the place for the user's code, such as the clock.
+    /// Called before the transaction. The user's code, such as the clock, runs here.
     fn prepare(&mut self) {}
 
-    /// Answers whether anything was changed.
+    /// Returns whether anything was changed.
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error>;
 }
 
@@ -22,7 +23,7 @@ pub(super) trait Job: Operation + Send {
     /// Called once, after the commit or the failure.
     fn finish(self: Box<Self>, result: Result<(), Error>);
 
-    /// Nobody waits for it any more and it need not run.
+    /// Whether no caller waits for it any more, so that it need not run.
     fn abandoned(&self) -> bool;
 }
 
@@ -92,8 +93,8 @@ impl Operation for Nothing {
     }
 }
 
-// What an operation calls is partly the user's: a panic is that operation's failure and nobody else's. It must not leave
-// by a drop that posts an undo, end the worker thread, or keep the neighbours of a batch waiting.
+// An operation may call the user's code. A panic there is a failure of that operation and of no other. It must not
+// leave by a drop that posts an undo, end the worker thread, or keep the neighbours of a batch waiting.
 
 pub(super) fn prepare(operation: &mut (impl Operation + ?Sized)) -> Result<(), Error> {
     catch_unwind(AssertUnwindSafe(|| operation.prepare())).map_err(|_| Error::Panicked)

@@ -1,7 +1,7 @@
-//! The result of an operation that may have been queued: a future that can also be waited for on a plain thread.
+//! The result of an operation that may have been queued: a future on which a plain thread can also wait.
 //!
-//! Not the crate oneshot: in 0.2.1, a receiver that is dropped while its sender sends frees what the sender still uses
-//! (faern/oneshot#87), and dropping the future of a queued operation is everyday here.
+//! It does not use the crate oneshot: in 0.2.1, a receiver that is dropped while its sender sends frees memory that the
+//! sender still uses (faern/oneshot#87), and futures of queued operations are often dropped here.
 
 use crate::store::os::sync::{Mutex, MutexGuard};
 use std::{
@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the result of a queued operation is left for its future.
+/// The place where the result of a queued operation is left for its future.
 #[derive(Debug)]
 pub(crate) struct Slot<T>(Mutex<State<T>>);
 
@@ -21,7 +21,7 @@ pub(crate) struct Slot<T>(Mutex<State<T>>);
 enum State<T> {
     Waiting(Option<Waker>),
     Done(T),
-    /// Taken by the future, or the future is gone.
+    /// The future has taken the result, or is gone.
     Over,
 }
 
@@ -34,7 +34,7 @@ impl<T> Slot<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves the result. If nobody waits for it any more it is dropped, which undoes what has an undo.
+    /// Leaves the result. If the future is gone, the result is dropped, which undoes the operation if it has an undo.
     pub(crate) fn fill(&self, value: T) {
         let mut state = self.lock();
         let before = match &*state {
@@ -55,8 +55,8 @@ impl<T> Slot<T> {
     }
 }
 
-/// The result of an operation: there at once, or once the queue has been served. Dropped early, a queued operation is
-/// removed and a done one undone by the drop of its result.
+/// The result of an operation, ready at once or when the queue has been served. If this is dropped early, a queued
+/// operation is removed, and the drop of its result undoes a done one.
 #[derive(Debug)]
 pub(crate) enum Pending<T> {
     Ready(Option<T>),
@@ -91,7 +91,7 @@ impl<T> Future for Pending<T> {
         match &mut *self {
             Pending::Ready(value) => Poll::Ready(value.take().expect("polled after completion")),
             Pending::Queued(slot) => {
-                // Wakers are the user's: they are cloned and dropped outside the lock.
+                // Wakers are the user's code: they are cloned and dropped outside the lock.
                 let waker = cx.waker().clone();
                 let mut state = slot.lock();
                 let next = if let State::Waiting(_) = *state { State::Waiting(Some(waker)) } else { State::Over };
@@ -156,7 +156,7 @@ thread_local! {
     static ALARM: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// A sleep in real time for who is polled by `block_on`, and so needs no timer.
+/// A sleep in real time for a future that `block_on` polls. It needs no timer.
 pub(crate) async fn sleep_on_thread(span: Duration) {
     let Some(end) = Instant::now().checked_add(span) else { return std::future::pending().await };
     std::future::poll_fn(|_| {
@@ -174,7 +174,8 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-    /// A waker that is the last to hold a task, whose drop may come to the queue and ask there who still waits.
+    /// A waker that holds the last reference to a task. The task's drop may come to the queue and ask whether the
+    /// result is still awaited.
     struct Asking(Arc<Slot<()>>, Arc<AtomicUsize>);
 
     impl Wake for Asking {

@@ -1,5 +1,5 @@
-//! The worker thread: serves the queues that nobody else can, renews leases, sweeps. Started when first needed,
-//! tied to no runtime, gone with the last handle of its cache.
+//! The worker thread. It serves the queues that no other thread can, renews leases and sweeps. It is started when first
+//! needed, is tied to no runtime, and ends with the last handle of its cache.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,12 +10,12 @@ use std::{
 
 const AFTER_A_PANIC: Duration = Duration::from_millis(20);
 
-/// What the thread does each time it is woken; the answer is when it wants to be woken next.
+/// The work that the thread does each time it is woken. The result says after how long it wants to be woken next.
 pub(crate) trait Chores: Send + Sync + 'static {
     fn work(&self) -> Duration;
 }
 
-/// Wakes the worker thread, which it starts when it rings for the first time.
+/// Wakes the worker thread, and starts it at the first notify.
 #[derive(Default)]
 pub(crate) struct Worker {
     state: Mutex<State>,
@@ -36,8 +36,8 @@ struct State {
 /// How long the drop of a handle waits for the thread.
 const PAUSED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Keeps the worker thread from work while a handle is dropped. Otherwise the thread may be the last to hold what
-/// the handles share, and the process ends before it has closed the files.
+/// Keeps the worker thread from work while a handle is dropped. Otherwise the thread may hold the last reference to the
+/// shared state, and the process may end before the thread has closed the files.
 #[derive(Debug)]
 pub(crate) struct WorkerPause {
     worker: Arc<Worker>,
@@ -49,7 +49,8 @@ impl WorkerPause {
         WorkerPause { worker: worker.clone(), taken: false }
     }
 
-    /// From now until this is dropped. Not for ever, and not on the thread itself.
+    /// Pauses the worker thread until this is dropped. It does not wait for ever, and does nothing on the worker thread
+    /// itself.
     pub(crate) fn begin(&mut self) {
         let mut state = self.worker.lock();
         if state.thread == Some(std::thread::current().id()) {
@@ -121,7 +122,7 @@ impl Worker {
         }
     }
 
-    /// When to work next; `None` when there is nothing to work for any more.
+    /// Works, and returns after how long to work next; `None` when there is nothing to work for any more.
     fn work(&self) -> Option<Duration> {
         let mut state = self.lock();
         while state.busy && !state.closed {
@@ -133,7 +134,7 @@ impl Worker {
         state.busy = true;
         drop(state);
         let pause = self.chores.get().and_then(Weak::upgrade).map(|chores| {
-            // A chore that panics, by a user's clock perhaps, must not end the others for ever.
+            // A chore that panics, perhaps in a user's clock, must not end the others for ever.
             catch_unwind(AssertUnwindSafe(|| chores.work())).unwrap_or(AFTER_A_PANIC)
         });
         self.lock().busy = false;

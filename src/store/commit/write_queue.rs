@@ -1,7 +1,8 @@
-//! How writes share a transaction.
+//! The write queue, by which writes share a transaction.
 //!
-//! Who gets the gate applies its own operation and what others have queued, in one transaction, then looks at the queue
-//! once more. Who does not get it leaves the operation queued and awaits; the worker thread alone may block.
+//! A thread that takes the gate applies its own write and those queued behind it in one transaction, then looks at the
+//! queue once more. A thread that does not get the gate leaves its write in the queue and awaits the result. Only the
+//! worker thread may block.
 
 use super::{
     operation::{Awaited, Done, Job, Nothing, Operation, Posted, Queued, finish, finish_all, prepare, run},
@@ -25,21 +26,21 @@ use std::{
 /// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
 const BATCH: usize = 256;
 
-/// The way into one environment.
+/// The write queue of one environment.
 pub(crate) struct WriteQueue {
     pub(crate) env: Env,
     /// A thread of this process is at the gate; it looks at the queue after it has left.
     busy: AtomicBool,
     queue: Mutex<VecDeque<Queued>>,
     queued: AtomicUsize,
-    /// The gate could not be had for a whole `patience`: fail at once until it can.
+    /// The gate could not be taken for a whole `patience`: writes fail at once until it can.
     stuck: AtomicBool,
     patience: Duration,
     worker: Arc<Worker>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
 }
 
-/// A turn at the gate. Its end gives the gate back, also by a panic: the queue would be shut for ever.
+/// A turn at the gate. Its end gives the gate back, also after a panic, which would otherwise shut the queue for ever.
 struct Turn<'a> {
     queue: &'a WriteQueue,
     held: Option<Held<'a>>,
@@ -54,9 +55,9 @@ impl Drop for Turn<'_> {
 
 enum Attempt<'a> {
     In(Turn<'a>),
-    /// Another thread of this process is in; it will see to the queue.
+    /// Another thread of this process is at the gate, and will look at the queue.
     Behind,
-    /// Another process is in.
+    /// Another process is at the gate.
     Shut,
 }
 
@@ -107,7 +108,7 @@ impl WriteQueue {
 
     /// Applies the operation here and now, or queues it. `settle` makes the result out of it, after the commit.
     ///
-    /// If nobody waits for the result any more it is dropped: what has to be undone is undone by its drop.
+    /// If no caller waits for the result any more, it is dropped; the drop undoes what has to be undone.
     #[inline]
     pub(crate) fn submit<R, G>(
         &self,
@@ -126,8 +127,8 @@ impl WriteQueue {
         Pending::Queued(slot)
     }
 
-    /// As `submit`, for what must happen however late and whose result nobody awaits: `settle` is told of it. Never
-    /// blocks.
+    /// As `submit`, for an operation that must happen however late, and whose result no caller awaits: `settle` gets
+    /// it. Never blocks.
     pub(crate) fn post<R: Operation + Send + 'static>(
         &self,
         mut run: R,
@@ -137,12 +138,12 @@ impl WriteQueue {
             Some(result @ (Ok(()) | Err(Error::Forked | Error::Panicked))) => {
                 let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
             }
-            // A full disk may be a moment's: one more time, by the worker thread.
+            // A disk may be full only for a moment, so the worker thread tries once more.
             None | Some(Err(_)) => self.push(Box::new(Posted { run, settle }), false),
         }
     }
 
-    /// As `submit`, but always left to the worker thread, which puts many into one transaction.
+    /// As `submit`, but always left to the worker thread, which puts many operations into one transaction.
     pub(crate) fn delegate<R, G>(
         &self,
         run: R,
@@ -162,14 +163,14 @@ impl WriteQueue {
                 return Pending::Queued(slot);
             }
         };
-        // Who queued something while we tried the gate has left it to us.
+        // A thread that queued a write while this one tried the gate has left it to this one.
         if self.has_queued() {
             self.worker.notify();
         }
         Pending::ready(settle(run, Err(error)))
     }
 
-    /// Leaves an operation that nobody awaits to the next turn of the worker thread.
+    /// Leaves an operation that no caller awaits to the next turn of the worker thread.
     pub(crate) fn leave_to_worker<R: Operation + Send + 'static>(
         &self,
         run: R,
@@ -178,22 +179,22 @@ impl WriteQueue {
         self.enqueue(Box::new(Posted { run, settle }), false);
     }
 
-    /// Whether the gate could not be had for a whole `patience`, and cannot now: with nothing in the queue, nobody else
-    /// would find out that it can.
+    /// Whether the gate could not be taken for a whole `patience`, and still cannot. The gate is tried here because,
+    /// with an empty queue, no other thread would find out that it is free.
     fn is_stuck(&self) -> bool {
         self.stuck.load(SeqCst) && !matches!(self.attempt(), Ok(Attempt::In(_)))
     }
 
     fn push(&self, job: Box<dyn Job>, bounded: bool) {
         if bounded && self.stuck.load(SeqCst) {
-            // Who queued meanwhile may have taken our try for a turn.
+            // A thread that queued a write meanwhile may have taken this try for a turn.
             if self.has_queued() {
                 self.worker.notify();
             }
             return finish(job, Err(Error::Busy));
         }
         self.enqueue(job, bounded);
-        // Who was in the way may have looked at the queue just before.
+        // The thread that was in the way may have looked at the queue just before.
         match self.attempt() {
             Ok(Attempt::In(turn)) => self.leave(turn),
             Ok(Attempt::Behind) => {}
@@ -212,13 +213,14 @@ impl WriteQueue {
         self.queued.load(SeqCst) > 0
     }
 
-    /// The worker thread's turn: waits for the gate at most for `slice`, applies a batch.
+    /// The worker thread's turn: it waits for the gate at most for `slice` and applies a batch.
     pub(crate) fn serve(&self, slice: Duration) {
         if !self.has_queued() {
             return;
         }
         self.env.look_if_due();
-        // Another thread of this process leaves within microseconds, unless a callback of the user's hangs in it.
+        // Another thread of this process leaves the gate within microseconds, unless a callback of the user's hangs
+        // there.
         let began = Instant::now();
         while self.busy.swap(true, SeqCst) {
             if began.elapsed() >= slice {
@@ -264,7 +266,7 @@ impl WriteQueue {
         Ok(Attempt::In(turn))
     }
 
-    /// Gives the gate back and looks at the queue once more: others may have queued behind us.
+    /// Gives the gate back and looks at the queue once more: other threads may have queued writes behind this one.
     fn leave(&self, turn: Turn<'_>) {
         drop(turn);
         if !self.has_queued() {
@@ -273,13 +275,13 @@ impl WriteQueue {
         if let Ok(Attempt::In(turn)) = self.attempt() {
             self.drain(turn);
         }
-        // Enough of this thread's time; or another process is in.
+        // This thread has spent enough time, or another process is at the gate.
         if self.has_queued() {
             self.worker.notify();
         }
     }
 
-    /// Applies a batch of what is queued and gives the gate back.
+    /// Applies a batch of queued operations and gives the gate back.
     fn drain(&self, turn: Turn<'_>) {
         let jobs = self.take_queued();
         let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
@@ -322,8 +324,8 @@ impl WriteQueue {
         overdue.into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
     }
 
-    /// Runs what was queued and then `own` in one transaction; if that fails, each alone, so that a bad neighbour harms
-    /// only itself. The jobs are to be finished once the gate has been left.
+    /// Runs the queued jobs and then `own` in one transaction. If that fails, each runs alone, so that a bad neighbour
+    /// harms only itself. The caller finishes the jobs once the gate has been left.
     fn apply(
         &self,
         turn: &Turn<'_>,
@@ -371,7 +373,7 @@ impl WriteQueue {
         match first {
             Err(Error::Full) => {
                 match self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed))) {
-                    // Without room, it may still do with less.
+                    // Even without more room, the operation may get by with less.
                     Ok(()) | Err(Error::Full) => {}
                     failed => return failed,
                 }

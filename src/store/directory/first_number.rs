@@ -1,16 +1,16 @@
 //! The first sequence number of each generation of `state/`.
 //!
-//! First numbers follow the calendar in microseconds. Nobody draws a million a second for long, so what a generation has
-//! drawn is behind the calendar soon, and each generation begins so far above the last that a calendar that goes back, or
-//! a damaged row, takes no number with it. They stay below 2^53, so that they survive in JSON and in a double, until the
-//! year 2255, or for some 3,000 generations.
+//! First numbers follow the calendar in microseconds. No directory draws a million numbers a second for long, so the
+//! numbers of a generation are soon behind the calendar. Each generation begins so far above the last that no number
+//! comes twice when the calendar goes back or a row is damaged. Until the year 2255, or for some 3,000 generations, the
+//! numbers stay below 2^53, so that they survive in JSON and in a double.
 
 use std::time::SystemTime;
 
-/// How far a damaged row is left behind, and half as far as a generation is.
+/// How far the sequence leaps after a damaged row. A new generation leaps twice as far.
 pub(crate) const LEAP: u64 = 1 << 40;
 
-/// Numbers above say that the row, or the layout, is damaged.
+/// A number above this says that the row, or the layout, is damaged.
 pub(crate) const MOST: u64 = 1 << 62;
 
 /// The first number of a generation, `last` being that of the one before and `now` the calendar in microseconds.

@@ -1,9 +1,9 @@
-//! The cache's directory: who may use it, which generation of each environment is current, and what survives a reboot.
+//! The cache's directory: its users, the current generation of each environment, and what survives a reboot.
 //!
 //! ```text
 //! <cache>/                             each user holds a shared flock
 //! <cache>/<fingerprint>/open.lock      held while a process opens or closes
-//! <cache>/<fingerprint>/users          and one of its own build
+//! <cache>/<fingerprint>/users          each user of this build holds a shared flock on it too
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
 //! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
 //! <cache>/<fingerprint>/entries-K-N/
@@ -37,13 +37,13 @@ use std::{
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
 const SCHEMA: u32 = 5;
 
-/// Processes whose locks and records fit together have the same one.
+/// The fingerprint of a build. Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
     let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
     format!("v{SCHEMA}-{}-{}-{libc}", std::env::consts::ARCH, usize::BITS)
 }
 
-/// What `layout` says.
+/// The contents of the file `layout`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) secret: [u8; Secret::LEN],
@@ -53,13 +53,13 @@ pub(crate) struct Layout {
     boot: String,
     /// Machine time is the time since boot plus this, in ns.
     pub(crate) offset: u64,
-    /// Everything was synced by the last user, at this machine time.
+    /// The last user synced everything, at the machine time `closed`.
     clean: bool,
     closed: u64,
     /// Every commit is synced, by every user of this boot.
     synced: bool,
     pub(crate) state: u64,
-    /// The first number of that generation, see [`first_number`].
+    /// The first sequence number of that generation, see [`first_number`].
     pub(crate) numbers: u64,
     pub(crate) entries: Vec<u64>,
 }
@@ -108,7 +108,7 @@ impl Layout {
     }
 }
 
-/// What the file of throttle cells and locks may be large.
+/// Whether the file of throttle cells and locks may have this size.
 pub(crate) fn is_state_size(bytes: u64) -> bool {
     (1 << 20..=1 << 40).contains(&bytes) && bytes.is_multiple_of(64 << 10)
 }
@@ -125,12 +125,12 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// What an opening asks for.
+/// The options that an opening asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) state_size: u64,
     pub(crate) shards: u32,
-    /// Beside users of other builds.
+    /// Users of other builds are no obstacle.
     pub(crate) mixed: bool,
     /// Every commit is synced.
     pub(crate) sync: bool,
@@ -148,8 +148,8 @@ pub(crate) struct Directory {
 
 impl Directory {
     /// Opens the directory and gives `open` the layout, and whether this process is its only user. `open` may replace
-    /// generations that turn out to be damaged; the layout it leaves is written down. Alone and asked to sync, it has
-    /// synced what it found.
+    /// generations that turn out to be damaged; the layout it leaves is written down. If the process is alone and is
+    /// asked to sync, `open` has synced the files that it found.
     pub(crate) fn open<T>(
         root: &Path,
         wanted: &Wanted,
@@ -205,7 +205,7 @@ impl Directory {
                 closed: 0,
                 synced: sync,
                 state: fresh_number(&home),
-                // Of the numbers that a damaged layout gave way to, only the calendar knows.
+                // Only the calendar tells of the numbers that were drawn under a damaged layout.
                 numbers: first_number::after(text.as_ref().map(|_| 0), first_number::calendar()),
                 entries: vec![fresh_number(&home); shards as usize],
             },
@@ -222,14 +222,14 @@ impl Directory {
             layout.state = next_number(&home, layout.state);
         }
         if layout.boot != boot {
-            // What was written without syncs may be torn after a crash of the machine.
+            // Files that were written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
                 layout.state = next_number(&home, layout.state);
                 layout.entries.fill(fresh_number(&home));
             }
             layout.boot = boot;
-            // A calendar that has gone back meanwhile must not take machine time with it.
+            // A calendar that has gone back meanwhile must not take machine time back with it.
             layout.offset = since_epoch().max(layout.closed).saturating_sub(since_boot());
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
@@ -239,7 +239,7 @@ impl Directory {
         }
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
-        // Mostly it says so already: then a full disk is no reason to stay outside.
+        // Mostly the file says so already: then a full disk is no reason to refuse.
         if text.is_none_or(|text| text != layout.to_text()) {
             directory.write(&layout).map_err(io("its layout file cannot be written"))?;
         }
@@ -267,18 +267,19 @@ impl Directory {
         self.home.join(format!("entries-{shard}-{generation}"))
     }
 
-    /// Where the instances are.
+    /// The directory of the instances' files.
     pub(crate) fn run_path(&self) -> PathBuf {
         self.home.join("run")
     }
 
-    /// A number that no generation has had, nor the given one.
+    /// A number that no generation has had, and greater than the given one.
     pub(crate) fn next_number(&self, generation: u64) -> u64 {
         next_number(&self.home, generation)
     }
 
-    /// Called when this process closes the cache: if it is the last user, `sync` makes the files safe to keep over a
-    /// reboot, which is then written down. Nobody opens the cache until the answer is dropped: after the files are closed.
+    /// Called when this process closes the cache. If it is the last user, `sync` makes the files safe to keep over a
+    /// reboot, which is then written down. No process opens the cache until the result is dropped, which happens after
+    /// the files are closed.
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<OpeningLock> {
         let opening = OpeningLock::enter(&self.home, Duration::from_millis(200)).ok()?;
         if self.users.are_gone(&self.home) && sync() {
@@ -315,7 +316,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Makes the root if need be, and says why it cannot be used, if so.
+/// Creates the root if need be; the error says why it cannot be used.
 fn check_root(root: &Path) -> Result<(File, FileSystem), String> {
     match make_private(root) {
         Ok(()) => {}

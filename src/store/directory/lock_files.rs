@@ -1,4 +1,5 @@
-//! Who uses a directory, and who may change what is in it: locks on files, which the kernel frees when a process dies.
+//! Lock files, which tell the users of a directory and the process that may change it. The kernel frees the locks when
+//! a process dies.
 
 use super::user_socket::{self, UserSocket};
 use rustix::fs::{FlockOperation, flock};
@@ -13,36 +14,37 @@ use std::{
 /// How long an opening waits for another one to finish.
 pub(crate) const OPENING: Duration = Duration::from_secs(10);
 
-/// How long it waits for users of whom nothing is known but that they are there: they may be on their way out.
+/// How long an opening waits for users of which it knows nothing but that they are there: they may be about to leave.
 const STRANGERS: Duration = Duration::from_secs(1);
 
-/// The right to change a directory; while it exists nobody else opens or closes the cache.
+/// The right to change a directory. While it exists, no other process opens or closes the cache.
 #[derive(Debug)]
 pub(crate) struct OpeningLock {
     _lock: File,
 }
 
-/// What says that this process uses the directory, for as long as it lives.
+/// Locks that say that this process uses the directory, for as long as they live.
 #[derive(Debug)]
 pub(crate) struct UserLocks {
-    /// The directory itself: whatever is removed in it, it is still known that somebody uses it.
+    /// The directory itself. Whatever is removed in it, this lock still says that a process uses it.
     whole: File,
     own_build: File,
-    /// Nobody else of this build used it when this process came.
+    /// No other process of this build used the directory when this one came.
     pub(crate) alone: bool,
     _socket: UserSocket,
 }
 
 impl UserLocks {
-    /// Alone, nobody else gets in until [`let_others_in`](UserLocks::let_others_in). `whole` is the directory itself.
+    /// If this process is alone, no other one gets in until [`let_others_in`](UserLocks::let_others_in). `whole` is the
+    /// directory itself.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AddrInUse`]: somebody uses the directory but neither `users` nor that of another build, so these were
-    /// removed; or the directory that was here before.
+    /// [`io::ErrorKind::AddrInUse`]: a process uses the directory but holds neither `users` nor that file of another
+    /// build, so these were removed; or a process uses the directory that was here before.
     pub(crate) fn enter(root: &Path, home: &Path, whole: File) -> io::Result<UserLocks> {
         let own_build = open_file(&home.join("users"))?;
-        // A process of another build that looks whether anybody is in holds them for a moment.
+        // A process of another build that looks for users holds these locks for a moment.
         let deadline = Instant::now() + STRANGERS;
         let alone = loop {
             let nobody = flock(&whole, FlockOperation::NonBlockingLockExclusive).is_ok();
@@ -71,7 +73,8 @@ impl UserLocks {
         lock_for(&self.own_build, FlockOperation::NonBlockingLockShared, OPENING)
     }
 
-    /// Whether the others are gone, and the directory is still the one that was entered. Ends the use of it.
+    /// Whether the other users are gone, and the directory is still the one that was entered. Ends this process's use
+    /// of it.
     pub(crate) fn are_gone(&self, home: &Path) -> bool {
         is_at(&self.own_build, &home.join("users"))
             && flock(&self.own_build, FlockOperation::NonBlockingLockExclusive).is_ok()
@@ -86,7 +89,7 @@ impl OpeningLock {
             let lock = open_file(&path)?;
             let left = deadline.saturating_duration_since(Instant::now());
             lock_for(&lock, FlockOperation::NonBlockingLockExclusive, left)?;
-            // It may have been removed while we waited, and others wait for a new one.
+            // The file may have been removed while we waited, and others may wait for a new one.
             if is_at(&lock, &path) {
                 return Ok(OpeningLock { _lock: lock });
             }
@@ -124,7 +127,8 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-/// UserLocks of another version, architecture or libc would share no locks with us.
+/// Finds another build that uses the directory. Users of another version, architecture or libc would share no locks
+/// with us.
 pub(crate) fn sibling_in_use(root: &Path, home: &Path) -> Option<String> {
     fs::read_dir(root).into_iter().flatten().flatten().find_map(|entry| {
         let users = File::open(entry.path().join("users")).ok()?;

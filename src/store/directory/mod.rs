@@ -1,5 +1,5 @@
-//! A cache's directory: its layout and generations, the lock files that tell who uses it, and what of it this process has
-//! open.
+//! A cache's directory: its layout and generations, the lock files of its users, and the registry of this process's
+//! openings.
 
 pub(crate) mod first_number;
 pub(crate) mod layout;

@@ -1,4 +1,5 @@
-//! What this process has open: each directory once, since opening an LMDB file twice would silently drop its locks.
+//! The registry of the directories that this process has open. Each is opened once, since opening an LMDB file twice
+//! would silently drop its locks.
 
 use super::lock_files::OpeningLock;
 use crate::error::Error;
@@ -22,8 +23,8 @@ impl<T> Registry<T> {
         Registry { open: Mutex::new(BTreeMap::new()), closed: Condvar::new() }
     }
 
-    /// The opening of a directory that is open, if `check` finds nothing wrong with it; otherwise a new one. What `make`
-    /// makes holds a [`Closing`] of the directory until its files are closed.
+    /// The opening of a directory that is open already, unless `check` refuses it; for a directory that is not open, a
+    /// new one. The opening that `make` makes holds a [`Closing`] of the directory until its files are closed.
     pub(crate) fn open(
         &self,
         id: DirectoryId,
@@ -44,7 +45,7 @@ impl<T> Registry<T> {
         Ok(opened)
     }
 
-    /// Keeps the directory from being opened again until it is dropped. Not to be dropped by a `make` that fails.
+    /// Keeps the directory from being opened again until it is dropped. A `make` that fails must not drop it.
     pub(crate) fn closing(&'static self, id: DirectoryId) -> Closing<T> {
         Closing { registry: self, id, opening: None }
     }
@@ -58,7 +59,7 @@ pub(crate) struct Closing<T: 'static> {
 }
 
 impl<T> Closing<T> {
-    /// Keeps other processes out, too.
+    /// Keeps other processes out too, until this is dropped.
     pub(crate) fn keep(&mut self, opening: Option<OpeningLock>) {
         self.opening = opening;
     }

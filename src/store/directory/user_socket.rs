@@ -1,8 +1,9 @@
-//! Who uses a directory that is no longer at its path.
+//! Sockets that tell the users of a directory that is no longer at its path.
 //!
-//! All locks on files are in the directory, and go with it when it is removed or renamed: whoever then makes it anew would
-//! find nobody. So each user also listens at an abstract socket, whose name tells the path and which directory was there.
-//! Nobody ever speaks on it. Where the network name space is another, as in most containers, it is not seen.
+//! All lock files are in the directory, and go with it when it is removed or renamed: a process that then makes it anew
+//! would find no users. So each user also listens at an abstract socket, whose name tells the path and the directory
+//! that was there. No data is ever sent on it. Processes in another network namespace, as in most containers, do not
+//! see it.
 
 use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt},
@@ -19,14 +20,15 @@ use std::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-/// Says that its process uses a directory, as long as it exists.
+/// A socket that says that its process uses a directory, as long as it exists.
 #[derive(Debug)]
 pub(crate) struct UserSocket {
     _listening: Option<OwnedFd>,
 }
 
 impl UserSocket {
-    /// Where it cannot be made, it is done without: it protects from a mistake, and nothing else depends on it.
+    /// If the socket cannot be made, the process does without: it protects from a mistake, and nothing else depends on
+    /// it.
     pub(crate) fn listen(root: &Path, facts: &Metadata) -> UserSocket {
         let name = place(root).map(|place| format!("{place}{}/{:016x}", which(facts), rand::random::<u64>()));
         let listening = name.and_then(|name| {
@@ -55,7 +57,7 @@ pub(crate) fn was_another(root: &Path, facts: &Metadata) -> bool {
     })
 }
 
-/// The same for a path as seen from anywhere, and for nothing else.
+/// The beginning of a socket's name: the same for a path as seen from anywhere, and different for every other path.
 fn place(root: &Path) -> io::Result<String> {
     let root = fs::canonicalize(root)?;
     let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
@@ -73,7 +75,8 @@ fn which(facts: &Metadata) -> String {
     format!("{:x}-{:x}", facts.dev(), facts.ino())
 }
 
-/// Anybody may listen at any name. Whoever cannot be asked has many callers, which makes it no less real.
+/// Any user may listen at any name, so the owner is asked for. A socket that cannot be asked since it has many callers
+/// is no less real.
 fn is_of_this_user(name: &[u8]) -> bool {
     let asked = SocketAddrUnix::new_abstract_name(name).and_then(|address| {
         let socket = socket()?;

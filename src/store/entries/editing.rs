@@ -21,22 +21,22 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 /// Rows that one write clears away at most: some ten milliseconds. A larger value leaves the rest to the next writes.
 const GULP: usize = 8192;
 
-/// The least that an entry takes.
+/// Bytes that an entry takes at least.
 const SMALLEST: u64 = 200;
 
-/// Rows whose removal surely sets so many bytes free, within limits.
+/// Rows whose removal surely sets this many bytes free, within limits.
 fn rows_worth(bytes: u64) -> usize {
     usize::try_from(bytes / SMALLEST).unwrap_or(usize::MAX).saturating_add(BITE).min(GULP)
 }
 
-/// When an edit happens.
+/// The moment of an edit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) now: u64,
     pub(crate) sequence: u64,
 }
 
-/// What an edit leaves behind.
+/// The result of an edit.
 #[derive(Debug)]
 pub(crate) enum Edit {
     Keep,
@@ -45,9 +45,9 @@ pub(crate) enum Edit {
 }
 
 impl Entries {
-    /// Edits what stands under a key, in one transaction with others; resolves after the commit.
+    /// Edits the entry under a key, in one transaction with other edits; resolves after the commit.
     ///
-    /// `edit` gets the entry that is fresh and says what becomes of it; it may run more than once.
+    /// `edit` gets the entry, if it is fresh, and decides what becomes of it; it may run more than once.
     pub(crate) fn edit<R: Send + 'static>(
         self: &Arc<Self>,
         key: Key,
@@ -102,21 +102,21 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
                 Some(entry) if !entry.life.is_over(self.now) => {
                     remove(txn, key, None)?;
                     let bytes = encode_entry(&self.key, &self.name, &entry);
-                    // Before it is put: it might be the one that ends first.
+                    // Room is made before the entry is put: it might be the one that ends first.
                     let incoming = footprint(bytes.len());
                     let (more, _) = self.entries.trim(txn, self.now, incoming, rows_worth(incoming))?;
                     self.entries.more.fetch_or(more, Relaxed);
                     put(txn, key, entry.life.ends(), &bytes)?;
                     return Ok(true);
                 }
-                // It has ended already: nothing is left of what was there, either.
+                // The new entry has ended already, and the old one goes too.
                 Some(_) => Edit::Remove,
                 None => Edit::Keep,
             },
             other => other,
         };
         match edit {
-            // Kept, or refused: then what is there is as good as before.
+            // The edit kept the entry, or the new one was refused: then the entry that is there is as good as before.
             Edit::Keep if alive.is_some() || bytes.is_none() => return Ok(false),
             _ => {
                 remove(txn, key, None)?;

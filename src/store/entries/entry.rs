@@ -1,4 +1,5 @@
-//! The stored form of an entry: pure encode and decode. What does not decode is no entry, never a panic.
+//! The stored form of an entry: pure encoding and decoding. Bytes that do not decode are no entry, and never cause a
+//! panic.
 
 use crate::store::record::{
     key::{Key, ScopeId},
@@ -17,7 +18,7 @@ pub(crate) const TAGS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Life {
     pub(crate) stored: u64,
-    /// Until then it answers.
+    /// Until then it is fresh.
     pub(crate) fresh: u64,
     /// Until then it may be served while a new answer is computed.
     pub(crate) revalidate: u64,
@@ -26,22 +27,22 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// One that ends for good when it is no longer fresh.
+    /// A life that ends for good when the answer is no longer fresh.
     pub(crate) fn without_grace(stored: u64, fresh: u64) -> Life {
         Life { stored, fresh, revalidate: fresh, if_error: fresh }
     }
 
-    /// When it is of no use any more.
+    /// When the answer is of no use any more.
     pub(crate) fn ends(&self) -> u64 {
         self.fresh.max(self.revalidate).max(self.if_error)
     }
 
-    /// What was stored in the future was stored by a clock that is no more.
+    /// Whether the life is over. An answer from the future was stored by a clock that exists no more.
     pub(crate) fn is_over(&self, now: u64) -> bool {
         now < self.stored || self.ends() <= now
     }
 
-    /// As if it had ended at a time; what may follow its end is no longer than before.
+    /// The life as if it had ended at a time. The grace after its end is no longer than before.
     pub(crate) fn ended_at(&self, at: u64) -> Life {
         let fresh = self.fresh.min(at);
         let earlier = self.fresh - fresh;
@@ -58,16 +59,16 @@ impl Life {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) life: Life,
-    /// What it costs to compute, in ns: an estimate from this computation and those before.
+    /// The time that it takes to compute, in ns: an estimate from this computation and those before.
     pub(crate) cost: u64,
-    /// How far computations were from that on average, in ns.
+    /// How far computations were from that time on average, in ns.
     pub(crate) spread: u64,
     /// The purge sequence read when its computation started.
     pub(crate) sequence: u64,
     pub(crate) scope: ScopeId,
     pub(crate) tags: Vec<u64>,
     pub(crate) payload: Bytes,
-    /// It is no answer, but something remembered of a name.
+    /// The entry is no answer, but something remembered of a name.
     pub(crate) is_mark: bool,
 }
 
@@ -106,7 +107,7 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     out
 }
 
-/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even of damaged entries.
+/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even for damaged entries.
 pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
     u64_at(bytes, 2).unwrap_or(0)
 }
@@ -116,7 +117,7 @@ pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
     bytes.first() == Some(&MARK_VERSION)
 }
 
-/// What stands under a key of `entries/`.
+/// The value under a key of `entries/`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
     /// The entry of the name asked for.
@@ -135,7 +136,7 @@ pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
 }
 
-/// What tells one row of an entry from another: its head, with all its times, and its checksum.
+/// A digest that tells one row of an entry from another: its head, with all its times, and its checksum.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RowDigest([u8; ENTRY_HEAD], [u8; ENTRY_CHECK], usize);
 

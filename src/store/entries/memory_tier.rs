@@ -1,8 +1,9 @@
-//! Answers that are read often, decoded once and kept in memory, in front of the files.
+//! The memory tier: answers that are read often, decoded once and kept in memory, in front of the files.
 //!
-//! An item is tagged with the transaction whose snapshot it was read from. As long as no process has committed since, which
-//! costs some nanoseconds to see, it is what a read would find. Otherwise a read transaction compares it with its row and
-//! the purges, and tags it with its own snapshot: never with the last commit, which runs ahead of what a transaction sees.
+//! An item is tagged with the transaction whose snapshot it was read from. As long as no process has committed since, a
+//! read would find the same; this takes some nanoseconds to see. Otherwise a read transaction compares it with its row
+//! and the purges, and tags it with its own snapshot: never with the last commit, which runs ahead of what a
+//! transaction sees.
 
 use super::{
     entry::{Entry, RowDigest},
@@ -22,7 +23,7 @@ use std::{
 
 /// Bytes that an item takes besides its name and its payload, roughly.
 const OVERHEAD: usize = 1024;
-/// The share of the tier that one item may take.
+/// One item may take this part of the memory tier: an eighth.
 const SHARE: usize = 8;
 
 /// The items of one opening.
@@ -32,14 +33,14 @@ pub(crate) struct MemoryTier {
 }
 
 pub(crate) struct Item {
-    /// Beside the key by which it is found, whose hash may be that of another name.
+    /// Compared beside the key, whose hash may be that of another name.
     echo: u64,
     name: Box<[u8]>,
     pub(crate) entry: Entry,
     pub(crate) value: Arc<dyn Any + Send + Sync>,
-    /// Of the row it was read from.
+    /// The digest of the row it was read from.
     pub(crate) row: RowDigest,
-    /// The last transaction that it was seen by.
+    /// The last transaction whose snapshot contained it.
     seen: AtomicU64,
     pub(crate) reads: Arc<ReadRate>,
 }
@@ -74,7 +75,7 @@ impl Item {
 }
 
 impl MemoryTier {
-    /// With room for so many bytes; 0: for nothing.
+    /// A memory tier with room for this many bytes; with 0 bytes there is none.
     pub(crate) fn new(bytes: usize) -> MemoryTier {
         let items = (bytes > 0).then(|| {
             let lifecycle = sync::DefaultLifecycle::default();

@@ -1,4 +1,4 @@
-//! Stored answers: their form, their tables, purges, eviction, and those in memory.
+//! Stored answers: their form, their tables, purges, eviction, the memory tier and read rates.
 
 pub(crate) mod editing;
 pub(crate) mod entry;

@@ -1,4 +1,4 @@
-//! Which purges match an entry, and what they leave of it.
+//! The purge rule: which purges match an entry, and what they leave of it.
 
 use super::{
     entry::{ECHO_MAX, Entry, Life},
@@ -13,17 +13,17 @@ use crate::{
 };
 use std::ops::Bound;
 
-/// Bytes that a prefix may have: those of a name that are kept beside its entry.
+/// Bytes that a prefix may have: as many as are kept of a name beside its entry.
 pub(crate) const PREFIX_MAX: usize = ECHO_MAX;
 
-/// What a purge is about.
+/// The subject of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     All,
     Scope(ScopeId),
     Tag(u64),
     Name([u8; 16]),
-    /// Of the names of a scope, at most [`PREFIX_MAX`] bytes.
+    /// A prefix of the names of a scope, at most [`PREFIX_MAX`] bytes.
     Prefix(ScopeId, Vec<u8>),
 }
 
@@ -79,8 +79,8 @@ impl PurgeKey {
     }
 }
 
-/// When the purges of a row were made, by sequence and clock, the last one last. Soft ones are listed as long as there may be
-/// entries that each of them has ended.
+/// When the purges of a row were made, by sequence and clock, the last one last. Soft purges are listed as long as
+/// there may be entries that each of them has ended.
 pub(super) fn times(row: &[u8]) -> impl DoubleEndedIterator<Item = (u64, u64)> {
     row.chunks_exact(16).filter_map(|time| Some((u64_at(time, 0)?, u64_at(time, 8)?)))
 }
@@ -118,8 +118,8 @@ fn purged_by_prefix_since(
     Ok(since)
 }
 
-/// What purges newer than the start of its computation have left of an entry: nothing, or a life that may have ended
-/// early.
+/// The life that an entry has left after the purges that are newer than the start of its computation: none, or one that
+/// may have ended early.
 pub(super) fn standing(reader: &Reader<'_>, key: &[u8; 16], name: &[u8], entry: &Entry) -> Result<Option<Life>, Error> {
     standing_at(reader, number(reader, SEQUENCE)?, key, name, entry)
 }

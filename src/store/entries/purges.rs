@@ -1,9 +1,9 @@
-//! Purges.
+//! Purges of stored answers.
 //!
 //! A purge is one row {subject -> sequence}. An entry carries the sequence read when its computation started and lives
 //! only while no purge that matches it is newer; the storing transaction checks the same, so that an answer computed
-//! before a purge cannot come back after it. A soft purge ends the life of what it matches at its own time, and leaves it its
-//! grace. [Tidying](super::tidying) removes or rewrites what purges have hit.
+//! before a purge cannot come back after it. A soft purge ends the life of matching entries at its own time, and leaves
+//! them their grace. [Tidying](super::tidying) removes or rewrites the entries that purges have hit.
 
 use super::{
     entry::{Entry, decode_without_payload, with_life},
@@ -20,7 +20,7 @@ use crate::{
 };
 use std::{ops::Bound, time::Duration};
 
-/// A computation that took longer is not stored: its purge rows may be gone.
+/// The answer of a computation that took longer is not stored: purge rows since its begin may be gone.
 pub(crate) const LONGEST_FLIGHT: u64 = Duration::from_secs(3600).as_nanos() as u64;
 
 /// Purges of names and tags that are remembered one by one.
@@ -30,8 +30,9 @@ const TIMES_MAX: usize = 16;
 /// Prefixes of one scope that are remembered one by one.
 const PREFIXES_MAX: usize = 64;
 
-/// An answer that is to be stored, as purges since its begin have left it: the walk that follows them may have come by
-/// already. `None`: it must not be stored, since one of them matches it, or it began so long ago that nobody knows.
+/// An answer that is to be stored, as the purges since its computation began have left it: the walk that follows them
+/// may have passed already. `None`: it must not be stored, since one of them matches it, or it began so long ago that
+/// this is not known.
 pub(crate) fn as_of_now(
     reader: &Reader<'_>,
     key: &[u8; 16],
@@ -48,10 +49,10 @@ pub(crate) fn as_of_now(
 
 pub(crate) struct Purge {
     pub(crate) subject: Subject,
-    /// What it matches has ended, and may be served as such.
+    /// Matching entries have ended, and may be served as ended ones.
     pub(crate) soft: bool,
     pub(crate) now: u64,
-    /// Entries that a purge up to this sequence took are gone.
+    /// Entries that a purge up to this sequence matched are gone.
     pub(crate) walked: u64,
 }
 
@@ -86,7 +87,7 @@ impl Operation for Purge {
     }
 }
 
-/// Makes an entry what purges have left of it. Whether anything was changed.
+/// Rewrites or removes an entry as purges have left it. Returns whether anything was changed.
 pub(super) fn settle(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<bool, Error> {
     let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(false) };
     let standing = match decode_without_payload(bytes) {
@@ -110,7 +111,7 @@ pub(super) fn settle(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<bool, Error> {
 fn put_purge(txn: &mut Txn<'_>, subject: &Subject, soft: bool, time: (u64, u64), walked: u64) -> Result<(), Error> {
     let key = subject.key(soft);
     let mut all: Vec<_> = match txn.get(PURGES, key.as_bytes())?.filter(|_| soft) {
-        // What the walk has come by has ended by its own account.
+        // The entries that the walk has passed carry their end themselves.
         Some(row) => times(row).filter(|(sequence, _)| *sequence > walked).collect(),
         None => Vec::new(),
     };
@@ -125,8 +126,8 @@ fn put_purge(txn: &mut Txn<'_>, subject: &Subject, soft: bool, time: (u64, u64),
     txn.put(PURGES, key.as_bytes(), &row)
 }
 
-/// Every read of what is older than them goes through the prefixes of its scope. Whether there were too many: a purge of
-/// the scope is to take their place.
+/// Every read of an entry that is older than they are goes through the prefixes of its scope. Returns whether there
+/// were too many: then a purge of the scope takes their place.
 fn forget_prefixes(txn: &mut Txn<'_>, scope: ScopeId, soft: bool) -> Result<bool, Error> {
     let all = Subject::Prefix(scope, Vec::new()).key(soft);
     let range = (Bound::Included(all.as_bytes()), Bound::Unbounded);
@@ -144,8 +145,8 @@ fn forget_prefixes(txn: &mut Txn<'_>, scope: ScopeId, soft: bool) -> Result<bool
 }
 
 /// Names to purge come from requests, so rows have a bound. Where the entries are gone already, since they stood under
-/// the name or a walk has come by, only what is being computed now needs the row, and is then not stored, whatever its
-/// name. If too many rows are left, everything is purged, even if some were soft.
+/// the name or a walk has passed, only computations under way need the row. Their answers are then not stored, whatever
+/// their name. If too many rows are left, everything is purged, even if some purges were soft.
 fn forget_purges(txn: &mut Txn<'_>, walked: u64, sequence: u64, now: u64) -> Result<(), Error> {
     let rows = txn.rows(PURGES, Bound::Unbounded, usize::MAX, |key, row| {
         let is_name = key.first().is_some_and(|kind| kind & !SOFTLY == NAME);

@@ -1,21 +1,21 @@
-//! How often a name is read in this process.
+//! The read rate of a name in this process.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-/// A count of reads, and from it how many there are in a second. Racing readers may lose one of them.
+/// A count of reads, from which the reads a second are computed. Racing readers may lose one of them.
 #[derive(Debug)]
 pub(crate) struct ReadRate {
     /// When the count began, in ns.
     since: AtomicU64,
     count: AtomicU64,
-    /// ReadRate a second before that, as the bits of a float; NaN: not known.
+    /// Reads a second before that, as the bits of a float; NaN: not known.
     before: AtomicU64,
 }
 
-/// What is counted for less than this says little.
+/// A count over less time than this says little.
 const SOME_TIME: u64 = Duration::from_millis(50).as_nanos() as u64;
 
 impl ReadRate {
@@ -27,7 +27,8 @@ impl ReadRate {
         self.count.fetch_add(1, Relaxed);
     }
 
-    /// ReadRate a second, of late: the count of `span` begins anew after that, and what was before fades out over it.
+    /// Reads a second, of late. The count begins anew after each `span`, and the rate before it fades out over the next
+    /// one.
     pub(crate) fn rate(&self, now: u64, span: Duration) -> f64 {
         let span = crate::time::nanos(span).max(SOME_TIME);
         let (since, count) = (self.since.load(Relaxed), self.count.load(Relaxed));

@@ -1,4 +1,4 @@
-//! Stored answers: inline reads, writes batched by the worker thread, a byte budget.
+//! One shard of the stored answers: inline reads, writes batched by the worker thread, a byte budget.
 
 use super::{
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
@@ -25,7 +25,7 @@ use std::{
     },
 };
 
-/// Rows that one write clears away, besides those whose room it needs.
+/// Rows that one write clears away, besides the rows whose room it needs.
 pub(super) const BITE: usize = 16;
 
 /// The walk over all entries that follows a purge, after which the purge's row can go.
@@ -47,7 +47,8 @@ pub(crate) struct Entries {
     budget: u64,
     pub(crate) counts: Counts,
     pub(crate) walk: Mutex<Walk>,
-    /// A step of tidying is queued: one at a time, or a gate that stays shut would pile them up.
+    /// A step of tidying is queued. There is one at a time: otherwise steps would pile up behind a gate that stays
+    /// shut.
     pub(crate) tidying: AtomicBool,
     /// The last step found more than it may clear away.
     pub(crate) more: AtomicBool,
@@ -55,14 +56,14 @@ pub(crate) struct Entries {
     pub(crate) latest: AtomicU64,
 }
 
-/// What a read has found.
+/// The result of a read.
 pub(crate) struct Hit<T> {
     pub(crate) value: Arc<T>,
     /// When it was found.
     pub(crate) now: u64,
-    /// How often it is read in this process, where that is kept.
+    /// Its read rate in this process, where that is kept.
     pub(crate) reads: Option<Arc<ReadRate>>,
-    /// No file was looked into.
+    /// It was found without a look into the file.
     pub(crate) from_memory: bool,
 }
 
@@ -85,15 +86,16 @@ impl Entries {
         }
     }
 
-    /// Bytes a payload may have.
+    /// Bytes that a payload may have.
     pub(crate) fn largest(&self) -> usize {
         usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - ENTRY_OVERHEAD
     }
 
-    /// ReadRate an entry whose life is not over, fresh or not, and the time at which it is not; or the purge sequence to carry
-    /// if one is computed.
+    /// Reads an entry whose life is not over, fresh or not. Returns it with the time at which that was so; or the purge
+    /// sequence that a new computation must carry.
     ///
-    /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
+    /// `now` is asked after the entry was read: otherwise an answer stored in between would seem to come from the
+    /// future.
     pub(crate) fn get(
         &self,
         key: &Key,
@@ -108,7 +110,8 @@ impl Entries {
         Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
     }
 
-    /// As `get`, decoded: from memory if it has not changed since it was last read. What `decode` cannot read is damaged.
+    /// As `get`, decoded: from the memory tier if it has not changed since it was last read. An entry that `decode`
+    /// cannot read counts as damaged.
     pub(crate) fn read<T: Send + Sync + 'static>(
         &self,
         tier: &MemoryTier,
@@ -151,7 +154,8 @@ impl Entries {
         Ok(Ok(Hit { value, now, reads, from_memory: false }))
     }
 
-    /// Whether an item is still what stands under its key; `Some(true)`: without a look into the file.
+    /// Whether an item of the memory tier is still the entry under its key. `None`: it is not. `Some(true)`: it is, and
+    /// this took no look into the file.
     fn look_again(&self, item: &Item, key: &Key) -> Result<Option<bool>, Error> {
         let env = &self.queue.env;
         if env.forked() {
@@ -197,7 +201,7 @@ impl Entries {
         self.queue.env.read(|reader| number(reader, SEQUENCE))
     }
 
-    /// Answers, and bytes of all entries, now.
+    /// The number of answers, and the bytes of all entries, now.
     pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
         self.queue.env.read(|reader| {
             let marks = number(reader, MARKS)?;
@@ -213,8 +217,8 @@ impl Entries {
         })
     }
 
-    /// From the commit on, nothing that the subject matches and that was begun before is read or stored; or, softly, it has
-    /// ended.
+    /// From the commit on, no answer that the subject matches and whose computation began before is read or stored;
+    /// after a soft purge, such answers have ended.
     pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().done;
@@ -225,13 +229,13 @@ impl Entries {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Clears away some of what has ended, and of the rest what ends first while `incoming` bytes more would exceed the
-    /// budget. Whether `most` rows were not enough, and whether anything was changed.
+    /// Clears away some entries that have ended and, while `incoming` bytes more would exceed the budget, those that
+    /// end first. Returns whether `most` rows were not enough, and whether anything was changed.
     pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
         let mut bytes = number(&txn.reader(), BYTES)?.saturating_add(incoming);
         let mut cleared = 0;
         while cleared < most {
-            // A bite at a time: mostly the first row says that nothing need be done.
+            // Rows are read a bite at a time: mostly the first one says that nothing need be done.
             let rows = txn.rows(INDEX, Bound::Unbounded, BITE.min(most - cleared), |key, _| split_index_key(key))?;
             if rows.is_empty() {
                 return Ok((false, cleared > 0));

@@ -23,7 +23,8 @@ pub(super) const MARKS: &[u8] = b"marks";
 
 /// The sequence of the last purge.
 pub(crate) const SEQUENCE: &[u8] = b"sequence";
-/// The sequence of the last soft purge, and of the last of a prefix: what began after it need not look for such.
+/// The sequence of the last soft purge, and of the last one of a prefix: an entry whose computation began after it need
+/// not look for such purges.
 pub(super) const SOFT: &[u8] = b"soft";
 pub(super) const PREFIXED: &[u8] = b"prefixed";
 /// Computations begun before this sequence are not stored: purges of their names have been forgotten.
@@ -51,7 +52,7 @@ pub(super) fn split_index_key(index: &[u8]) -> (u64, [u8; 16]) {
     (u64::from_be_bytes(expires), key)
 }
 
-/// Bytes that a value takes on disk: small ones share pages, large ones have whole ones.
+/// Bytes that a value takes on disk: small values share pages, large ones have whole pages.
 pub(super) fn footprint(len: usize) -> u64 {
     const PAGE: u64 = 4096;
     let len = len as u64;
@@ -63,8 +64,8 @@ fn add(txn: &mut Txn<'_>, number: &[u8], change: i64) -> Result<(), Error> {
     txn.put(META, number, &sum.to_le_bytes())
 }
 
-/// Removes an entry and its index row; the bytes set free. With `indexed`, the index row named goes in any case, the
-/// entry only if that row is its own, or if it is damaged: then it may have no other.
+/// Removes an entry and its index row; returns the bytes set free. With `indexed`, that index row goes in any case. The
+/// entry goes only if that row is its own, or if the entry is damaged: then it may have no other row.
 pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) -> Result<u64, Error> {
     if let Some(expires) = indexed {
         txn.delete(INDEX, &index_key(expires, key))?;
@@ -106,10 +107,10 @@ pub(super) fn put(txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8])
     add(txn, BYTES, footprint(bytes.len()) as i64)
 }
 
-/// Entries that make room at once.
+/// Entries that are dropped at once to make room.
 const ROOM_ROWS: usize = 16;
 
-/// Called when the map or the disk is full: drops what ends first.
+/// Called when the map or the disk is full: drops the entries that end first.
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
     let rows = txn.rows(INDEX, Bound::Unbounded, ROOM_ROWS, |key, _| split_index_key(key))?;
     for &(expires, key) in &rows {

@@ -1,5 +1,5 @@
-//! Tidying, a step at a time: what has ended goes, a walk over all entries removes or rewrites what purges have hit, and
-//! purges that the walk has come by are forgotten.
+//! Tidying, a step at a time: entries that have ended go, a walk over all entries removes or rewrites those that purges
+//! have hit, and purges that the walk has passed are forgotten.
 
 use super::{
     purge_rule::{PurgeKey, times},
@@ -44,7 +44,7 @@ impl Entries {
     }
 }
 
-/// A step of tidying. It may run twice, so where it got to is noted by its settling.
+/// A step of tidying. It may run twice, so its progress is noted when it settles.
 struct Tidy {
     entries: Arc<Entries>,
     now: u64,
@@ -92,7 +92,7 @@ impl Tidy {
         Ok(changed)
     }
 
-    /// Purges whose entries are all gone, and that no computation still under way can be older than.
+    /// Drops purges whose entries are all gone, and that are older than every computation still under way.
     fn drop_old_purges(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let (done, now) = (self.walk.done, self.now);
         let from = self.walk.purge.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));

@@ -1,9 +1,9 @@
 //! Threads that end while an environment is closed.
 //!
-//! A thread that has read gives its place among LMDB's readers back when it ends, by a destructor of its own: LMDB's key
-//! for thread-specific data. Closing the environment deletes the key and unmaps the readers, whether or not a destructor is
-//! just about to write there. So whoever closes waits for the threads that are ending, and those that want to end wait for
-//! the closing.
+//! A thread that has read gives its reader slot back when it ends: the destructor of LMDB's key for thread-specific
+//! data does so. Closing the environment deletes the key and unmaps the reader slots, even while such a destructor is
+//! about to write there. So a thread that closes an environment waits for the threads that are ending, and threads that
+//! want to end wait for the closing.
 
 #![allow(unsafe_code)]
 
@@ -21,12 +21,12 @@ static ENDED: Condvar = Condvar::new();
 /// How long closing waits for them: the main thread of a process never runs its last destructors.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Keeps threads that have read from ending while it lives; those that were ending have ended.
+/// While this lives, no thread that has read ends; threads that were ending have ended.
 #[derive(Debug)]
 pub(super) struct Closing(#[expect(dead_code)] MutexGuard<'static, usize>);
 
 pub(super) fn wait_for_ending_threads() -> Closing {
-    // This one itself, if it closes by a destructor.
+    // This thread counts too, if it closes the environment in a destructor.
     let own = usize::from(THIS.try_with(|_| ()).is_err());
     let ending = ENDED.wait_timeout_while(lock(), PATIENCE, |ending| *ending > own);
     Closing(ending.unwrap_or_else(PoisonError::into_inner).0)
@@ -36,10 +36,10 @@ fn lock() -> MutexGuard<'static, usize> {
     ENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This thread reads: from now on its end is waited for.
+/// A thread that reads calls this: from now on, a closing waits for its end.
 #[inline]
 pub(super) fn watch_this_thread() {
-    // Of a thread that is ending already it is too late, and it is being waited for.
+    // If the thread is already ending, it is too late for this, and a closing waits for it anyway.
     let _ = THIS.try_with(|_| ());
 }
 
@@ -47,7 +47,7 @@ thread_local! {
     static THIS: Watched = Watched::new();
 }
 
-/// Dropped by Rust, before the destructors of keys run.
+/// Rust drops this before the destructors of keys run.
 struct Watched {
     /// See [`fork::forks`].
     forks: u32,
@@ -56,7 +56,7 @@ struct Watched {
 
 impl Watched {
     fn new() -> Watched {
-        // SAFETY: the key was made, and the value is never followed.
+        // SAFETY: the key exists, and the value is never dereferenced.
         let set = |key| unsafe { libc::pthread_setspecific(key, FIRST) } == 0;
         Watched { forks: fork::forks(), is_watched: key().is_some_and(set) }
     }
@@ -64,7 +64,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A forked child has no threads to wait for, and perhaps a lock that nobody gives back.
+        // A forked child has no threads to wait for, and perhaps a lock that no thread gives back.
         if self.is_watched && self.forks == fork::forks() {
             *lock() += 1;
         } else if let (true, Some(key)) = (self.is_watched, key()) {
@@ -74,8 +74,8 @@ impl Drop for Watched {
     }
 }
 
-/// The values of the key, in the first and in the second round of a thread's destructors. Those of LMDB run once, in the
-/// first.
+/// The values of the key, in the first and in the second round of a thread's destructors. LMDB's destructors run once,
+/// in the first round.
 const FIRST: *const c_void = ptr::without_provenance(1);
 const SECOND: *const c_void = ptr::without_provenance(2);
 

@@ -15,12 +15,12 @@ use crate::{error::Error, store::os::fork};
 use heed::{RwTxn, WithTls};
 use std::{mem::ManuallyDrop, path::Path, time::Duration};
 
-/// How long a reader that has to waits for those who write, and its thread with it.
+/// How long a reader that must pass the gate waits for writers. Its thread blocks meanwhile.
 const AT_THE_GATE: Duration = Duration::from_millis(20);
 
 /// An open environment with its gate.
 pub(crate) struct Env {
-    /// Closed by the drop of this.
+    /// The drop of [`Env`] closes it.
     heed: ManuallyDrop<heed::Env<WithTls>>,
     tables: Vec<Db>,
     pub(crate) gate: Gate,
@@ -33,11 +33,12 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    /// Opens an environment; alone, makes it if it is not there.
+    /// Opens an environment. A process that is alone creates it if it is missing.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the files are not sound; beside others also if they are not those that the others use.
+    /// [`Error::Damaged`] if the files are not sound. Beside other processes, also if they are not the files that those
+    /// use.
     pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
         fork::watch_forks();
         ending_threads::watch_this_thread();
@@ -59,23 +60,23 @@ impl Env {
         self.heed.path()
     }
 
-    /// The last transaction that was committed, by any process. Some nanoseconds.
+    /// The last transaction that was committed, by any process. Takes some nanoseconds.
     pub(crate) fn last_transaction(&self) -> u64 {
         self.heed.info().last_txn_id as u64
     }
 
-    /// Whether this process is a forked child of the one that opened it.
+    /// Whether this process is a forked child of the one that opened the environment.
     pub(crate) fn forked(&self) -> bool {
         self.forks != fork::forks()
     }
 
-    /// Whether the cache's directory was removed or replaced. What is held can be renewed and released, since others may hold
-    /// on to the same files, but nothing may be granted.
+    /// Whether the cache's directory was removed or replaced. Held locks can be renewed and released, since other
+    /// processes may use the same files, but nothing may be granted.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.identity.as_ref().is_some_and(FileIdentity::is_orphaned)
     }
 
-    /// Whether it was not found damaged, so that its files can be touched.
+    /// Whether the environment was not found damaged, so that its files can be touched.
     pub(crate) fn is_sound(&self) -> bool {
         self.gate.check().is_ok()
     }
@@ -95,7 +96,8 @@ impl Env {
             let mut txn = Txn::new(rw, &self.tables);
             let (result, changed) = f(&mut txn)?;
             let commits = changed && txn.commit()?;
-            // What was read may be of another time by now, and so may what the commit has gone to: then nobody is told.
+            // The files that were read, or that the commit went to, may have gone back in time meanwhile. Then no
+            // caller gets the result.
             self.check_time(before + u64::from(commits))?;
             Ok(result)
         });
@@ -112,16 +114,18 @@ impl Env {
         }
         let rw = begun.map_err(|error| match from_heed(error) {
             Error::Io(error) if error.raw_os_error().is_none_or(|code| code == libc::ENOMEM) => Error::Io(error),
-            // Its last page is behind the end of the map, which is smaller than that of others.
+            // The last page is behind the end of the map, which is smaller than the maps of other processes.
             Error::Full if self.heed.info().map_size < self.map_size => Error::Full,
             _ => Error::Damaged,
         })?;
-        // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not compare.
+        // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not
+        // compare the two.
         self.check_time((rw.id() as u64).wrapping_sub(1))?;
         Ok(rw)
     }
 
-    /// Whether the data file is of the time when this transaction was the last, and no process knows of a later time.
+    /// Fails unless the data file is of the time when this transaction was the last, and no process knows of a later
+    /// one.
     ///
     /// One thing has the same numbers and goes unnoticed: a copy of the very last commit, written over the file while the
     /// next transaction is under way, whose pages are then lost.
@@ -136,15 +140,15 @@ impl Env {
         }
     }
 
-    /// Looks after the files if nobody has for a hundredth of a second, so that those that were cut do not kill us. Not for a
-    /// thread that holds the gate.
+    /// Checks the files if no thread has for a hundredth of a second, so that a file that was cut does not kill this
+    /// process. A thread that holds the gate must not call it.
     pub(crate) fn look_if_due(&self) {
         if self.identity.as_ref().is_some_and(FileIdentity::is_due) {
             self.look();
         }
     }
 
-    /// Looks after the files.
+    /// Checks the files.
     pub(crate) fn look(&self) {
         let Some(identity) = &self.identity else { return };
         if self.forked() || self.gate.is_shut() {
@@ -157,7 +161,7 @@ impl Env {
         }
     }
 
-    /// This process uses the environment no more, and does not even touch it.
+    /// From now on, this process neither uses nor even touches the environment.
     fn give_up(&self, identity: &FileIdentity) {
         if self.gate.shut() {
             tell_of_loss(identity, "truncated");
@@ -166,7 +170,7 @@ impl Env {
         }
     }
 
-    /// Runs `f` in a read transaction. It must not begin another one: heed's readers are one a thread.
+    /// Runs `f` in a read transaction. `f` must not begin another one: heed has one reader for each thread.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
         if self.forked() {
             return Err(Error::Forked);
@@ -183,7 +187,7 @@ impl Env {
     fn read_writing<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
         let _held = self.gate.lock_for(AT_THE_GATE)?.ok_or(Error::Busy)?;
         let txn = self.heed.write_txn().map_err(from_heed)?;
-        // Its own number is that of a commit which will not be.
+        // The transaction's own number is that of a commit that will not happen.
         f(&Reader { ro: &txn, tables: &self.tables, seen: txn.id() as u64 - 1 })
     }
 

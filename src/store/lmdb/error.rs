@@ -1,4 +1,4 @@
-//! What an error of LMDB means to the cache.
+//! The translation of LMDB's errors into those of the cache.
 
 use crate::error::Error;
 use heed::MdbError;
@@ -6,7 +6,7 @@ use std::io;
 
 pub(super) fn from_commit(error: heed::Error) -> Error {
     match from_heed(error) {
-        // LMDB's word for a write that was cut short: a disk that is full all but a page.
+        // LMDB reports a write that was cut short like this: the disk is full but for less than a page.
         Error::Io(error) if error.raw_os_error() == Some(libc::EIO) => Error::Full,
         error => error,
     }

@@ -1,4 +1,4 @@
-//! Whether the files of an environment still are where and what they were.
+//! File identity: whether an environment's files are still in their place, and still the same.
 
 use super::{
     files::{FileState, Files, Id, NAMES, id_of},
@@ -12,21 +12,21 @@ use std::{
     time::Duration,
 };
 
-/// How old the last look at the files may be when something is written, in ns.
+/// How old the last check of the files may be at a write, in ns.
 const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
 
-/// Looks after an environment that is to be given up when it is found damaged.
+/// Checks the files of an environment that is given up when it is found damaged.
 #[derive(Debug)]
 pub(crate) struct FileIdentity {
     /// The cache's directory.
     root: PathBuf,
     root_id: Id,
     orphaned: AtomicBool,
-    /// The environment's.
+    /// The environment's directory.
     path: PathBuf,
     files: Files,
     pub(super) metas: Metas,
-    /// When its files were looked at, in ns of [`coarse_time`].
+    /// When its files were last checked, in ns of [`coarse_time`].
     looked: AtomicU64,
     gone: LogLimit,
 }
@@ -53,18 +53,18 @@ impl FileIdentity {
         &self.path
     }
 
-    /// Whether the cache's directory is not where it was, so that others may have made another.
+    /// Whether the cache's directory is gone from its path, so that another process may have made a new one.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned.load(Relaxed)
     }
 
-    /// Whether it is time to look, which one caller is told.
+    /// Whether a check is due. Of racing callers, one gets `true`.
     pub(crate) fn is_due(&self) -> bool {
         let (last, now) = (self.looked.load(Relaxed), coarse_time());
         now.wrapping_sub(last) >= LOOK_EVERY && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
-    /// Looks, and logs what nothing can be done about.
+    /// Checks the files, and logs losses that cannot be mended.
     pub(crate) fn look(&self) -> FileState {
         let there = fs::metadata(&self.root).map(|facts| id_of(&facts) == self.root_id);
         let there = there.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound);

@@ -1,4 +1,4 @@
-//! The files of one environment: which they are.
+//! The files of one environment, and their identities.
 
 use crate::error::Error;
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
@@ -6,7 +6,7 @@ use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 /// Readers a machine may have at once: one slot for each thread that ever read.
 pub(super) const MAX_READERS: u32 = 8192;
 
-/// Bytes of LMDB's lock file: a cache line a reader, and a head.
+/// Bytes of LMDB's lock file: a cache line for each reader, and a head.
 pub(super) const LOCK_SIZE: u64 = MAX_READERS as u64 * 64 + 4096;
 
 /// Bytes of a gate's file.
@@ -15,11 +15,11 @@ pub(super) const GATE_SIZE: u64 = 256;
 /// Device and inode.
 pub(crate) type Id = [u64; 2];
 
-/// What an environment is made of, as written down by who opened it alone.
+/// The files of an environment, as the process that opened it alone wrote them down.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Files {
     pub(crate) map_size: u64,
-    /// Bytes of the data file, which never has fewer later. They are not written down.
+    /// Bytes of the data file, which never has fewer later. This number is not written down.
     pub(crate) length: u64,
     /// In the order of [`NAMES`].
     pub(crate) ids: [Id; Files::COUNT],
@@ -27,22 +27,22 @@ pub(crate) struct Files {
 
 pub(super) const NAMES: [&str; Files::COUNT] = ["data.mdb", "lock.mdb", "gate"];
 
-/// What became of the files of an environment that is open.
+/// The state of the files of an environment that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileState {
     Intact,
-    /// They were removed, or others are in their place. Who has them open goes on with them; nobody else can join.
+    /// A file was removed or replaced. Processes that have the files open go on with them; no other process can join.
     Gone,
-    /// The data file was cut: who touches what it has lost is killed.
+    /// The data file was cut: a process that touches the lost part is killed.
     Cut,
-    /// So was a file without which nobody can even be told.
+    /// The lock file or the gate was cut, so other processes cannot even be warned.
     CutOff,
 }
 
 impl Files {
     pub(crate) const COUNT: usize = 3;
 
-    /// What is there now.
+    /// The files that are there now.
     pub(crate) fn at(path: &Path, map_size: usize) -> io::Result<Files> {
         let facts = |name| fs::metadata(path.join(name));
         let [data, lock, gate] = NAMES.map(facts);
@@ -50,18 +50,18 @@ impl Files {
         Ok(Files { map_size: map_size as u64, length: data.len(), ids: [id_of(&data), id_of(&lock?), id_of(&gate?)] })
     }
 
-    /// Whether these are what was written down.
+    /// Whether these are the files that were written down.
     pub(crate) fn are(&self, described: &Files) -> bool {
         (self.map_size, self.ids) == (described.map_size, described.ids)
     }
 
-    /// What is not even a file cannot be used.
+    /// Fails if one of the names belongs to something other than a file.
     pub(crate) fn check_kinds(path: &Path) -> Result<(), Error> {
         let strange = |name| fs::metadata(path.join(name)).is_ok_and(|facts| !facts.is_file());
         if NAMES.iter().any(strange) { Err(Error::Damaged) } else { Ok(()) }
     }
 
-    /// Whether they still are what they were: three system calls.
+    /// Whether the files are still what they were. Takes three system calls.
     pub(crate) fn look(&self, path: &Path) -> FileState {
         let least = [self.length, LOCK_SIZE, GATE_SIZE];
         let mut found = FileState::Intact;
@@ -72,7 +72,7 @@ impl Files {
                     found = found.or(if at == 0 { FileState::Cut } else { FileState::CutOff })
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => found = found.or(FileState::Gone),
-                // What cannot be found out may be as it was.
+                // A file that cannot be examined may be as it was.
                 Ok(_) | Err(_) => {}
             }
         }

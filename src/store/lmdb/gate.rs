@@ -1,10 +1,10 @@
-//! A robust mutex in a mapped page, shared by all processes, that everyone takes before LMDB's writer lock.
+//! The gate: a robust mutex in a mapped page, shared by all processes. Every thread takes it before LMDB's writer lock.
 //!
 //! LMDB's own lock has no try and no timeout: a thread of a runtime that waits for it behind a stopped process freezes
-//! its runtime. This one can be tried, and waited for with a bound.
+//! its runtime. The gate can be tried, and a thread can wait for it with a bound.
 //!
-//! Its page also says what every process must know of the environment: which files it is made of, which transaction was
-//! the last to be committed, and that it was found damaged.
+//! The page also says what every process must know of the environment: the files that it is made of, the last
+//! transaction that was committed, and whether it was found damaged.
 
 #![allow(unsafe_code)]
 
@@ -32,7 +32,7 @@ struct Page {
     /// [`MAGIC`], or [`CONDEMNED`].
     magic: AtomicU64,
     mutex: UnsafeCell<libc::pthread_mutex_t>,
-    /// How often in a row whoever held the gate, or opened the environment alone, did not live to the end of it.
+    /// How often in a row a thread died while it held the gate, or a process while it opened the environment alone.
     deaths: AtomicU64,
     map_size: AtomicU64,
     files: [[AtomicU64; 2]; Files::COUNT],
@@ -40,42 +40,42 @@ struct Page {
     newest: AtomicU64,
 }
 
-/// Bytes that are mapped of a gate's file. A mutex has 40 bytes or 48, as the architecture wants.
+/// Bytes of a gate's file that are mapped. A mutex has 40 bytes or 48, as the architecture wants.
 const MAPPED: usize = GATE_SIZE as usize;
 const _: () = assert!(size_of::<Page>() <= MAPPED);
 
 const MAGIC: u64 = u64::from_le_bytes(*b"fldgate2");
 const CONDEMNED: u64 = u64::from_le_bytes(*b"flddmgd2");
 
-/// Who is killed while it writes leaves sound files behind, so one death says nothing. But damaged files kill whoever
-/// reads them, again and again.
+/// A process that is killed while it writes leaves sound files behind, so one death says nothing. But damaged files
+/// kill every process that reads them, again and again.
 const DEATHS_MAX: u64 = 3;
 
 /// The gate of one environment.
 pub(crate) struct Gate {
     page: NonNull<Page>,
-    /// Not even the page is to be touched any more.
+    /// This process must not even touch the page any more.
     shut: AtomicBool,
 }
 
-// SAFETY: the page is shared memory; its mutex is process-shared and is only touched through libc's functions, the rest is
-// atomic.
+// SAFETY: the page is shared memory; its mutex is process-shared and is only touched through libc's functions, the rest
+// is atomic.
 unsafe impl Send for Gate {}
 // SAFETY: as above.
 unsafe impl Sync for Gate {}
 
-/// Possession of the gate; it belongs to the thread that took it.
+/// Possession of the gate, which belongs to the thread that took it.
 pub(crate) struct Held<'a> {
     gate: &'a Gate,
     _this_thread: PhantomData<*const ()>,
 }
 
 impl Gate {
-    /// Maps the gate in `file`. `fresh` makes it anew: only where nobody else can be using it.
+    /// Maps the gate in `file`. `fresh` makes it anew, which is allowed only while no other process can be using it.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if it is no gate, or that of an environment that was found damaged.
+    /// [`Error::Damaged`] if the file is no gate, or the gate of an environment that was found damaged.
     pub(crate) fn open(path: &Path, fresh: bool) -> Result<Gate, Error> {
         let file = File::options().read(true).write(true).create(fresh).truncate(false).open(path);
         let file = match file {
@@ -120,8 +120,8 @@ impl Gate {
     }
 
     fn page(&self) -> &Page {
-        // SAFETY: the mapping is long enough and stays until drop; what other processes change in it is atomic, or behind an
-        // `UnsafeCell`.
+        // SAFETY: the mapping is long enough and stays until drop; what other processes change in it is atomic, or
+        // behind an `UnsafeCell`.
         unsafe { self.page.as_ref() }
     }
 
@@ -130,7 +130,8 @@ impl Gate {
     }
 
     fn init(&self) -> io::Result<()> {
-        // SAFETY: nobody else uses the page (the caller's promise), so the mutex may be made anew; each result is checked.
+        // SAFETY: the caller promises that no other process uses the page, so the mutex may be made anew; each result
+        // is checked.
         unsafe {
             let mut kind = std::mem::zeroed::<libc::pthread_mutexattr_t>();
             check(libc::pthread_mutexattr_init(&mut kind))?;
@@ -143,21 +144,23 @@ impl Gate {
         Ok(())
     }
 
-    /// Writes down what the environment is made of.
+    /// Writes down the environment's files.
     pub(crate) fn describe(&self, files: &Files) {
         let page = self.page();
         page.map_size.store(files.map_size, Relaxed);
         for (kept, id) in page.files.iter().flatten().zip(files.ids.iter().flatten()) {
             kept.store(*id, Relaxed);
         }
-        // Nobody is left who knows of a newer one.
+        // No process is left that knows of a newer transaction.
         page.newest.store(0, Relaxed);
     }
 
-    /// Whether the last transaction of the data file is not older than one that any process knows of. With the gate held.
+    /// Whether the last transaction of the data file is not older than one that any process knows of. The caller holds
+    /// the gate.
     ///
-    /// LMDB cannot tell: after the death of a writer, its lock file believes the data file. A writer that dies before it has
-    /// raised this number after its commit leaves it too low, which the next one makes good.
+    /// LMDB cannot tell: after the death of a writer, its lock file takes over the number in the data file. A writer
+    /// that dies after its commit and before it has raised this number leaves it too low; the next writer makes up for
+    /// that.
     pub(crate) fn is_not_behind(&self, last: u64) -> bool {
         let newest = &self.page().newest;
         let sound = newest.load(Relaxed) <= last;
@@ -167,14 +170,15 @@ impl Gate {
         sound
     }
 
-    /// What was written down.
+    /// The files that were written down.
     pub(crate) fn described(&self) -> Files {
         let page = self.page();
         let id = |at: usize| -> Id { [page.files[at][0].load(Relaxed), page.files[at][1].load(Relaxed)] };
         Files { map_size: page.map_size.load(Relaxed), length: 0, ids: std::array::from_fn(id) }
     }
 
-    /// Runs what damaged files may kill us in, so that it is known afterwards that they did. For who is alone.
+    /// Runs a function in which damaged files may kill this process, and keeps a record of such a death. Only for a
+    /// process that is alone.
     pub(crate) fn survive<T>(&self, f: impl FnOnce() -> T) -> T {
         let deaths = &self.page().deaths;
         let before = deaths.fetch_add(1, Relaxed);
@@ -183,12 +187,13 @@ impl Gate {
         survived
     }
 
-    /// The environment was found damaged: from now on nobody gets through, in no process. Whether it was new to say so.
+    /// Marks the environment as damaged: from now on, no process gets through. Returns whether this was the first
+    /// report.
     pub(crate) fn condemn(&self) -> bool {
         !self.shut.load(Relaxed) && self.page().magic.swap(CONDEMNED, Release) == MAGIC
     }
 
-    /// This process gets through no more. Whether it could before.
+    /// Shuts the gate for this process. Returns whether it was open before.
     pub(crate) fn shut(&self) -> bool {
         !self.shut.swap(true, Relaxed)
     }
@@ -197,19 +202,20 @@ impl Gate {
         self.shut.load(Relaxed)
     }
 
-    /// Whether the page is sound and says that the environment is.
+    /// Fails unless the page is sound and says that the environment is sound.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.is_shut() || self.page().magic.load(Relaxed) != MAGIC { Err(Error::Damaged) } else { Ok(()) }
     }
 
-    /// Takes the gate if nobody holds it. Never blocks.
+    /// Takes the gate if no thread holds it. Never blocks.
     pub(crate) fn try_lock(&self) -> Result<Option<Held<'_>>, Error> {
         self.check()?;
         // SAFETY: the mutex was initialised when the gate was made and is mapped until drop.
         self.taken(unsafe { libc::pthread_mutex_trylock(self.mutex()) })
     }
 
-    /// Waits for the gate, at most for `patience`: for the worker thread only.
+    /// Waits for the gate, at most for `patience`. It blocks: for the worker thread, for openings, and for readers that
+    /// must pass the gate.
     pub(crate) fn lock_for(&self, patience: Duration) -> Result<Option<Held<'_>>, Error> {
         self.check()?;
         // SAFETY: as in `try_lock`.
@@ -219,7 +225,7 @@ impl Gate {
     fn taken(&self, result: libc::c_int) -> Result<Option<Held<'_>>, Error> {
         match result {
             0 => {}
-            // The last holder died. LMDB rolls its transaction back by itself, so there is nothing to mend but the mutex.
+            // The last holder died. LMDB rolls its transaction back by itself, so only the mutex must be mended.
             libc::EOWNERDEAD => {
                 // SAFETY: we own the mutex, whose former owner died.
                 let result = unsafe { libc::pthread_mutex_consistent(self.mutex()) };

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// Where a meta page has its transaction id: see [`metas_are_sound`].
+/// The place of the transaction id in a meta page, see [`metas_are_sound`].
 const META_TRANSACTION: usize = 16 + 128;
 
 /// Offsets within a 64-bit LMDB 0.9 meta page, behind the 16-byte page header: magic, version, (address), map size, two
@@ -58,7 +58,7 @@ unsafe impl Send for Metas {}
 unsafe impl Sync for Metas {}
 
 impl Metas {
-    /// Maps them once more: LMDB's own map is not to be had.
+    /// Maps the two pages once more, since LMDB does not give out its own map.
     pub(super) fn map(mut data: &File) -> Result<Metas, Error> {
         let mut head = [0; 16 + 24 + 4];
         data.read_exact(&mut head)?;
@@ -66,8 +66,8 @@ impl Metas {
         if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
             return Err(Error::Damaged);
         }
-        // SAFETY: a new shared mapping, only read; the result is checked. Who cuts the file kills who reads it, here as in
-        // LMDB, which begins each transaction with these pages.
+        // SAFETY: a new shared mapping, only read; the result is checked. If the file is cut, a process that reads it
+        // is killed, here as in LMDB, which begins each transaction with these pages.
         let map = unsafe {
             libc::mmap(std::ptr::null_mut(), 2 * page_size, libc::PROT_READ, libc::MAP_SHARED, data.as_raw_fd(), 0)
         };
@@ -78,17 +78,18 @@ impl Metas {
         Ok(Metas { map, page_size })
     }
 
-    /// Whether one page is that of the transaction `last`, and the other that of the one before. LMDB writes them in turn. In
-    /// an old file both are older; if a transaction that began before is committed to it, one still is.
+    /// Whether one page belongs to the transaction `last`, and the other to the one before it. LMDB writes the pages in
+    /// turn. A file that went back in time has two older pages. If a transaction that began before that was committed
+    /// to the file, it still has one of them.
     pub(super) fn end_with(&self, last: u64) -> bool {
         self.transaction(last) == last && self.transaction(last ^ 1) == last.saturating_sub(1)
     }
 
-    /// The transaction in the page that is the given one's.
+    /// The transaction in the page that the given one is written to.
     fn transaction(&self, of: u64) -> u64 {
         let at = (of & 1) as usize * self.page_size + META_TRANSACTION;
-        // SAFETY: within the two pages of the mapping, which stays until drop; page sizes and the offset are multiples of
-        // eight. Other processes change it, so it is read as an atomic.
+        // SAFETY: within the two pages of the mapping, which stays until drop; page sizes and the offset are multiples
+        // of eight. Other processes change it, so it is read as an atomic.
         unsafe { self.map.add(at).cast::<AtomicU64>().as_ref() }.load(Relaxed)
     }
 }

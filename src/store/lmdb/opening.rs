@@ -1,4 +1,5 @@
-//! How an environment is opened: alone, where it is checked and made, and beside others, where nothing may be changed.
+//! The opening of an environment. A process that is alone checks and creates it; beside other processes, nothing may be
+//! changed.
 
 #![allow(unsafe_code)]
 
@@ -18,10 +19,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an opening waits at the gate for those who write.
+/// How long an opening waits at the gate for writers.
 const OPENING: Duration = Duration::from_secs(2);
 
-/// How long an opening beside others tries to read metas that do not change meanwhile.
+/// How long an opening beside other processes tries to read meta pages that do not change meanwhile.
 const METAS: Duration = Duration::from_millis(250);
 
 /// How to open an environment.
@@ -33,14 +34,14 @@ pub(crate) struct Options<'a> {
     pub(crate) write_map: bool,
     /// Sync every commit.
     pub(crate) sync: bool,
-    /// Nobody else has it open.
+    /// No other process has it open.
     pub(crate) alone: bool,
-    /// What is lost here must not go unnoticed: found damaged, the environment is given up by every process at once.
-    /// That is the cache's directory, which it stands and falls with.
+    /// Set where a loss must not go unnoticed: once the environment is found damaged, every process gives it up at
+    /// once. The path is the cache's directory, without which the environment is of no use.
     pub(crate) guarded: Option<&'a Path>,
 }
 
-/// What an environment consists of.
+/// The parts of an open environment.
 pub(super) struct Opened {
     pub(super) heed: heed::Env<WithTls>,
     pub(super) tables: Vec<Db>,
@@ -70,11 +71,11 @@ pub(super) fn open(path: &Path, options: &Options<'_>) -> Result<Opened, Error> 
 
 type Parts = (heed::Env<WithTls>, Vec<Db>, Files, bool);
 
-/// Makes what is not there, and writes down in the gate what the environment is made of.
+/// Creates the files that are missing, and writes down in the gate which files the environment is made of.
 fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
     let data = path.join("data.mdb");
     check_before_opening(&data, true)?;
-    // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
+    // LMDB maps this file writable: on a full disk, a reader's first look at a hole would kill the process.
     reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
     let (heed, shares_pid) = open_twice(path, options)?;
     if options.write_map {
@@ -89,7 +90,8 @@ fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, 
     Ok((heed, tables, files, shares_pid))
 }
 
-/// Makes and lengthens nothing: LMDB would make an empty file sound again, and everybody's rows would be gone.
+/// Creates no file and lengthens none: LMDB would make an empty file sound again, and the rows of all processes would
+/// be gone.
 fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
     let data = path.join("data.mdb");
     let ours = || {
@@ -104,7 +106,7 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts,
     let deadline = Instant::now() + METAS;
     loop {
         match check_before_opening(&data, options.write_map) {
-            // They change while they are read.
+            // The meta pages change while they are read.
             Err(Error::Damaged) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             checked => break checked?,
         }
@@ -115,7 +117,7 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts,
     Ok((heed, tables, files, shares_pid))
 }
 
-/// Takes the disk's blocks for a file that is mapped writable, where the file system can.
+/// Reserves disk blocks for a file that is mapped writable, where the file system can.
 fn reserve(path: &Path, size: u64) -> Result<(), Error> {
     let file = File::options().write(true).create(true).truncate(false).open(path)?;
     match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
@@ -125,13 +127,13 @@ fn reserve(path: &Path, size: u64) -> Result<(), Error> {
     }
 }
 
-/// The environment, and whether it can be read only in write transactions.
+/// Opens the environment, and finds out whether it can be read only in write transactions.
 fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>, bool), Error> {
     // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
     let first = open_heed(path, options)?;
     let shares_pid = match first.read_txn() {
         Ok(_) => false,
-        // A living one, in another container: LMDB tells readers apart by their pids.
+        // A living process with our pid, in another container: LMDB tells readers apart by their pids.
         Err(heed::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => true,
         Err(error) => return Err(from_heed(error)),
     };
@@ -156,8 +158,8 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
     loop {
         let mut open = EnvOpenOptions::new();
         open.map_size(map_size).max_dbs(options.tables.len() as u32).max_readers(MAX_READERS);
-        // SAFETY: the flags are sound for what is stored (`write_map` only with reserved blocks, `NO_SYNC` only for files
-        // that a crash of the machine retires); the directory is private to this user, and only this crate, which
+        // SAFETY: the flags are sound for what is stored (`write_map` only with reserved blocks, `NO_SYNC` only for
+        // files that a crash of the machine retires); the directory is private to this user, and only this crate, which
         // registers every directory once per process, opens what is in it.
         let opened = unsafe {
             open.flags(flags);
@@ -175,7 +177,7 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
     }
 }
 
-/// `None` if one of them is not there.
+/// Opens the tables; `None` if one of them is missing.
 fn find_tables(
     heed: &heed::Env<WithTls>,
     gate: &Gate,
@@ -218,8 +220,8 @@ fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>>
     Ok(opened.commit())
 }
 
-/// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
-/// `whole`: and its length.
+/// LMDB trusts its files: a short one opens well and then kills the process. This checks the two meta pages first, and
+/// with `whole` the file's length as well.
 fn check_before_opening(data: &Path, whole: bool) -> Result<(), Error> {
     let mut file = match File::open(data) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

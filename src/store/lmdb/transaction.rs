@@ -12,7 +12,7 @@ pub(super) type Db = Database<'static, Bytes, Bytes>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table(pub(crate) usize);
 
-/// What reads: a read transaction, or a write transaction as far as it reads.
+/// The reads of a read transaction or of a write transaction.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'e> {
     pub(super) ro: &'e RoTxn<'e>,
@@ -21,7 +21,7 @@ pub(crate) struct Reader<'e> {
 }
 
 impl<'e> Reader<'e> {
-    /// The transaction whose commit it sees.
+    /// The last committed transaction that its snapshot contains.
     pub(crate) fn seen(&self) -> u64 {
         self.seen
     }
@@ -34,7 +34,7 @@ impl<'e> Reader<'e> {
         self.tables[table.0].len(self.ro).map_err(from_heed)
     }
 
-    /// Whether `f` finds what it looks for in a range.
+    /// Whether `f` answers `true` for a row of the range.
     pub(crate) fn any(
         &self,
         table: Table,
@@ -70,18 +70,18 @@ impl<'e> Txn<'e> {
         Txn { rw, tables, written: false, _this_thread: PhantomData }
     }
 
-    /// Whether there was something to commit: LMDB gives no number to a transaction in which nothing was written.
+    /// Commits. Returns whether anything was written: LMDB gives no number to a transaction in which nothing was.
     pub(super) fn commit(self) -> Result<bool, Error> {
         self.rw.commit().map_err(from_commit)?;
         Ok(self.written)
     }
 
-    /// What it reads, also of what it has written itself.
+    /// A reader, which also sees what this transaction has written.
     pub(crate) fn reader(&self) -> Reader<'_> {
         Reader { ro: &self.rw, tables: self.tables, seen: self.rw.id() as u64 - 1 }
     }
 
-    /// The transaction whose commit it sees. `None`: it sees what it has written itself, which may never be committed.
+    /// The last committed transaction that it sees. `None`: it also sees its own writes, which may never be committed.
     pub(crate) fn seen(&self) -> Option<u64> {
         (!self.written).then(|| self.rw.id() as u64 - 1)
     }
@@ -101,7 +101,7 @@ impl<'e> Txn<'e> {
         Ok(deleted)
     }
 
-    /// Up to `most` rows from `from` on (`None`: from the first), as `f` sees fit to keep them.
+    /// Up to `most` rows from `from` on, each as `f` converts it.
     pub(crate) fn rows<T>(
         &self,
         table: Table,
@@ -129,7 +129,8 @@ impl<'e> Txn<'e> {
         self.reader().len(table)
     }
 
-    /// What stands under a key; if nothing does, what stands beside it, mostly behind.
+    /// The value under a key. If there is none, the value of the next row, or of the previous row where there is no
+    /// next one.
     pub(crate) fn get_or_beside(&self, table: Table, key: &[u8]) -> Result<Result<&[u8], Option<&[u8]>>, Error> {
         let table = &self.tables[table.0];
         match table.get_greater_than_or_equal_to(&self.rw, key).map_err(from_heed)? {

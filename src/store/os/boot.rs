@@ -1,8 +1,8 @@
-//! Which boot of the machine this is, and what time it is by its clocks.
+//! The machine's boot id and its clocks.
 
 use std::{fs, io, time::SystemTime};
 
-/// Differs from boot to boot.
+/// An id that differs from boot to boot.
 pub(crate) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

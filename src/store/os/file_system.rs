@@ -1,8 +1,8 @@
-//! What a file system is fit for.
+//! The kinds of file systems, by what they can carry.
 
 use std::{fs::File, io};
 
-/// What a file system can carry.
+/// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileSystem {
     /// Reserved blocks stay ours: a writable map cannot run into a full disk.

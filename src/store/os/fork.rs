@@ -1,4 +1,4 @@
-//! Forked children: which process opened something.
+//! Forks: they tell whether this process opened something, or a parent did.
 
 #![allow(unsafe_code)]
 
@@ -9,13 +9,13 @@ use std::sync::{
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// How many forks lie between this process and the first that opened a cache: what was opened at another number belongs
-/// to a parent.
+/// The number of forks between this process and the first that opened a cache. Anything that was opened at another
+/// number belongs to a parent.
 pub(crate) fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// From now on, forked children of this process know that they are.
+/// From now on, forked children of this process know that they are forked.
 pub(crate) fn watch_forks() {
     extern "C" fn in_child() {
         FORKS.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The operating system: calls that no safe wrapper offers, forks, boots and clocks, file systems, and the locks that a model
-//! checker replaces.
+//! The operating system: calls that no safe wrapper offers, forks, boots and clocks, file systems, and the locks that a
+//! model checker replaces.
 
 pub(crate) mod boot;
 pub(crate) mod file_system;

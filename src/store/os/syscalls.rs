@@ -4,7 +4,7 @@
 
 use std::{io, os::fd::BorrowedFd, path::Path, time::Duration};
 
-/// Waits for a pthread mutex at most for `patience`; answers what the pthread call answers.
+/// Waits for a pthread mutex at most for `patience`; returns the result of the pthread call.
 ///
 /// # Safety
 ///
@@ -23,7 +23,7 @@ pub(crate) unsafe fn mutex_lock_for(mutex: *mut libc::pthread_mutex_t, patience:
     let deadline = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) + patience;
     let deadline =
         libc::timespec { tv_sec: deadline.as_secs() as libc::time_t, tv_nsec: deadline.subsec_nanos() as libc::c_long };
-    // SAFETY: the mutex is the caller's promise; the deadline is a valid time of the clock named.
+    // SAFETY: the caller promises that the mutex is valid; the deadline is a valid time of the clock named.
     unsafe { pthread_mutex_clocklock(mutex, libc::CLOCK_MONOTONIC, &deadline) }
 }
 

@@ -1,4 +1,4 @@
-//! What this process holds, and must renew from time to time.
+//! The holdings of this process, which it must renew from time to time.
 
 use crate::store::record::key::Key;
 use std::{
@@ -10,20 +10,20 @@ use std::{
 
 /// Something this process holds and must renew from time to time.
 pub(crate) struct Holding {
-    /// Tells it apart from others.
+    /// Tells this holding apart from others.
     pub(crate) number: u64,
-    /// Real time at which it wants to be renewed next, and how often.
+    /// Real time at which it must be renewed next, and how often.
     pub(crate) due: Instant,
     pub(crate) every: Duration,
     pub(crate) renew: Weak<dyn Renew>,
 }
 
-/// Renews what is held. Never blocks.
+/// Renews a holding. Never blocks.
 pub(crate) trait Renew: Send + Sync {
     fn renew(self: Arc<Self>);
 }
 
-/// All that this process holds, by key.
+/// All holdings of this process, by key.
 #[derive(Default)]
 pub(crate) struct Holdings(Mutex<HashMap<[u8; 16], Vec<Holding>>>);
 
@@ -48,12 +48,12 @@ impl Holdings {
         }
     }
 
-    /// The numbers of what this process holds under the key.
+    /// The numbers of this process's holdings under the key.
     pub(crate) fn numbers(&self, key: &Key) -> Vec<u64> {
         self.lock().get(&key.hash).into_iter().flatten().map(|held| held.number).collect()
     }
 
-    /// Renews what is due, and tells when the next one will be, `most` from now at the latest.
+    /// Renews the holdings that are due. Returns how long until the next one is due, `most` at the longest.
     pub(crate) fn renew(&self, most: Duration) -> Duration {
         let now = Instant::now();
         let (mut due, mut next) = (Vec::new(), most);

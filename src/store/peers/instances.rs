@@ -1,12 +1,13 @@
 //! Instances, and which of them are alive.
 //!
-//! Each opening of a directory is an instance: a random number and a file of that name under `run/`, locked by `flock` for
-//! as long as the opening lives. The kernel frees the lock when the process dies, by whatever end and in whatever
-//! container; a stopped process keeps it. So does a forked child that has not executed another program: what depends on a
-//! death must have an end of its own as well.
+//! Each opening of a directory is an instance: a random number and a file of that name under `run/`, locked by `flock`
+//! for as long as the opening lives. The kernel frees the lock when the process dies, however it dies and in whichever
+//! container. A stopped process keeps the lock. So does a forked child that has not executed another program: a thing
+//! that depends on a death must have an end of its own as well.
 //!
-//! Only a file that is there and not locked says that its instance is dead: one that is missing may have been removed, and
-//! a copy says nothing. When the files of the dead are tidied away, their names say it for another hour.
+//! Only a file that is there and not locked says that its instance is dead. A file that is missing may have been
+//! removed, and a copy says nothing. When the file of a dead instance is tidied away, its name tells of the death for
+//! another hour.
 
 use crate::store::os::fork;
 use rustix::fs::{FlockOperation, flock};
@@ -20,23 +21,23 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// How long an instance that was alive counts as alive. Real time: whoever waits for a death does so in real time.
+/// How long an instance that was alive counts as alive. Real time, since a process waits for a death in real time.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
-/// How long after a failure nobody tries to make the own file.
+/// How long after a failure no thread tries to make this instance's file.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// Instances of which something is remembered, at most.
+/// Instances that are remembered, at most.
 const KNOWN_MAX: usize = 1024;
-/// And whose files are kept open, at most.
+/// Instances whose files are kept open, at most.
 const FILES_MAX: usize = 32;
-/// How long a death is remembered in `run/`. Who waits asks far more often.
+/// How long a death is remembered in `run/`. Waiters ask far more often.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// The instance of one opening, and what it knows of the others.
+/// The instance of one opening, and what it knows of other instances.
 #[derive(Debug)]
 pub(crate) struct Instances {
     run: PathBuf,
     own: OnceLock<Own>,
-    /// When the own file could not be made. Locked while it is made.
+    /// When this instance's file could not be made. Locked while it is made.
     failed: Mutex<Option<Instant>>,
     known: Mutex<HashMap<u64, Known>>,
     /// See [`fork::forks`].
@@ -48,7 +49,7 @@ enum Known {
     Dead,
     AliveAt {
         asked: Instant,
-        /// Its file, as long as there are few: to ask again costs a third.
+        /// Its file, kept open as long as there are few: then it costs a third to ask again.
         file: Option<File>,
     },
 }
@@ -59,8 +60,9 @@ impl Instances {
         Instances { run, own: OnceLock::new(), failed: Mutex::default(), known: Mutex::default(), forks: fork::forks() }
     }
 
-    /// The number of this instance, made when first asked for; never zero. `None` if its file cannot be made, on a full disk
-    /// for instance: it is tried again after a second. A forked child has none, since the parent's lock is not its own.
+    /// The number of this instance, made when first asked for; never zero. `None` if its file cannot be made, for
+    /// instance on a full disk; a call after a second tries again. A forked child has none, since the parent's lock is
+    /// not its own.
     pub(crate) fn instance(&self) -> Option<u64> {
         if self.forks != fork::forks() {
             return None;
@@ -85,13 +87,13 @@ impl Instances {
         }
     }
 
-    /// Whether an instance is gone for good. What cannot be found out counts as alive. Takes some microseconds at most
-    /// every 25 ms, so it is no question for a transaction.
+    /// Whether an instance is gone for good. An instance that cannot be examined counts as alive. The check takes some
+    /// microseconds, at most every 25 ms, so it must not be made in a transaction.
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.ask(instance, ASK_AGAIN)
     }
 
-    /// As `is_dead`, of one that should have answered: what was found out before counts only if it is dead.
+    /// As `is_dead`, of an instance that should have answered: an earlier result counts only if it was "dead".
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.ask(instance, Duration::ZERO)
     }
@@ -103,7 +105,7 @@ impl Instances {
         File::create(self.run.join(name(instance))).unwrap();
     }
 
-    /// The process of an instance, as that knows itself.
+    /// The process id of an instance, as that process knows it.
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         fs::read_to_string(self.run.join(name(instance))).ok()?.split(' ').next()?.parse().ok()
     }
@@ -112,7 +114,7 @@ impl Instances {
         self.own.get().is_some_and(|own| own.instance == instance)
     }
 
-    /// `memory`: how long it counts as alive.
+    /// `memory`: how long an instance that was found alive counts as alive.
     fn ask(&self, instance: u64, memory: Duration) -> bool {
         if instance == 0 || self.is_own(instance) || self.forks != fork::forks() {
             return false;
@@ -143,12 +145,13 @@ impl Instances {
         dead
     }
 
-    /// Clears away what the dead have left, see [`clear`].
+    /// Clears away the files of dead instances, see [`clear`].
     pub(crate) fn tidy(&self) {
         clear(&self.run);
     }
 
-    /// Puts the own file back if it was removed or replaced: without it, nobody would notice when this process dies.
+    /// Puts this instance's file back if it was removed or replaced: without it, no process would notice when this one
+    /// dies.
     pub(crate) fn keep_own_file(&self) {
         if let Some(own) = self.own.get().filter(|own| own.forks == fork::forks())
             && let Err(error) = own.keep_file(&self.run)
@@ -158,7 +161,7 @@ impl Instances {
     }
 }
 
-/// Removes the sockets of the dead and renames their files, so that it stays known for a while.
+/// Removes the sockets of dead instances and renames their files, so that the deaths stay known for a while.
 pub(crate) fn clear(run: &Path) {
     for entry in fs::read_dir(run).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
@@ -191,17 +194,17 @@ fn name(instance: u64) -> String {
     format!("{instance:016x}")
 }
 
-/// Ends the name of the socket on which an instance is called.
+/// The end of the name of the socket on which an instance gets wake-ups.
 const SOCKET: &str = ".sock";
 
 pub(super) fn socket_name(instance: u64) -> String {
     name(instance) + SOCKET
 }
 
-/// Ends the name of a file that is not locked yet.
+/// The end of the name of a file that is not locked yet.
 const NEWBORN: &str = ".new";
 
-/// Ends the name of the file of one that was found dead.
+/// The end of the name of the file of an instance that was found dead.
 const DEAD: &str = ".dead";
 
 fn is_instance(name: &str) -> bool {
@@ -219,18 +222,18 @@ fn may_lock(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockShared).is_ok()
 }
 
-/// Whether nobody holds the file, and it is no copy of one that somebody may hold.
+/// Whether no process holds the file, and the file is no copy of one that a process may hold.
 fn is_free(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
     if !may_lock(&file) {
         return Ok(false);
     }
     let said = io::read_to_string(&file).unwrap_or_default();
-    // A full disk may have kept it from saying anything.
+    // The file may be empty, since the disk was full when it was made.
     Ok(said.split_once(' ').is_none_or(|(_, id)| file.metadata().is_ok_and(|facts| id == id_of(&facts))))
 }
 
-/// Tells a file from its copies.
+/// An id that tells a file from its copies.
 fn id_of(facts: &fs::Metadata) -> String {
     format!("{:x}-{:x}", facts.dev(), facts.ino())
 }
@@ -248,7 +251,7 @@ struct Own {
 impl Own {
     fn make(run: &Path) -> io::Result<Own> {
         make_run(run)?;
-        // Whoever clears `run/` may take the file away before it is locked.
+        // A process that clears `run/` may take the file away before it is locked.
         let in_the_way =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound);
         let mut made = Own::make_one(run);
@@ -283,7 +286,7 @@ impl Own {
     }
 }
 
-/// What is around it is made by who opens the cache, and by nobody else.
+/// Makes `run/` only: the directories around it are made when the cache is opened, and never here.
 fn make_run(run: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(run) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -295,7 +298,7 @@ fn make_file(run: &Path, instance: u64) -> io::Result<File> {
     let newborn = run.join(name(instance) + NEWBORN);
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&newborn)?;
     let made = file.metadata().and_then(|facts| {
-        // The process is for people who look.
+        // The process id is for people who look.
         let _ = file.write_all(format!("{} {}", std::process::id(), id_of(&facts)).as_bytes());
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         fs::rename(&newborn, run.join(name(instance)))

@@ -1,9 +1,9 @@
-//! The listening thread, and datagrams between processes.
+//! The listener thread, and datagrams between processes.
 //!
-//! An instance that waits has a Unix datagram socket beside its file under `run/`. Who offers it something sends it the
-//! number of the waiter: eight bytes, little-endian. The thread calls who waits with it and, since datagrams may be lost
-//! and processes may die, looks at the keys now and then. It is started when somebody waits for the first time, tied to no
-//! runtime, and gone with the last handle of its cache.
+//! An instance that waits has a Unix datagram socket beside its file under `run/`. A process that offers it something
+//! sends it the number of the waiter: eight bytes, little-endian. The thread wakes the waiter with that number. Since
+//! datagrams may be lost and processes may die, it also looks at the keys now and then. It is started when a waiter
+//! comes for the first time, is tied to no runtime, and ends with the last handle of its cache.
 
 use super::{
     instances::{self, Instances},
@@ -28,19 +28,19 @@ use std::{
 
 /// The longest path that surely fits into a socket's address.
 const PATH_MAX: usize = 100;
-/// Datagrams that a socket of Linux holds unless told otherwise. Who finds as many has perhaps missed others.
+/// Datagrams that a socket of Linux holds by default. A thread that finds as many has perhaps missed others.
 const QUEUE: usize = 10;
 /// Datagrams between two ticks at most.
 const DRAINED: usize = 64;
-/// How long after a full queue another one makes for no further looks.
+/// The least time between two looks at all keys that full queues cause.
 const CALM: Duration = Duration::from_millis(5);
 
-/// Whether somebody could be called.
+/// Whether a waiter could be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
-    /// It was told, or will look soon.
+    /// The waiter was woken, or will look soon.
     Yes,
-    /// Nobody listens there; perhaps it is dead.
+    /// No process listens there; perhaps it is dead.
     No,
 }
 
@@ -48,10 +48,10 @@ pub(crate) enum Reached {
 #[derive(Debug)]
 pub(crate) struct Sockets {
     run: PathBuf,
-    /// `run/` itself, where its path is too long for an address.
+    /// `run/` itself, opened where its path is too long for an address.
     directory: OnceLock<File>,
     sender: OnceLock<UnixDatagram>,
-    /// Not held: the instance ends with the last handle, and not with the thread.
+    /// A weak reference: the instance ends with the last handle, and not with the thread.
     instances: Weak<Instances>,
     listening: Mutex<Option<Listening>>,
     /// See [`fork::forks`].
@@ -72,11 +72,11 @@ impl Sockets {
         Arc::new(Sockets { run, directory, sender, instances, listening: Mutex::default(), forks })
     }
 
-    /// WakeUps a waiter of another process. Never blocks.
+    /// Wakes a waiter of another process. Never blocks.
     pub(crate) fn send(&self, instance: u64, number: u64) -> Reached {
         match self.try_send(instance, number) {
             Ok(()) => Reached::Yes,
-            // It has that many to read that it will look at everything.
+            // The process has so many datagrams to read that it will look at everything.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Reached::Yes,
             Err(_) => Reached::No,
         }
@@ -112,7 +112,7 @@ impl Sockets {
         SocketAddr::from_pathname(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))
     }
 
-    /// The socket on which this instance is called, and what wakes it.
+    /// The socket on which this instance gets wake-ups, and the sender that wakes its thread.
     fn listen(&self) -> io::Result<(UnixDatagram, Listening)> {
         let instance =
             self.instances.upgrade().and_then(|instances| instances.instance()).ok_or(io::ErrorKind::NotFound)?;
@@ -140,7 +140,7 @@ impl Listener for Arc<Sockets> {
         }
         let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Listening { waker, .. }) = &*listening {
-            // If its queue is full it is awake.
+            // If its queue is full, the thread is awake.
             let _ = waker.send(&[]);
             return true;
         }
@@ -192,7 +192,8 @@ fn listen(wake_ups: &WakeUps, socket: &UnixDatagram) {
     }
 }
 
-/// WakeUps whom the datagrams name; how many there were. What is no number of eight bytes is nobody's.
+/// Wakes the waiters that the datagrams name; returns how many datagrams there were. A datagram that is no number of
+/// eight bytes is ignored.
 fn drain(wake_ups: &WakeUps, socket: &UnixDatagram) -> usize {
     let mut bytes = [0; 9];
     for drained in 0..DRAINED {
@@ -217,7 +218,7 @@ fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], pause.as_ref()) {
         Ok(ready) => ready > 0,
         Err(Errno::INTR) => false,
-        // What cannot be waited for is asked now and then.
+        // A socket on which the thread cannot wait is read now and then.
         Err(_) => {
             std::thread::sleep(TICK);
             true
@@ -225,7 +226,8 @@ fn is_called(socket: &UnixDatagram, pause: Option<Duration>) -> bool {
     }
 }
 
-/// Without a socket: the thread ends instead of sleeping, so that the next one to wait tries again to make one.
+/// The thread's loop without a socket. The thread ends instead of sleeping, so that the next waiter tries again to make
+/// one.
 fn look_only(wake_ups: &WakeUps) {
     while let Next::TickAt(next) = wake_ups.tick(Instant::now(), false) {
         std::thread::sleep(until(next));

@@ -1,4 +1,5 @@
-//! Other processes of the directory: which of them live, how one wakes who waits in another, and what this one holds.
+//! Other processes of the directory: which of them live, how one wakes a waiter in another, and what this process
+//! holds.
 
 pub(crate) mod holdings;
 pub(crate) mod instances;

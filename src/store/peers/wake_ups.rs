@@ -1,7 +1,7 @@
-//! Who waits in this process, and how they are called.
+//! The waiters of this process, and their wake-ups.
 //!
-//! A waiter is called by its number, from this process or by a datagram from another. WakeUps may get lost; so each key for
-//! which somebody waits is looked at as well, once for all who wait, by the listening thread.
+//! A waiter is woken by its number, from this process or by a datagram from another. Wake-ups may get lost, so the
+//! listener thread also looks at each key that has waiters, once for all of them.
 
 use crate::store::{
     os::sync::{LINGER, Mutex, MutexGuard},
@@ -19,31 +19,31 @@ use std::{
 
 /// How often a key is looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(30);
-/// And how often at most, whoever asks for more.
+/// How often a key is looked at, at most, even if a watch asks for more.
 const SOON: Duration = Duration::from_millis(1);
 /// Keys that are looked at in one turn at most.
 const LOOKS: usize = 1024;
-/// Numbers that are remembered since they were called before they were registered.
+/// Numbers that are remembered, since their wake-up came before they were registered.
 const MISSED: usize = 64;
 
-/// Looks at a key for which somebody here waits.
+/// Looks at a key that has waiters in this process.
 pub(crate) trait Watch: Send + Sync {
-    /// Never blocks. Answers when to look again at the latest; a [`TICK`] later it is asked in any case. Signal by the
-    /// listening thread, and by no two threads at once. Should it be the last to hold a handle of the cache, that thread
+    /// Never blocks. Returns after how long to look again at the latest; after a [`TICK`] it is called in any case. The
+    /// listener thread calls it, and no two threads at once. If it holds the last handle of the cache, that thread
     /// closes the files.
     fn look(self: Arc<Self>, key: Key) -> Duration;
 }
 
-/// The way to the listening thread.
+/// The way to the listener thread.
 pub(crate) trait Listener: Send + Sync {
     /// Starts the thread or wakes it from its sleep. `false`: it could not be started.
     fn wake(&self, wake_ups: &Arc<WakeUps>) -> bool;
 
-    /// Nobody will wait any more.
+    /// No waiter will come any more.
     fn close(&self);
 }
 
-/// All who wait in this process.
+/// All waiters of this process.
 pub(crate) struct WakeUps {
     inner: Mutex<Inner>,
     listener: Box<dyn Listener>,
@@ -89,7 +89,7 @@ impl Waiting {
         let waker = signal.waker.take();
         drop(signal);
         if let Some(waker) = waker {
-            // Whoever else is to be called must not suffer from it.
+            // A waker that panics must not keep other waiters from being woken.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
@@ -99,7 +99,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many wait in this process, and how long.
+/// The number of waiters in this process, and how long they have waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WaitingCounts {
     pub(crate) waiting: usize,
@@ -107,11 +107,11 @@ pub(crate) struct WaitingCounts {
     pub(crate) longest: Option<Duration>,
 }
 
-/// What the listening thread does next.
+/// The next step of the listener thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     TickAt(Instant),
-    /// Until it is woken.
+    /// It sleeps until it is woken.
     Sleep,
     End,
 }
@@ -132,8 +132,8 @@ impl WakeUps {
         Arc::new(WakeUps { inner: Mutex::new(inner), listener })
     }
 
-    /// From now until the answer is dropped, wake_ups of the number are noticed and the key is looked at. A call that came
-    /// just before counts.
+    /// From now until the result is dropped, wake-ups of the number are noticed and the key is looked at. A wake-up
+    /// that came just before counts.
     pub(crate) fn register(self: &Arc<Self>, key: Key, number: u64, watch: Arc<dyn Watch>) -> Registration {
         let now = Instant::now();
         let mut inner = lock(&self.inner);
@@ -149,7 +149,7 @@ impl WakeUps {
         Registration { wake_ups: self.clone(), key, number, waiting }
     }
 
-    /// Wakes the listening thread if somebody waits and it sleeps, or could not be started before.
+    /// Wakes the listener thread if there are waiters and it sleeps, or could not be started before.
     pub(crate) fn ensure_listening(self: &Arc<Self>) {
         let mut inner = lock(&self.inner);
         let sleeps = !inner.awake && !inner.closed && !inner.keys.is_empty();
@@ -160,7 +160,7 @@ impl WakeUps {
         }
     }
 
-    /// WakeUps who waits with this number. `false`: nobody does, or not yet.
+    /// Wakes the waiter with this number. `false`: there is none, or not yet.
     pub(crate) fn wake(&self, number: u64) -> bool {
         let mut inner = lock(&self.inner);
         let Some(waiting) = inner.waiting.get(&number).cloned() else {
@@ -174,7 +174,7 @@ impl WakeUps {
         true
     }
 
-    /// WakeUps all who wait for a key.
+    /// Wakes all waiters of a key.
     pub(crate) fn wake_all(&self, key: &Key) {
         let all: Vec<_> = {
             let inner = lock(&self.inner);
@@ -189,7 +189,7 @@ impl WakeUps {
         WaitingCounts { waiting: inner.waiting.len(), keys: inner.keys.len(), longest }
     }
 
-    /// The listening thread's turn: looks at the keys that are due or, in a `hurry`, at all.
+    /// The listener thread's turn: it looks at the keys that are due or, in a `hurry`, at all.
     pub(super) fn tick(&self, now: Instant, hurry: bool) -> Next {
         let due = {
             let mut inner = lock(&self.inner);
@@ -223,7 +223,7 @@ impl WakeUps {
         }
     }
 
-    /// Ends the listening thread.
+    /// Ends the listener thread.
     pub(crate) fn close(&self) {
         lock(&self.inner).closed = true;
         self.listener.close();
@@ -245,13 +245,13 @@ impl Inner {
         if asleep {
             self.awake = false;
             self.idle = 0;
-            // Whoever wakes it is looked after at once.
+            // The waiter that wakes the thread is looked after at once.
             self.next = now;
         }
         asleep
     }
 
-    /// The next of the keys that are due, and when the next turn is.
+    /// The next of the keys that are due. Also sets when the next turn is.
     fn due(&mut self, now: Instant, hurry: bool) -> Vec<(Key, Arc<dyn Watch>)> {
         self.next = now + TICK;
         let cursor = if self.keys.len() > LOOKS { self.cursor } else { [0; 16] };
@@ -278,7 +278,7 @@ impl fmt::Debug for WakeUps {
     }
 }
 
-/// Somebody who waits to be called; no more once it is dropped.
+/// A registered waiter. It leaves when this is dropped.
 pub(crate) struct Registration {
     wake_ups: Arc<WakeUps>,
     key: Key,
@@ -287,7 +287,7 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// Whether it was called since it was last asked. The waker is woken by the next call, instead of one before.
+    /// Whether the waiter was woken since this was last called. The next wake-up wakes this waker, and no earlier one.
     pub(crate) fn was_woken(&self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut signal = lock(&self.waiting.signal);
@@ -315,7 +315,7 @@ impl Drop for Registration {
             }
         }
         drop(inner);
-        // What is the user's is dropped outside the lock.
+        // These drops may run the user's code, so they happen outside the lock.
         drop((waiting, watched));
     }
 }

@@ -71,17 +71,17 @@ impl Secret {
     }
 
     pub(crate) fn key(&self, kind: Kind, scope: &ScopeId, name: &[u8]) -> Key {
-        // A different function altogether: names that meet in one do not in the other.
+        // A different function altogether: names that collide in one do not collide in the other.
         let [scope_half, _] = halves(scope);
         let echo = xxh3_64_with_seed(name, self.echo ^ scope_half ^ kind as u64);
         let mut hash = digest(&self.row, kind, scope, name).to_le_bytes();
-        // Of the scope's own key the last bytes are zero, the first tell it from others.
+        // The last bytes of a scope's own key are zero; the first bytes tell it from other scopes.
         hash[SCOPE_MARK..].copy_from_slice(&scope[..16 - SCOPE_MARK]);
         Key { hash, echo }
     }
 
-    /// Proves that a message was written by who knows the secret: SipHash-2-4 of 128 bits, under a key of its own for
-    /// each kind and scope.
+    /// A code that proves that a message was written by a process that knows the secret: SipHash-2-4 of 128 bits, under
+    /// a key of its own for each kind and scope.
     pub(crate) fn mac(&self, kind: Kind, scope: &ScopeId, message: &[u8]) -> u128 {
         let key = digest(&self.row, kind, scope, b"").to_le_bytes();
         let mut hasher = SipHasher24::new_with_key(&key);
@@ -93,7 +93,7 @@ impl Secret {
 /// The last bytes of a key tell scopes apart. The order of the keys is that of names, whatever their scope.
 const SCOPE_MARK: usize = 12;
 
-/// What the keys of one scope have in common, and those of two do not.
+/// The part that the keys of one scope have in common, and those of two scopes do not.
 pub(crate) fn scope_mark(key: &[u8; 16]) -> &[u8] {
     &key[SCOPE_MARK..]
 }

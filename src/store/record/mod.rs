@@ -1,4 +1,4 @@
-//! What the rows of `state/` and the entries of `entries/` both stand on: keys, row headers, checksums.
+//! The ground of both the rows of `state/` and the entries of `entries/`: keys, row headers, checksums.
 
 pub(crate) mod key;
 pub(crate) mod row;

@@ -1,9 +1,10 @@
-//! The stored form of a row of `state/`: pure encode and decode. What does not decode is no row, never a panic.
+//! The stored form of a row of `state/`: pure encoding and decoding. Bytes that do not decode are no row, and never
+//! cause a panic.
 
 use super::key::Key;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A row of `state/`: what it means ends at `expires` (ns of machine time).
+/// A row of `state/`. It means nothing from `expires` on (ns of machine time).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row<'a> {
     pub(crate) expires: u64,
@@ -12,7 +13,7 @@ pub(crate) struct Row<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What a state row turned out to be.
+/// The result of decoding a row of `state/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found<'a> {
     Absent,
@@ -24,7 +25,7 @@ const ROW_VERSION: u8 = 1;
 const ROW_HEAD: usize = 25;
 const ROW_CHECK: usize = 4;
 
-/// WakeUps `with` with the bytes of a state row: version, expires, echo, tag, payload, checksum. Small ones, which are nearly
+/// Calls `with` with the bytes of a row: version, expires, echo, tag, payload, checksum. Small rows, which are nearly
 /// all, stay on the stack.
 pub(crate) fn with_row<T>(key: &Key, row: &Row<'_>, with: impl FnOnce(&[u8]) -> T) -> T {
     let len = ROW_HEAD + row.payload.len() + ROW_CHECK;
@@ -56,7 +57,7 @@ pub(crate) fn decode_row<'a>(bytes: Option<&'a [u8]>, key: &Key) -> Found<'a> {
     }
 }
 
-/// Decodes a row whose name is not known, with its name's digest.
+/// Decodes a row whose name is not known; returns its name's digest too.
 pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
     let (body, check) = bytes.split_at_checked(bytes.len().checked_sub(ROW_CHECK)?)?;
     if body.len() < ROW_HEAD || body[0] != ROW_VERSION || check != (xxh3_64(body) as u32).to_le_bytes() {

@@ -1,4 +1,4 @@
-//! The locks with those who wait for them, for people to look at.
+//! Listings of the locks and their waiters, for people to look at.
 
 use super::{
     sequence,
@@ -29,14 +29,14 @@ pub(crate) struct Listed<'a> {
     pub(crate) key: &'a [u8; 16],
     /// `None`: damaged.
     pub(crate) row: Option<Row<'a>>,
-    /// The first of those who wait; of a damaged row's line, none.
+    /// The first waiters; none for a damaged row.
     pub(crate) waiters: &'a [Waiter],
 }
 
 impl State {
-    /// Shows `f` at most 100 locks behind the key `after` (`None`: from the first on) with at most `most` waiters each, all
-    /// of one moment; what it answers, and the last key, if there are more. `f` runs in a transaction, once for each lock
-    /// or, if that fails, more often.
+    /// Shows `f` at most 100 locks behind the key `after` (`None`: from the first on) with at most `most` waiters each,
+    /// all in one snapshot. Returns the answers of `f`, and the last key if there are more. `f` runs in a transaction,
+    /// once for each lock or, if that fails, more often.
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
         after: Option<[u8; 16]>,

@@ -1,5 +1,5 @@
-//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, `update(key, f)`, recent refusals and
-//! listings.
+//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, `update(key, f)`, recent
+//! refusals and listings.
 
 pub(crate) mod listing;
 mod recent_refusals;

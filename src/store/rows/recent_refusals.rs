@@ -1,12 +1,13 @@
-//! Cells that were read lately, with the transaction that they were read in: as long as nothing was committed since,
-//! they need not be read again. Whoever is refused asks again and again; most of it is answered from here, without the
-//! gate and without a transaction.
+//! Recent refusals: cells that were read lately, with the transaction that they were read in. As long as nothing was
+//! committed since, they need not be read again. A caller that is refused asks again and again; most of its requests
+//! are answered from here, without the gate and without a transaction.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Cells that are kept, at most; a new one takes the place of the one in its slot. Some 128 KiB, once something is refused.
+/// Cells that are kept, at most; a new one takes the place of the one in its slot. Some 128 KiB, once something is
+/// refused.
 const SLOTS: usize = 1024;
-/// The longest row that is kept: longer ones are those with waiters.
+/// The longest row that is kept: longer rows are those with waiters.
 const ROW_MAX: usize = 95;
 
 #[derive(Clone, Copy)]
@@ -27,13 +28,13 @@ impl RecentRefusals {
         &slots[usize::from(u16::from_le_bytes([key[0], key[1]])) % SLOTS]
     }
 
-    /// Keeps a row that was read by the transaction whose snapshot was that of `transaction`.
+    /// Keeps a row that was read in the snapshot of `transaction`.
     pub(crate) fn keep(&self, key: &[u8; 16], transaction: u64, row: &[u8]) {
         let slots = self.0.get_or_init(|| {
             let empty = Recent { key: [0; 16], transaction: 0, len: 0, row: [0; ROW_MAX] };
             (0..SLOTS).map(|_| Mutex::new(empty)).collect()
         });
-        // Nobody waits for a slot: it is a help only.
+        // No thread waits for a slot, since the table is only a help.
         let Ok(mut slot) = Self::slot(slots, key).try_lock() else { return };
         let Some(bytes) = slot.row.get_mut(..row.len()) else { return };
         bytes.copy_from_slice(row);
@@ -47,7 +48,7 @@ impl RecentRefusals {
         if recent.key != *key || recent.transaction != last || recent.len == 0 {
             return None;
         }
-        // What `f` calls is partly the user's: not under the lock.
+        // `f` may call the user's code, so it does not run under the lock.
         let (row, len) = (recent.row, usize::from(recent.len));
         drop(recent);
         Some(f(&row[..len]))

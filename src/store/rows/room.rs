@@ -1,4 +1,4 @@
-//! Room in `state/`: what each table may use of the fixed number of pages, and the sweeping that keeps it so.
+//! Room in `state/`: the share of the fixed number of pages that each table may use, and the sweeping that keeps it so.
 
 use super::tables::{CELLS, LOCKS, WAITERS, WaiterKey, row_key};
 use crate::{
@@ -18,19 +18,21 @@ use std::{
     time::Duration,
 };
 
-/// Each so many rows that are new, so many of the next are looked at and dropped if they mean nothing any more.
+/// After each `SWEEP_EVERY` new rows, `SWEEP_ROWS` of the next rows are looked at, and dropped if they mean nothing any
+/// more.
 const SWEEP_EVERY: u64 = 8;
 const SWEEP_ROWS: usize = 16;
-/// A cell that runs full may be asked for again at once; one more row is cheaper than to make it anew each time.
+/// A cell that runs full may be asked for again at once. It is cheaper to keep its row than to make it anew each time.
 const CELL_GRACE: u64 = Duration::from_secs(1).as_nanos() as u64;
-/// All are swept each so many writes; locks only long after their last lease has ended: they were left by processes that died.
+/// All tables are swept after each `SWEEP_ALL_EVERY` writes. Locks are swept only `LOCK_GRACE` after their last lease
+/// has ended: they were left by processes that died.
 const SWEEP_ALL_EVERY: u64 = 64;
 const LOCK_GRACE: u64 = Duration::from_secs(3600).as_nanos() as u64;
 
-/// Where cells have to go, they are chosen among so many.
+/// Cells that have to go are chosen among this many.
 const CHOICE: usize = 32;
 
-/// What one process knows of the room, and has done for it.
+/// The room as one process knows it, and what this process has done for it.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     /// Pages of the whole map.
@@ -53,7 +55,7 @@ impl Room {
         Room { pages, ..Room::default() }
     }
 
-    /// `made`: a cell was, and makes up for by looking at two others.
+    /// `made`: a cell was made. On average, two others are looked at for each new cell.
     pub(super) fn sweep(&self, txn: &mut Txn<'_>, now: u64, made: bool) -> Result<(), Error> {
         if made && self.cells.fetch_add(1, Relaxed).is_multiple_of(SWEEP_EVERY) {
             sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
@@ -67,14 +69,14 @@ impl Room {
         Ok(())
     }
 
-    /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some are always left: without,
-    /// not even a removal succeeds. Beyond, only what needs no further page is put.
+    /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some pages are always left:
+    /// without any, not even a removal succeeds. Beyond that share, only a row that needs no further page is put.
     pub(super) fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
         let (pages, all) = (txn.pages(LOCKS)?, self.pages);
         if pages * 8 < all * 3 {
             return txn.put(LOCKS, key, row).map(|()| true);
         }
-        // What is put back may leave split pages behind.
+        // A row that is put back may leave split pages behind.
         if (pages + txn.pages(WAITERS)?) * 16 >= all * 7 {
             return Ok(false);
         }
@@ -97,7 +99,7 @@ impl Room {
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rows = next_rows(txn, CELLS, &*cursor, CHOICE)?;
-        // At the end of the table there is no choice, so it goes on at the start.
+        // At the end of the table there is too little choice, so it goes on at the start.
         rows.extend(next_rows(txn, CELLS, &[0; 16], CHOICE - rows.len())?);
         *cursor = rows.last().map_or([0; 16], |row| row.0);
         let live = drop_least(txn, rows, CHOICE / 8, now)?;
@@ -105,8 +107,8 @@ impl Room {
         Ok(())
     }
 
-    /// Waiters may use a sixteenth of the pages, and with the locks seven sixteenths: beside half for the cells, a
-    /// sixteenth is always left.
+    /// Waiters may use a sixteenth of the pages, and waiters and locks together seven sixteenths. Beside half for the
+    /// cells, a sixteenth is always left.
     pub(super) fn has_room(&self, txn: &Txn<'_>) -> Result<bool, Error> {
         let (waiters, locks, all) = (txn.pages(WAITERS)?, txn.pages(LOCKS)?, self.pages);
         Ok(waiters * 16 < all && (waiters + locks) * 16 < all * 7)
@@ -121,8 +123,8 @@ impl Room {
     }
 }
 
-/// Drops what ended before `end` among the next rows; whether there was any. It starts behind a key of zeros, so that the
-/// counter among the locks is never met.
+/// Drops the rows that had ended by `end` among the next ones; returns whether there were any. It starts behind a key
+/// of zeros, so that it never meets the sequence's row among the locks.
 fn sweep_next<const N: usize>(
     txn: &mut Txn<'_>,
     table: Table,
@@ -146,16 +148,16 @@ fn next_rows<const N: usize>(
     most: usize,
 ) -> Result<Vec<([u8; N], u64)>, Error> {
     txn.rows(table, Bound::Excluded(after), most, |key, row| {
-        // A cell or waiter that cannot be read means nothing; a lock that cannot may be held.
+        // A cell or waiter that cannot be read means nothing; a lock that cannot be read may be held.
         let unread = if table == LOCKS { u64::MAX } else { 0 };
         let expires = decode_any_row(row).map_or(unread, |(_, row)| row.expires);
         (row_key(key), expires)
     })
 }
 
-/// Drops `most` of the rows: what is full again; then, of the scope that has most of the rows, what is nearest to full. A
-/// flood of names thus takes the place of its own kind and not that of other scopes' busy names, however long its cells
-/// last. Answers how many were not full.
+/// Drops `most` of the rows: first cells that are full again; then, in the scope that has most of the rows, the cells
+/// that are nearest to full. A flood of names thus takes the place of its own cells and not that of other scopes' busy
+/// names, however long its cells last. Returns how many were not full.
 fn drop_least(txn: &mut Txn<'_>, rows: Vec<([u8; 16], u64)>, most: usize, now: u64) -> Result<u64, Error> {
     let of_scope = |key| rows.iter().filter(|row| scope_mark(&row.0) == scope_mark(key)).count();
     let mut ranked: Vec<_> = rows.iter().map(|(key, end)| (*end > now, Reverse(of_scope(key)), *end, *key)).collect();

@@ -1,9 +1,9 @@
 //! The sequence of a directory: numbers that only grow, over all keys, processes, restarts and generations.
 //!
-//! They are the order in which waiters of a lock came, and the fences of its holders. The last number that was drawn
-//! stands in a row of its own among the locks. If that row is lost, the sequence goes on far above every number that can
-//! have been drawn: each generation of `state/` has a [first number](crate::store::directory::first_number), written down
-//! and synced before anybody uses it.
+//! The numbers are the order in which waiters of a lock came, and the fencing tokens of its holders. The last number
+//! that was drawn stands in a row of its own among the locks. If that row is lost, the sequence goes on far above every
+//! number that can have been drawn: each generation of `state/` has a [first
+//! number](crate::store::directory::first_number), written down and synced before any process uses it.
 
 use super::tables::LOCKS;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The row's key: that of no lock, and what walks over the locks starts behind it.
+/// The row's key. No lock has it, and walks over the locks start behind it.
 pub(super) const KEY: [u8; 16] = [0; 16];
 
 fn encode(last: u64) -> [u8; 16] {

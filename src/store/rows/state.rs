@@ -43,10 +43,10 @@ impl State {
         State { queue, local: Arc::new(local) }
     }
 
-    /// ReadRate, decides and writes in one transaction: here and now, or queued while another process is at it.
+    /// Reads, decides and writes in one transaction: here and now, or queued while another process is at the gate.
     ///
-    /// `settle` turns the outcome into the result, after the commit. If nobody waits for the result any more it is
-    /// dropped, so what has to be undone is undone by its drop.
+    /// `settle` turns the outcome into the result, after the commit. If no caller waits for the result any more, it is
+    /// dropped; the drop undoes what has to be undone.
     pub(crate) fn update<R, G>(
         &self,
         table: Table,
@@ -62,7 +62,7 @@ impl State {
         self.update_line(table, key, now, beside_the_line(transition), settle)
     }
 
-    /// Shows `f` a cell as it is, if this process has read it lately and nobody has committed anything since.
+    /// Shows `f` a cell as it is, if this process has read it lately and no process has committed anything since.
     pub(crate) fn read_recent<T>(&self, key: &Key, f: impl FnOnce(Found<'_>) -> T) -> Option<T> {
         if self.queue.env.forked() || !self.queue.env.is_sound() {
             return None;
@@ -71,7 +71,8 @@ impl State {
         self.local.recent.get(&key.hash, last, |row| f(decode_row(Some(row), key)))
     }
 
-    /// As `update`, by a transition that sees the line behind its row and may change it in the same transaction.
+    /// As `update`, by a transition that sees the waiting line behind its row and may change it in the same
+    /// transaction.
     #[inline]
     pub(crate) fn update_line<R, G>(
         &self,
@@ -89,7 +90,7 @@ impl State {
         self.queue.submit(update, |mut update, result| settle(update.outcome(result)))
     }
 
-    /// As `update_line`, for what must happen however late, and whose result nobody awaits. Never blocks.
+    /// As `update_line`, for an update that must happen however late, and whose result no caller awaits. Never blocks.
     pub(crate) fn post_line(
         &self,
         table: Table,
@@ -100,8 +101,8 @@ impl State {
         self.post_then(table, key, now, transition, drop);
     }
 
-    /// As `post_line`, and calls `then` with the result: after the commit or the failure, outside the transaction and the
-    /// gate, on whichever thread that is. A panic of `then` goes no further.
+    /// As `post_line`, and calls `then` with the result: after the commit or the failure, outside the transaction and
+    /// the gate, on any thread. A panic of `then` goes no further.
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
         table: Table,
@@ -114,7 +115,8 @@ impl State {
         self.queue.post(update, |mut update, result| then(update.outcome(result)));
     }
 
-    /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; the last key, if there are more.
+    /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; returns the last key, if there are
+    /// more.
     pub(crate) fn evict_some(
         &self,
         after: Option<[u8; 16]>,

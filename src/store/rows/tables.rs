@@ -1,21 +1,21 @@
-//! The tables of `state/`, and what may be done to a row of them.
+//! The tables of `state/`, and the changes of a row.
 
 use crate::store::lmdb::transaction::Table;
 
-/// Cells are in the table without a name: a commit of one in a named table would write that table's row of it too.
+/// Cells are in the table without a name: a commit to a named table also writes that table's own row in the table
+/// without a name.
 pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
 /// Rows that may be dropped when room is needed.
 pub(crate) const CELLS: Table = Table(0);
-/// Rows that never are.
+/// Rows that are never dropped for room.
 pub(crate) const LOCKS: Table = Table(1);
-/// Who waits behind a row, see [`waiting_line`](super::waiting_line).
+/// The waiters behind a row, see [`waiting_line`](super::waiting_line).
 pub(crate) const WAITERS: Table = Table(2);
 
-/// Bytes of a row's payload at most: a larger one would make room at the cost of everybody's cells and not fit all the
-/// same.
+/// Bytes of a row's payload at most. A larger one would make room at the cost of all cells and still not fit.
 pub(crate) const PAYLOAD_MAX: usize = 64 << 10;
 
-/// What an update leaves behind.
+/// The change of a row by an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Keep,
@@ -23,7 +23,7 @@ pub(crate) enum Change {
     Remove,
 }
 
-/// The key of a row. Among the cells stand the rows of the other tables, whose shorter keys are no cell's.
+/// The key of a row. LMDB's own rows for the other tables stand among the cells; no cell has a key as short as theirs.
 pub(crate) fn row_key<const N: usize>(key: &[u8]) -> [u8; N] {
     let mut row = [0; N];
     let len = key.len().min(N);

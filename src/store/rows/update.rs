@@ -32,7 +32,7 @@ use std::{
 pub(crate) trait Transition<R>: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static {}
 impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for F {}
 
-/// What this process keeps beside the rows.
+/// The state that this process keeps beside the rows.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) room: Room,
@@ -49,11 +49,12 @@ pub(super) struct Update<C, F, R> {
     now: u64,
     transition: F,
     outcome: Option<Result<R, Error>>,
-    /// It has run before, in a transaction that failed, and mostly for want of room: now a throttle lists no waiter.
+    /// The update has run before, in a transaction that failed, mostly for want of room. Now a throttle lists no
+    /// waiter.
     again: bool,
 }
 
-/// What has become of an update's row.
+/// The outcome of writing an update's row.
 enum Written {
     No,
     Removed(bool),
@@ -73,7 +74,7 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
         result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
     }
 
-    /// Writes the row, of which `before` bytes are there.
+    /// Writes the row, which has `before` bytes so far.
     fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
         let (expires, tag, payload) = match change {
             Change::Keep => return Ok(Written::No),
@@ -117,7 +118,7 @@ impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Operation for Update<C, 
         if matches!(found, Found::Damaged) {
             self.local.damaged.fetch_add(1, Relaxed);
             if self.table == LOCKS {
-                // Who held it cannot be told, nor for how long.
+                // Its holders are not known, nor for how long they hold it.
                 return Err(Error::Damaged);
             }
         }
@@ -166,10 +167,10 @@ impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Operation for Update<C, 
     }
 }
 
-/// The bytes of a lock's row. One that is not there may have been lost: damage that makes a key disappear has mostly garbled
-/// its neighbours as well, and how many rows there are is written on another page.
+/// The bytes of a lock's row. A row that is not there may have been lost. Damage that makes a key disappear has mostly
+/// garbled its neighbours as well, and the number of rows is written on another page.
 fn read_lock<'a>(txn: &'a Txn<'_>, key: &Key) -> Result<Option<&'a [u8]>, Error> {
-    // One row is the counter, or there is no other that could have been lost.
+    // A single row is the sequence's, or there is no other row that could have been lost.
     if txn.len(LOCKS)? <= 1 {
         return txn.get(LOCKS, &key.hash);
     }
@@ -180,14 +181,14 @@ fn read_lock<'a>(txn: &'a Txn<'_>, key: &Key) -> Result<Option<&'a [u8]>, Error>
     }
 }
 
-/// The line behind the row of an update, and the counter.
+/// The waiting line behind the row of an update, and the sequence.
 struct Behind<'a> {
     txn: &'a Txn<'a>,
     local: &'a Local,
     key: &'a Key,
     /// The last number that was drawn.
     last: Cell<Option<u64>>,
-    /// A transition is told nothing of a failure, and what it answers is then not used.
+    /// A failure of a read. The transition does not learn of it, and its answer is then not used.
     failed: Cell<Option<Error>>,
 }
 

@@ -1,8 +1,8 @@
-//! The line behind a row: one row of its own for each who waits there, so that others notice when a waiter's process dies.
+//! The waiting line behind a row. Each waiter has a row of its own, so that others notice when its process dies.
 //!
-//! A throttle's line is in order of time, and a row means something until its turn has come. There it is a help, never a
-//! need: where there is no room for it, the waiter waits without. A lock's line is in order of number, and its rows are
-//! all there is of it: where there is no room for one, the update fails.
+//! A throttle's line is in order of time, and a row means something until its turn has come. There a row is a help,
+//! never a need: where there is no room for it, the waiter waits without one. A lock's line is in order of number, and
+//! consists of its rows alone: where there is no room for one, the update fails.
 
 use super::{
     room::Room,
@@ -23,46 +23,46 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// One who waits.
+/// A waiter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiter {
     /// Its place in the order. Behind a throttle: when its turn comes, in ns of machine time; behind a lock: a
     /// [number](WaitingLine::number).
     pub(crate) turn: u64,
-    /// Tells apart those who have the same turn.
+    /// Tells apart waiters that have the same turn.
     pub(crate) ticket: u64,
     /// How long the row is kept, in ns of machine time; after that it may be swept.
     pub(crate) until: u64,
-    /// Where it waits, see [`Instances`](crate::store::peers::instances::Instances).
+    /// The instance in which it waits, see [`Instances`](crate::store::peers::instances::Instances).
     pub(crate) instance: u64,
     /// At most [`WAITER_MAX`] bytes.
     pub(crate) payload: Vec<u8>,
 }
 
-/// Bytes of a waiter's payload at most; a larger one waits without a row, or not at all.
+/// Bytes of a waiter's payload at most. A waiter with a larger one waits without a row, or not at all.
 pub(crate) const WAITER_MAX: usize = 1024;
 
-/// What an update does to the line.
+/// A change of the line by an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Puts the waiter's row, in place of that with the same turn and ticket. Where there is no room, or it is too large, it
-    /// is left out; behind a lock, nothing at all is changed and the update fails with [`Error::Full`] or
-    /// [`Error::TooLarge`].
+    /// Puts the waiter's row, in place of that with the same turn and ticket. Where there is no room for the row, or it
+    /// is too large, it is left out; behind a lock, nothing at all is changed and the update fails with [`Error::Full`]
+    /// or [`Error::TooLarge`].
     Join(Waiter),
     /// Removes a waiter's row, if it is there.
     Leave { turn: u64, ticket: u64 },
 }
 
-/// What a line is read from.
+/// The source from which a line is read.
 pub(crate) trait Rows {
-    /// The first waiters from a turn and ticket on, in order, at most so many.
+    /// The first waiters from a turn and ticket on, in order, at most `most`.
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter>;
 
     /// See [`WaitingLine::number`].
     fn number(&self) -> u64;
 }
 
-/// The line as a transition sees it. Nothing is read until it is asked. Rows that do not decode are left out.
+/// The line as a transition sees it. Nothing is read until it is asked for. Rows that do not decode are left out.
 pub(crate) struct WaitingLine<'a> {
     rows: &'a dyn Rows,
     now: u64,
@@ -73,23 +73,24 @@ impl<'a> WaitingLine<'a> {
         WaitingLine { rows, now }
     }
 
-    /// The first waiters whose turn has not come, in order of turn, at most so many.
+    /// The first waiters whose turn has not come, in order of turn, at most `most`.
     pub(crate) fn waiting(&self, most: usize) -> Vec<Waiter> {
         self.behind(self.now, u64::MAX, most)
     }
 
-    /// The first waiters in order, at most so many, whatever the time: also those whose `until` is over.
+    /// The first waiters in order, at most `most`, whatever the time: also those whose `until` is over.
     pub(crate) fn first(&self, most: usize) -> Vec<Waiter> {
         self.rows.read(Bound::Unbounded, most)
     }
 
-    /// As [`first`](WaitingLine::first), of those who stand behind a turn and ticket.
+    /// As [`first`](WaitingLine::first), of the waiters behind a turn and ticket.
     pub(crate) fn behind(&self, turn: u64, ticket: u64, most: usize) -> Vec<Waiter> {
         self.rows.read(Bound::Excluded((turn, ticket)), most)
     }
 
-    /// Draws the next number of the directory, see [`sequence`](super::sequence): each call another one, greater than all
-    /// that were drawn in transactions before. Below 2^53 for decades. Drawn in vain if the update fails.
+    /// Draws the next number of the directory, see [`sequence`](super::sequence): each call draws another one, greater
+    /// than all that were drawn in transactions before. Numbers stay below 2^53 for decades. If the update fails, the
+    /// number was drawn in vain.
     pub(crate) fn number(&self) -> u64 {
         self.rows.number()
     }
@@ -123,7 +124,7 @@ fn split_key(key: &[u8]) -> Option<(u64, u64)> {
     Some((number(16)?, number(24)?))
 }
 
-/// `None`: damaged. `Some(None)`: it waits behind another row whose hash is the same.
+/// `None`: damaged. `Some(None)`: the waiter is behind another row whose hash is the same.
 fn decode(key: &[u8], bytes: &[u8], echo: u64) -> Option<Option<Waiter>> {
     let (turn, ticket) = split_key(key)?;
     let (found, row) = decode_any_row(bytes)?;
@@ -131,7 +132,7 @@ fn decode(key: &[u8], bytes: &[u8], echo: u64) -> Option<Option<Waiter>> {
     Some((found == echo).then(|| Waiter { turn, ticket, until, instance, payload: row.payload[8..].to_vec() }))
 }
 
-/// The first of the line from a turn and ticket on.
+/// The first waiters of the line from a turn and ticket on.
 pub(super) fn read(
     txn: &Txn<'_>,
     key: &Key,
@@ -157,11 +158,12 @@ pub(super) fn read(
     })
 }
 
-/// Rows of its line, whose turn has passed, that an update takes with it at most.
+/// Rows of its line that an update removes at most, since their turn has passed.
 const CLEARED: usize = 8;
 
 impl Room {
-    /// Applies the steps; whether anything was changed. `crowded`: no row is added, since the transaction failed before.
+    /// Applies the steps; returns whether anything was changed. `crowded`: no row is added, since the transaction
+    /// failed before.
     pub(super) fn step(
         &self,
         txn: &mut Txn<'_>,
@@ -175,7 +177,7 @@ impl Room {
             changed |= match step {
                 Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
                 Step::Join(waiter) => {
-                    // Left out or not: it is the sweep that makes room.
+                    // The sweep comes first, whether the waiter is left out or not: it makes room.
                     let swept = self.sweep_waiters(txn, now)?;
                     let joined = !crowded && waiter.payload.len() <= WAITER_MAX && self.has_room(txn)?;
                     if joined {
@@ -190,8 +192,8 @@ impl Room {
         Ok(changed)
     }
 
-    /// Whether the steps can all be taken, for those who cannot wait without a row: asked before anything is written.
-    /// Also answers whether anything was swept, which makes room.
+    /// Whether all steps can be taken, for waiters that cannot wait without a row. It is asked before anything is
+    /// written. Also returns whether anything was swept, which makes room.
     pub(super) fn check_joins(
         &self,
         txn: &mut Txn<'_>,
@@ -215,8 +217,8 @@ impl Room {
     }
 }
 
-/// Takes the steps behind a lock, for which there is room; whether anything was changed. Nothing is cleared on the way:
-/// turns are no times there.
+/// Takes the steps behind a lock, for which there is room; returns whether anything was changed. Nothing is cleared on
+/// the way, since turns are not times there.
 pub(super) fn step_all(txn: &mut Txn<'_>, key: &Key, steps: Vec<Step>) -> Result<bool, Error> {
     let mut changed = false;
     for step in steps {

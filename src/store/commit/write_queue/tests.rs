@@ -158,7 +158,7 @@ fn what_is_posted_happens_however_late() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    // Reading has no more patience than that, and the worker thread may be at the gate.
+    // The read has no more patience than the cache, and the worker thread may be at the gate.
     let key = root.key(Kind::Lock, b"a");
     let read = || root.update(LOCKS, key, |found, _| (sum(found), Change::Keep), |result| result).wait();
     let sum = loop {
@@ -242,12 +242,12 @@ fn patience_ends_in_busy_then_at_once_and_all_recovers() {
         assert!(matches!(count_1.wait(), Err(Error::Busy)));
         assert!(matches!(insert_1.wait(), Err(Error::Busy)));
         assert!(began.elapsed() >= Duration::from_millis(30));
-        // At once: ready at the first poll.
+        // The writes fail at once: they are ready at the first poll.
         assert!(matches!(poll_once(count(&cache, "a")), Poll::Ready(Err(Error::Busy))));
         assert!(matches!(poll_once(cache.insert("a", &1).into_future()), Poll::Ready(Err(Error::Busy))));
         assert_eq!(cache.get::<i32>("warm").unwrap(), Some(1), "reading never waits");
         holders.into_iter().for_each(Holder::release);
-        // The first to come finds out, without any turn of the worker thread.
+        // The first write finds out, without any turn of the worker thread.
         assert!(matches!(poll_once(count(&cache, "b")), Poll::Ready(Ok(_))));
         cache.insert("b", &1).wait().unwrap();
     }

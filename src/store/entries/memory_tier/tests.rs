@@ -34,7 +34,7 @@ fn store(scope: &Scope, name: &str, payload: impl Into<Bytes>) {
     scope.commit(key(scope, name), name.as_bytes(), entry).wait().unwrap();
 }
 
-/// What is read, and whether without a look into the file.
+/// Reads a name; also returns whether that took no look into the file.
 fn read(scope: &Scope, name: &str) -> Option<(Bytes, bool)> {
     let found = scope.read(&key(scope, name), name.as_bytes(), |entry| Some(entry.payload.clone())).unwrap();
     found.ok().map(|found| (Bytes::clone(&found.value), found.from_memory))
@@ -125,7 +125,7 @@ fn reads_are_counted_on_when_the_answer_is_replaced() {
     assert!(Arc::ptr_eq(&before, &reads()));
 }
 
-/// A version that is committed is never followed by an older one, whoever reads.
+/// No reader sees an older version after a newer one was committed.
 #[test]
 fn no_read_after_a_commit_is_behind_it() {
     let cache = builder().open().unwrap();
@@ -137,7 +137,7 @@ fn no_read_after_a_commit_is_behind_it() {
             threads.spawn(move || {
                 while !over.load(SeqCst) {
                     let least = committed.load(SeqCst);
-                    // A purge may have taken it away meanwhile.
+                    // A purge may have removed the entry meanwhile.
                     if let Some((text, _)) = read(scope, "a") {
                         let version: u64 = std::str::from_utf8(&text).unwrap().parse().unwrap();
                         assert!(version >= least, "{version} after {least}, reader {reader}");
@@ -150,7 +150,7 @@ fn no_read_after_a_commit_is_behind_it() {
             committed.store(version, SeqCst);
             if version % 3 == 2 {
                 block(cache.evict("tag")).unwrap();
-                // What is read from here on is newer, or nothing.
+                // A read from here on finds a newer version, or nothing.
                 committed.store(version + 1, SeqCst);
             }
         }
@@ -177,7 +177,7 @@ fn another_process_is_never_behind_nor_ahead() {
         block(cache.evict("tag")).unwrap();
         assert_eq!(asked("a"), "-", "round {round}");
         store(cache.root(), "a", round.to_string());
-        // The second from memory, unless the walk after the purges has just committed.
+        // The second read is answered from memory, unless the walk after the purges has just committed.
         for _ in 0..2 {
             assert!(asked("a").starts_with(&format!("{round} ")), "round {round}");
         }

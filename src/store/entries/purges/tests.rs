@@ -17,7 +17,7 @@ fn key(scope: &Scope, name: &str) -> Key {
     scope.key(Kind::Value, name.as_bytes())
 }
 
-/// Fresh for 10 s, then of use for 20 s more while it is computed anew, for 30 s if that fails.
+/// A life that is fresh for 10 s, then of use for 20 s more while the answer is computed anew, for 30 s if that fails.
 fn life(now: u64) -> Life {
     Life { stored: now, fresh: now + 10 * SECOND, revalidate: now + 30 * SECOND, if_error: now + 40 * SECOND }
 }
@@ -34,7 +34,7 @@ fn begin(scope: &Scope, name: &str) -> u64 {
     scope.sequence(&key(scope, name)).unwrap()
 }
 
-/// The life of what is there, read in both ways.
+/// The life of the entry that is there, read in both ways.
 fn found(scope: &Scope, name: &str) -> Option<Life> {
     let (key, name) = (key(scope, name), name.as_bytes());
     let entry = scope.entry(&key, name).unwrap().ok().map(|(entry, _)| entry.life);
@@ -49,7 +49,7 @@ fn tidy(cache: &Cache) {
     for shard in &cache.root().handle().shared.entries {
         loop {
             shard.tidy();
-            // Served in order, so the step is done with it.
+            // The queue is served in order, so the step is done when this is.
             let _ = shard.queue.delegate(Nothing, |_, result| result).wait();
             if !shard.is_untidy() {
                 break;
@@ -250,7 +250,7 @@ proptest! {
         let cache = hand.on(builder().shards(shards));
         hand.advance(Duration::from_secs(100));
         let mut purges: Since = Vec::new();
-        // Of each name when its computation began: the sequence and the number of purges, and what was stored.
+        // For each name: the sequence and the number of purges when its computation began, and what was stored.
         let mut begun = [[None; 5]; 2];
         let mut stored = [[None; 5]; 2];
         for step in steps {
@@ -264,7 +264,8 @@ proptest! {
                     let life = store(&cache.scope(SCOPES[scope]), NAMES[name], TAGS[tag], sequence);
                     let is_dead = purges[at..].iter().any(|(matches, soft, _)| !soft && matches.has((scope, name, tag)));
                     if !is_dead {
-                        // It has ended by one of the soft purges since its begin: the earliest, or one after a walk.
+                        // The entry was ended by one of the soft purges since its computation began: the earliest, or
+                        // one after a walk.
                         let ends = purges[at..].iter().filter(|purge| purge.0.has((scope, name, tag))).map(|purge| purge.2);
                         let mut lives: Vec<_> = ends.map(|end| life.ended_at(end)).collect();
                         if lives.is_empty() {

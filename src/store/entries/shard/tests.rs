@@ -52,7 +52,7 @@ fn has(scope: &Scope, name: &str) -> bool {
 fn tidy(cache: &Cache) {
     loop {
         shard(cache).tidy();
-        // Served in order, so the step is done with it.
+        // The queue is served in order, so the step is done when this is.
         cache.remove("no such name").wait().unwrap();
         if !shard(cache).is_untidy() {
             return;
@@ -60,7 +60,7 @@ fn tidy(cache: &Cache) {
     }
 }
 
-/// What must hold after everything.
+/// Checks the invariants of the tables.
 fn check(cache: &Cache) {
     let entries = rows(cache, ENTRIES);
     let index: BTreeSet<_> = rows(cache, INDEX).iter().map(|row| split_index_key(&row.0)).collect();
@@ -91,14 +91,14 @@ async fn a_purge_takes_what_was_begun_before_it_and_nothing_else() {
         assert!(!has(&a, "x"), "{kind}");
         assert_eq!(has(&a, "stored"), kind == "name", "{kind}");
         assert_eq!(has(&b, "x"), kind != "all", "{kind}");
-        // What was being computed meanwhile is refused by the storing transaction itself.
+        // An answer that was being computed meanwhile is refused by the storing transaction itself.
         commit(&a, "x", answer(&a, old, &["u"]));
         assert!(!has(&a, "x"), "{kind}");
         let new = sequence(&a, "x");
         assert!(new > old);
         commit(&a, "x", answer(&a, new, &["u"]));
         assert!(has(&a, "x"), "{kind}");
-        // And does not take away what has been computed since.
+        // Such an answer does not replace one that was computed since.
         commit(&a, "x", answer(&a, old, &["u"]));
         assert!(has(&a, "x"), "{kind}");
         // Other tags, scopes and names go on.
@@ -175,7 +175,7 @@ fn the_budget_is_never_exceeded_and_what_ends_first_goes_first() {
     }
     assert!(!there(0) && !there(2999) && there(3019));
     assert!(cache.stats().entries_evicted > 3000);
-    // What ends first of all is not evicted by its own storing.
+    // The entry that ends first of all is not evicted when it is stored.
     cache.insert("short", &large).expire(SECOND * 50).wait().unwrap();
     assert!(cache.get::<String>("short").unwrap().is_some());
     check(&cache);
@@ -208,7 +208,7 @@ fn damaged_entries_are_misses_counted_and_replaced() {
         assert_eq!(cache.stats().damaged, before + 2);
         assert_eq!(shard(&cache).size().unwrap().0, u64::from(at % 3 != 2));
     }
-    // One that nobody asks for again goes when it would have ended.
+    // An entry that is not asked for again goes when it would have ended.
     for at in 0..100 {
         cache.insert("x", &"text").expire(SECOND * 9).wait().unwrap();
         flip(at);
@@ -257,7 +257,7 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
     for _ in 0..8 {
         let holder = Holder::of(&shard(&cache).queue);
         shard(&cache).tidy();
-        // A bad neighbour: everything of the batch is run again, alone.
+        // This operation fails, so all operations of the batch run again, each alone.
         let bad = root.edit(key(root, "x"), b"x", |_, _| -> (Result<(), Error>, Edit) { panic!("neighbour") });
         holder.release();
         assert!(matches!(bad.wait(), Err(Error::Panicked)));
@@ -273,7 +273,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
     scope.insert("stays", &1).tag("t").wait().unwrap();
     let old = sequence(&scope, "x");
     for round in 0..20_u64 {
-        // As many as a name has: its own row, and its tag's, which a walk must follow.
+        // Each name has two rows: its own, and that of its tag, which a walk must follow.
         let purges: Vec<_> = (0..1000)
             .map(|i| round * 1000 + i)
             .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
@@ -290,7 +290,7 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
     assert!(!has(&scope, "x"), "its own purge may be among those forgotten");
     commit(&scope, "x", answer(&scope, sequence(&scope, "x"), &[]));
     assert!(has(&scope, "x"));
-    // What lives can still be written on.
+    // A living value can still be changed.
     assert!(scope.touch("stays", Some(SECOND * 9)).wait().unwrap());
     assert_eq!(scope.incr("stays", 1).wait().unwrap(), 2);
     assert!(has(&scope, "stays"));
@@ -304,7 +304,7 @@ fn more_tags_than_can_be_remembered_purge_everything() {
     let now = cache.handle().now();
     tamper(&shard(&cache).queue, |txn| {
         for tag in 0..=PURGES_MAX {
-            // As if no walk had come by.
+            // As if no walk had passed.
             Purge { subject: Subject::Tag(tag), soft: false, now, walked: 0 }.run(txn).unwrap();
         }
     });
@@ -358,7 +358,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What should be there: the length of a text or the number, when it ends, its tag.
+/// The expected values: the length of a text or the number, when it ends, its tag.
 type Model = BTreeMap<u8, (i64, u64, Option<u8>)>;
 
 fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {

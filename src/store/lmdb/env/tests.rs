@@ -126,13 +126,13 @@ fn spawned_programs_do_not_inherit_the_data_file() {
     let env = Env::open(dir.path(), &options()).unwrap();
     let _starting = crate::cache::testing::starting();
     let inherited = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
-    // Other tests may be opening theirs at this very moment.
+    // Other tests may be opening their environments at this very moment.
     let ours = dir.path().join("data.mdb");
     assert!(!String::from_utf8_lossy(&inherited.stdout).contains(ours.to_str().unwrap()));
     env.close();
 }
 
-/// As `state/` is opened.
+/// Opens an environment as `state/` is opened.
 fn guarded(root: &Path, alone: bool) -> Result<Env, Error> {
     let options = Options { write_map: true, alone, guarded: Some(root), ..options() };
     Env::open(&root.join("env"), &options)
@@ -151,7 +151,7 @@ fn has(env: &Env, key: &[u8]) -> Result<bool, Error> {
     write(env, |txn| (txn.get(Table(0), key).unwrap().is_some(), false))
 }
 
-/// Cuts the data file and writes what it was over it.
+/// Cuts the data file and writes its earlier contents over it.
 fn write_again(root: &Path, bytes: &[u8]) {
     fs::write(root.join("env/data.mdb"), bytes).unwrap();
 }
@@ -192,7 +192,7 @@ fn older_files_are_found_out_whoever_has_seen_the_newer_ones() {
     }
 }
 
-/// An environment whose pages have all been used, what its file was then, and `newer` transactions on top of it.
+/// An environment whose pages have all been used, the contents of its file then, and `newer` transactions on top.
 fn grown(root: &Path, newer: u8) -> (Env, Vec<u8>) {
     let env = guarded(root, true).unwrap();
     (0..20).for_each(|_| put(&env, b"ours").unwrap());
@@ -216,7 +216,7 @@ fn a_transaction_in_which_files_grow_older_tells_nothing() {
     }
 }
 
-/// A new page of meta data stands over old ones: what a writer leaves behind that is killed before it could tell.
+/// A new meta page stands among old ones: a writer that is killed before it could tell leaves this behind.
 #[test]
 fn a_commit_to_older_files_is_found_out_by_the_next() {
     let mut committed = 0;
@@ -261,7 +261,7 @@ fn whoever_is_killed_after_a_commit_leaves_sound_files() {
     let root = tempfile::tempdir().unwrap();
     let env = guarded(root.path(), true).unwrap();
     for i in 0..9_u8 {
-        // Committed, and nothing else.
+        // A commit, and nothing else.
         let mut txn = env.heed.write_txn().unwrap();
         env.tables[0].put(&mut txn, &[i], b"").unwrap();
         txn.commit().unwrap();
@@ -275,7 +275,7 @@ fn whoever_is_killed_after_a_commit_leaves_sound_files() {
     let before = fs::read(&data).unwrap();
     put(&env, b"newer").unwrap();
     env.close();
-    // Nobody is left who has seen a newer one.
+    // No process is left that has seen a newer transaction.
     fs::write(&data, before).unwrap();
     let env = guarded(root.path(), true).unwrap();
     assert!(has(&env, b"ours").unwrap() && !has(&env, b"newer").unwrap());

@@ -25,7 +25,7 @@ fn run_of(cache: &Cache) -> PathBuf {
     state(cache).queue.env.path().with_file_name("run")
 }
 
-/// Who is in `run/`.
+/// The names of the files in `run/`.
 fn files(run: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(run).into_iter().flatten().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
@@ -33,7 +33,7 @@ fn files(run: &Path) -> Vec<String> {
     names
 }
 
-/// As one that has not asked before.
+/// Asks as an instance that has not asked before.
 fn is_dead(run: &Path, instance: u64) -> bool {
     Instances::new(run.to_owned()).is_dead(instance)
 }
@@ -253,7 +253,7 @@ fn the_newborn_are_never_dead() {
                 }
             });
         }
-        // Should an assertion fail, the others end all the same.
+        // If an instance fails, the other threads end all the same.
         let fine = (0..300).all(|_| {
             let instances = Instances::new(run.to_owned());
             instances.instance().is_some_and(|instance| !is_dead(run, instance))

@@ -43,7 +43,7 @@ fn watch() -> (Arc<dyn Watch>, mpsc::Receiver<Key>) {
     (Arc::new(Telling(Mutex::new(tell))), told)
 }
 
-/// Waits until it is called.
+/// Waits until the waiter is woken.
 fn be_woken(registration: &crate::store::Registration) {
     crate::store::block_on(std::future::poll_fn(|cx: &mut Context<'_>| match registration.was_woken(cx.waker()) {
         true => Poll::Ready(()),
@@ -58,7 +58,7 @@ fn files(run: &Path) -> Vec<String> {
     names
 }
 
-/// Returns when it holds.
+/// Returns when the condition holds.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
@@ -90,7 +90,7 @@ fn child() {
             match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
                     let quiet = scope.wake(instance ^ 1, 7) == Reached::No;
-                    // Its lock may be held by the thread that is not here.
+                    // The lock inside may be held by the listener thread, which the child does not have.
                     std::mem::forget(registration);
                     drop(cache);
                     // SAFETY: ends the process without running what belongs to the parent.
@@ -100,7 +100,7 @@ fn child() {
                     assert!(matches!(waitpid(child, None).unwrap(), WaitStatus::Exited(_, 0)));
                 }
             }
-            // It is heard as before.
+            // The parent gets wake-ups as before.
             let socket = UnixDatagram::unbound().unwrap();
             socket.send_to(&7_u64.to_le_bytes(), run_of(&cache).join(instances::socket_name(instance))).unwrap();
             be_woken(&registration);
@@ -148,7 +148,7 @@ fn who_waits_here_is_called_without_a_socket_and_before_it_is_registered() {
     assert!(registration.was_woken(Waker::noop()));
     assert_eq!(scope.wake(instance, 7), Reached::Yes);
     be_woken(&registration);
-    // Instance zero is one that could not be made.
+    // Instance zero stands for one that could not be made.
     assert_eq!((scope.wake(0, 7), scope.wake(0, 8)), (Reached::Yes, Reached::No));
     be_woken(&registration);
     for _ in 0..3 {
@@ -187,7 +187,7 @@ fn a_queue_that_was_full_makes_for_a_look_at_everything() {
         made.waker.send(&[]).unwrap();
     }
     assert_eq!((drain(&wake_ups, &socket), drain(&wake_ups, &socket)), (QUEUE, 0));
-    // Ten at once, and the look is there long before the tick is.
+    // Ten datagrams at once cause a look long before the tick is due.
     let (watch, looks) = watch();
     let registration = wake_ups.register(Key { hash: [1; 16], echo: 1 }, 7, watch);
     looks.recv_timeout(LONG).unwrap();
@@ -249,7 +249,7 @@ fn the_thread_and_the_socket_go_with_the_last_handle() {
     }
 }
 
-/// Whoever asks whether the instance lives must not be told so by a thread that hangs in somebody's code.
+/// A thread that hangs in the user's code must not keep the instance alive for a process that asks.
 #[test]
 fn the_instance_goes_with_the_last_handle_even_if_the_thread_hangs() {
     struct Hanging(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>);
@@ -279,7 +279,7 @@ fn a_forked_child_leaves_the_socket_alone() {
     assert_eq!(child.line(), "fine");
 }
 
-/// How long it takes from a call in one process to the waker in another; run by hand.
+/// How long it takes from a wake-up in one process to the waker in another; run by hand.
 #[test]
 #[ignore = "a measurement"]
 fn latency() {
@@ -330,7 +330,7 @@ fn echo() {
     }
 }
 
-/// What it costs to wait; run by hand.
+/// The cost of waiting; run by hand.
 #[test]
 #[ignore = "a measurement"]
 fn idle() {

@@ -4,7 +4,7 @@ use std::{
     task::Wake,
 };
 
-/// Counts who wakes the thread.
+/// Counts how often the thread is woken.
 #[derive(Clone, Default)]
 struct Counting {
     woken: Arc<AtomicUsize>,
@@ -23,7 +23,7 @@ impl Listener for Counting {
     }
 }
 
-/// Writes down what it looks at.
+/// Writes down the keys that it looks at.
 #[derive(Default)]
 struct Looks {
     seen: Mutex<Vec<[u8; 16]>>,
@@ -103,7 +103,7 @@ fn who_was_called_before_it_was_registered_knows() {
     assert!(registration.was_woken(waker) && !registration.was_woken(waker));
     drop(registration);
     assert!(!wake_ups.register(key(1), 7, looks(TICK)).was_woken(waker), "once");
-    // What comes from outside takes no room.
+    // Wake-ups from outside take no room.
     (100..100_000).for_each(|number| assert!(!wake_ups.wake(number)));
     assert!(!wake_ups.register(key(1), 8, looks(TICK)).was_woken(waker));
     assert!(wake_ups.register(key(1), 99_999, looks(TICK)).was_woken(waker));
@@ -128,7 +128,7 @@ fn each_key_is_looked_at_once_a_tick_or_as_soon_as_it_asks() {
     let now = Instant::now();
     assert_eq!(wake_ups.tick(now, false), Next::TickAt(now + TICK));
     assert_eq!(patient.seen(), [key(0).hash, key(1).hash]);
-    // One that comes between two ticks is looked at with the others.
+    // A key that comes between two ticks is looked at with the others.
     let late = wake_ups.register(key(2), 100, hasty.clone());
     assert_eq!(wake_ups.tick(now + TICK / 2, false), Next::TickAt(now + TICK));
     assert_eq!((patient.seen(), hasty.seen()), (vec![], vec![]));
@@ -136,7 +136,7 @@ fn each_key_is_looked_at_once_a_tick_or_as_soon_as_it_asks() {
     assert_eq!((patient.seen().len(), hasty.seen()), (2, vec![key(2).hash]));
     wake_ups.tick(now + TICK, true);
     assert_eq!((patient.seen().len(), hasty.seen().len()), (2, 1), "in a hurry");
-    // Who asks for more gets more, but not without end.
+    // A watch that asks for more looks gets more, but not without end.
     let mut now = now + TICK;
     for (asked, given) in [(Duration::from_millis(10), Duration::from_millis(10)), (Duration::ZERO, SOON)] {
         *lock(&hasty.again) = Some(asked);
@@ -224,7 +224,7 @@ fn the_thread_is_woken_when_it_sleeps_and_sleeps_some_time_after_the_last_has_go
     assert_eq!(watch.seen().len(), 1, "at once");
     drop(third);
     for turn in 1..100 {
-        // Each time somebody comes for a moment, it stays awake longer.
+        // Each time a waiter comes for a moment, the thread stays awake longer.
         assert!(matches!(wake_ups.tick(later + TICK * turn, false), Next::TickAt(_)));
         drop(wake_ups.register(key(1), 4, watch.clone()));
     }

@@ -22,7 +22,7 @@ fn key(cache: &Cache, name: &str) -> Key {
     cache.root().key(Kind::Lock, name.as_bytes())
 }
 
-/// Draws so many for a lock, with whatever else the update does.
+/// Draws `count` numbers for a lock, with the given change and steps in the same update.
 fn draw(cache: &Cache, name: &str, count: usize, change: Change, steps: Vec<Step>) -> Result<Vec<u64>, Error> {
     let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
         ((0..count).map(|_| line.number()).collect(), change.clone(), steps.clone())
@@ -83,7 +83,7 @@ fn they_go_on_over_restarts_and_generations() {
     assert_eq!((next(&cache), first_of(&cache)), (last + 1, first_start));
     last += 1;
 
-    // Another generation, since the files are damaged.
+    // Another generation follows, since the files are damaged.
     let mut starts = vec![first_start];
     let data = state(&cache).queue.env.path().join("data.mdb");
     drop(cache);
@@ -93,7 +93,7 @@ fn they_go_on_over_restarts_and_generations() {
     assert_eq!(next(&cache), starts[1]);
     assert!(starts[1] > last && starts[1] >= first_start + 2 * LEAP);
 
-    // And one since the machine went down, when the calendar has gone back as well.
+    // And one more, since the machine went down and the calendar has gone back as well.
     let layout = state(&cache).queue.env.path().with_file_name("layout");
     drop(cache);
     let future = starts[1] + 1_000 * LEAP;
@@ -130,7 +130,7 @@ fn what_fails_draws_nothing_and_what_runs_again_draws_again() {
     let row = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1] };
     assert_eq!(draw(&cache, "a", 1, row, vec![]).unwrap(), [before + 1]);
 
-    // A batch: all of its transactions in one, and then each in its own, since one of them fails.
+    // A batch runs all of its operations in one transaction, and then each in its own, since one of them fails.
     let holder = Holder::of(&state(&cache).queue);
     let runs = std::sync::Arc::new(AtomicU64::new(0));
     let drawing = || {
@@ -164,7 +164,7 @@ fn a_damaged_row_is_left_far_behind() {
         assert_eq!(next(&cache), number + 1, "mended");
         assert_eq!(cache.stats().damaged, i as u64 + 1);
     }
-    // One that says less than what this process knows to have been drawn, and one that is gone.
+    // A row that says less than this process knows to have been drawn, and a row that is gone.
     let last = next(&cache);
     tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &encode(5)).unwrap());
     assert_eq!(next(&cache), last + 1);
@@ -194,7 +194,7 @@ fn no_sweep_and_no_listing_meets_the_counter() {
     assert_eq!(cache.stats().damaged, 0);
 }
 
-/// What happens to a directory, as far as numbers are concerned.
+/// An event in the life of a directory that concerns its numbers.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     /// A process draws some in a transaction, which may be aborted.
@@ -214,7 +214,7 @@ enum Act {
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
-    // Back by less than a generation leaps ahead: twelve days.
+    // The calendar goes back by less than a generation leaps ahead: twelve days.
     const BACK: i64 = (LEAP - HOUR) as i64;
     let act = prop_oneof![
         12 => (0..3_usize, 1..5_u64, prop::bool::weighted(0.8))
@@ -238,7 +238,8 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
         let mut now = 1_800_000_000_000_000_u64;
         let mut start = first_number::after(None, now);
         let mut highest = 0;
-        // Once each, the damage in a generation: who meets both again and again is beyond help.
+        // Each happens once, the damage once in a generation: a directory that meets both again and again is beyond
+        // help.
         let (mut stepped_back, mut damaged) = (false, false);
         let mut processes = [(); 3].map(|()| Sequence::new(start));
         tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
@@ -269,7 +270,7 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
                         continue;
                     }
                     let row = encode(processes[0].after_damage(now));
-                    // As if the first to draw had found it damaged at this time.
+                    // As if the first process to draw had found the row damaged at this time.
                     tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &row).unwrap());
                 }
                 Act::Generation => {
@@ -296,7 +297,7 @@ fn first_numbers_are_sane_whatever_the_calendar_says() {
     assert_eq!(first_number::after(Some(u64::MAX), u64::MAX), MOST);
 }
 
-/// What a number costs; run by hand.
+/// The cost of a number; run by hand.
 #[test]
 #[ignore = "a measurement"]
 fn cost() {

@@ -98,7 +98,7 @@ fn a_flood_of_cells_stays_bounded_drops_the_full_ones_first_and_never_a_lock() {
         put(&cache, LOCKS, &i.to_string(), u64::MAX, 0).unwrap();
     }
     for i in 0..200_000_u64 {
-        // Every other one is full again already.
+        // Every other cell is full again already.
         put(&cache, CELLS, &i.to_string(), now + (i % 2) * 1_000_000_000, 0).unwrap();
     }
     let (pages, cells) = tamper(&state(&cache).queue, |txn| (txn.pages(CELLS).unwrap(), txn.len(CELLS).unwrap()));
@@ -121,7 +121,7 @@ fn a_flood_of_one_scope_takes_no_cell_of_another() {
         busy.update(CELLS, key(&busy, &i.to_string()), row(now + 1_000_000_000), |result| result).wait().unwrap();
     }
     for i in 0..50_000 {
-        // They last far longer, so that by the time alone the others would go first.
+        // These cells last far longer, so by time alone the others would go first.
         let key = key(&flooded, &i.to_string());
         flooded.update(CELLS, key, row(now + 86_400_000_000_000), |result| result).wait().unwrap();
     }
@@ -187,7 +187,7 @@ fn cells_that_are_full_again_are_swept_by_other_writes() {
     for _ in 0..4_000 {
         put(&cache, CELLS, "busy", u64::MAX, 0).unwrap();
     }
-    // The busy one, and the rows of the other tables.
+    // The busy cell, and LMDB's rows of the other tables.
     assert_eq!(tamper(&state(&cache).queue, |txn| txn.len(CELLS).unwrap()), 3);
 }
 

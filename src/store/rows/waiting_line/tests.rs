@@ -25,7 +25,7 @@ fn join(turn: u64, ticket: u64) -> Step {
     Step::Join(waiter(turn, ticket))
 }
 
-/// Takes the steps behind a cell; those who waited before.
+/// Takes the steps behind a cell; returns the waiters before them.
 fn take(cache: &Cache, name: &str, steps: Vec<Step>) -> Vec<Waiter> {
     let transition =
         move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| (line.waiting(100), Change::Keep, steps.clone());
@@ -91,7 +91,7 @@ fn the_row_and_its_line_change_together_or_not_at_all() {
     remove(&cache, CELLS, "a").unwrap();
     assert_eq!(turns(&cache, "a"), [(later, 1)], "it is for the throttle to say what a removed row means");
 
-    // Also by those who await nothing, behind a gate that is shut.
+    // The same holds for posted updates, behind a gate that is shut.
     let holder = Holder::of(&state(&cache).queue);
     cache.root().post_line(CELLS, key(&cache, "b"), change(8));
     cache.root().post_line(CELLS, key(&cache, "a"), move |_, line, _| {
@@ -117,7 +117,7 @@ fn damaged_rows_are_passed_over_counted_and_swept() {
             }
             txn.put(WAITERS, &key, &bytes).unwrap();
         }
-        // One without an instance, one of another name, one of another length.
+        // One row without an instance, one of another name, one with a key of another length.
         let mut bytes = Vec::new();
         for (turn, echo, payload) in [(12, name.echo, &[0; 7][..]), (13, name.echo + 1, &[0; 8])] {
             let row = Row { expires: later + turn, tag: 0, payload };
@@ -155,7 +155,7 @@ fn where_there_is_no_room_waiters_are_left_out_and_all_else_goes_on() {
     let now = cache.handle().now();
     let all = state(&cache).queue.env.pages();
     let pages = |table| tamper(&state(&cache).queue, |txn| txn.pages(table).unwrap());
-    // What may be dropped first, so that everything else comes into a full house.
+    // Rows that may be dropped come first, so that everything else comes into a full house.
     (0..10_000).for_each(|i| put(&cache, CELLS, &i.to_string()).unwrap());
     (0..3000).for_each(|i| drop(take(&cache, &i.to_string(), vec![join(now + SECOND, i)])));
     let (listed, left_out) = (len(&cache, WAITERS), cache.stats().waiters_left_out);
@@ -168,7 +168,7 @@ fn where_there_is_no_room_waiters_are_left_out_and_all_else_goes_on() {
     }
     assert!(locks > 2000, "{locks}");
     assert!(pages(LOCKS) >= all * 3 / 8, "waiters take nothing from the locks");
-    // A full house: everybody can come and go.
+    // In a full house, every name can come and go.
     for round in 0..3 {
         for i in 0..1000_u64 {
             put(&cache, CELLS, &format!("{round} {i}")).unwrap();
@@ -181,7 +181,7 @@ fn where_there_is_no_room_waiters_are_left_out_and_all_else_goes_on() {
         }
         assert!(pages(WAITERS) <= all / 16 + 2 && pages(CELLS) <= all / 2 + 2);
     }
-    // As turns pass, there is room again, without any other write.
+    // When turns have passed, there is room again, without any other write.
     (0..locks).for_each(|i| remove(&cache, LOCKS, &i.to_string()).unwrap());
     hand.advance(Duration::from_secs(2));
     let before = cache.stats().waiters_left_out;
@@ -202,7 +202,7 @@ fn a_full_map_and_a_large_payload_leave_the_waiter_out_and_are_no_error() {
     take(&cache, "a", vec![Step::Join(large), Step::Join(largest)]);
     assert_eq!((turns(&cache, "a"), cache.stats().waiters_left_out), (vec![(later, 2)], 1));
 
-    // Behind everybody's back, so that the map itself is full.
+    // These rows are put past the queue, so that the map itself is full.
     let env = &state(&cache).queue.env;
     let mut filled = 0_u64;
     loop {
@@ -219,7 +219,7 @@ fn a_full_map_and_a_large_payload_leave_the_waiter_out_and_are_no_error() {
     assert_eq!(listed + left_out, 202);
 }
 
-/// Takes the steps behind a lock's row, which is put with so many bytes; those who stood first.
+/// Takes the steps behind a lock's row, which is put with this many bytes; returns the first waiters before them.
 fn step_lock(cache: &Cache, name: &str, bytes: usize, steps: Vec<Step>) -> Result<Vec<Waiter>, Error> {
     let transition = move |_: Found<'_>, line: &WaitingLine<'_>, _: u64| {
         let put = Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] };
@@ -290,11 +290,11 @@ fn a_waiter_without_room_fails_the_update_of_a_lock_and_nothing_is_changed() {
     let both = vec![leave.clone(), Step::Join(numbered(joined, until))];
     assert!(matches!(step_lock(&cache, "a", 2, both), Err(Error::Full)));
     assert_eq!((length("a"), len(&cache, WAITERS), cache.stats().waiters_left_out), (1, joined, 0));
-    // What needs no room goes on: to stay longer, to leave, to wait for no row.
+    // Steps that need no room go on: a waiter stays longer, a waiter leaves.
     let first = step_lock(&cache, "a", 3, vec![Step::Join(numbered(0, until + SECOND))]).unwrap();
     assert_eq!((first.len(), length("a")), (100, 3));
     assert_eq!(step_lock(&cache, "a", 1, vec![leave]).unwrap()[0].until, until + SECOND);
-    // And once rows are over there is room again, without any other write.
+    // Once the time of rows is over, there is room again, without any other write.
     hand.advance(Duration::from_secs(2));
     let last = u64::MAX;
     let tried = (0..1_000).position(|_| step_lock(&cache, "b", 1, vec![Step::Join(numbered(1, last))]).is_ok());
@@ -332,7 +332,7 @@ fn who_posts_is_told_after_the_commit_whoever_makes_it() {
             (line.number(), Change::Put { expires: u64::MAX, tag: 0, payload: vec![1; bytes] }, vec![])
         };
         cache.root().post_then(LOCKS, key(&cache, name), transition, move |number| {
-            // Outside the gate, so that it may make updates of its own.
+            // This runs outside the gate, so it may make updates of its own.
             let found = |found: Found<'_>, _: u64| (matches!(found, Found::Row(_)), Change::Keep);
             let committed = root.update(LOCKS, posted, found, |found| found).wait().unwrap();
             tell.send((number, committed)).unwrap();
