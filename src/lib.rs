@@ -89,6 +89,7 @@ mod log_limit;
 pub mod name;
 mod rejection;
 pub mod stampede;
+mod store;
 pub mod throttle;
 pub mod time;
 mod varint;

@@ -30,8 +30,8 @@ pub trait Clock: Send + Sync + 'static {
     /// A future that ends after `delay`.
     fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>>;
 
-    /// Whether this may be the time of a paused runtime. Writes are then made by the calling thread: a runtime that only
-    /// waits for the housekeeping one counts as idle and advances to its next timer.
+    /// Whether this may be the time of a paused runtime. The calling thread then waits for its writes: a runtime that only
+    /// waits for another thread counts as idle and advances to its next timer.
     fn may_be_paused(&self) -> bool {
         false
     }

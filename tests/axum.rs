@@ -32,7 +32,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_floodgate::{
-    BarrierLayer, Cache, Lock, Reason, Rejection, Semaphore, StampedeCacheLayer, ThrottleLayer,
+    BarrierLayer, Cache, Lock, Reason, Rejection, Scope, Semaphore, StampedeCacheLayer, ThrottleLayer,
     name::{ClientIp, extension},
     throttle::Decision,
 };
@@ -281,6 +281,16 @@ async fn a_stream_holds_its_place_until_it_ends() {
     }
 }
 
+/// Returns when so many wait for the one lock of the scope, which is held.
+async fn until_waiting(scope: &Scope, wanted: u64) {
+    let watching = async {
+        while scope.lock_stats().await.unwrap()[0].waiting != wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(watching).await;
+}
+
 #[tokio::test]
 async fn hanging_up_frees_the_place() {
     let cache = cache();
@@ -300,16 +310,19 @@ async fn hanging_up_frees_the_place() {
     assert_eq!(text(fetch(&other, server, "/patient").await).await, "free");
 
     // In the queue, without ever having been let in: whoever comes next is not stuck behind the one who left.
-    let held = cache.scope("stream").lock("").acquire().await.unwrap();
+    let scope = cache.scope("stream");
+    let held = scope.lock("").acquire().await.unwrap();
     let client = http_client();
-    let left = tokio::time::timeout(SECOND / 5, client.get(format!("http://{server}/patient").parse().unwrap())).await;
-    assert!(left.is_err(), "waits for the lock");
+    let left = tokio::spawn(client.get(format!("http://{server}/patient").parse().unwrap()));
+    until_waiting(&scope, 1).await;
+    left.abort();
     drop(client);
+    until_waiting(&scope, 0).await;
     let next = tokio::spawn({
         let other = other.clone();
         async move { text(fetch(&other, server, "/patient").await).await }
     });
-    tokio::time::sleep(SECOND / 10).await;
+    until_waiting(&scope, 1).await;
     drop(held);
     assert_eq!(soon(next).await.unwrap(), "free");
 }

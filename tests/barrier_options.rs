@@ -115,6 +115,23 @@ async fn who_would_come_before_the_minimum_is_over_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn behind_a_first_holder_that_stays_long_one_waits_as_long_as_its_caller() {
+    let cache = cache();
+    let scope = cache.scope("db");
+    let layer = BarrierLayer::new(scope.clone(), Lock).answer(Fail).deadline(|_: &u64| Some(secs(5)));
+    let service = layer.layer(takes());
+    let held = scope.lock("").await.unwrap();
+    // Nobody has left yet, so nothing is known of how long it takes.
+    sleep(secs(3_600)).await;
+    let began = Instant::now();
+    assert_eq!(service.clone().oneshot(1).await.unwrap_err().reason, Reason::Busy);
+    assert_eq!(began.elapsed(), secs(5));
+    let waiting = sent(&service, 1).await;
+    drop(held);
+    assert_eq!(waiting.await.unwrap(), Ok(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_request_waits_longer_than_its_caller() {
     let cache = cache();
     let scope = cache.scope("db");

@@ -1,6 +1,5 @@
 //! Who gets a lock when its holder or its next waiter is killed, stopped, dropped or not polled at the worst moment.
 
-use nix::sys::signal::Signal;
 use std::{
     future::Future,
     path::PathBuf,
@@ -23,7 +22,7 @@ use tower_floodgate::{
 
 #[path = "support/processes.rs"]
 mod processes;
-use processes::{Child, open, say};
+use processes::{Child, open, role, say, told, wait_to_be_killed};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -47,7 +46,7 @@ impl Place {
     }
 
     fn child(&self, role: &str) -> Child {
-        Child::start(role, &self.path())
+        Child::spawn(role, &self.path())
     }
 
     /// Stops it outside of any write: inside, it would keep everybody from writing.
@@ -57,9 +56,24 @@ impl Place {
             if timeout(ms(100), self.cache.lock("probe").try_acquire()).await.is_ok() {
                 return;
             }
-            child.signal(Signal::SIGCONT);
-            tokio::time::sleep(ms(7)).await;
+            child.go_on();
+            // Once it is through with its write, it may be stopped somewhere else.
+            drop(self.cache.lock("probe").await.unwrap());
         }
+    }
+
+    /// Returns when so many stand in the line.
+    async fn until_waiting(&self, wanted: u64) {
+        let is_so_long = async || {
+            let locks = self.cache.lock_stats().await.unwrap();
+            locks.iter().any(|lock| lock.name == "l" && lock.waiting == wanted)
+        };
+        let watching = async {
+            while !is_so_long().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, watching).await.expect("the line is as long as that");
     }
 
     /// Joins the line.
@@ -89,10 +103,9 @@ async fn the_place_of_a_killed_holder_is_free_within_100_ms_whatever_its_lease()
     let mut waited = Vec::new();
     for _ in 0..7 {
         let mut holder = place.child("hold");
-        assert_eq!(holder.line(), "held");
+        holder.expect("held");
         let waiting = tokio::spawn(place.join());
-        // It is in the line for a while.
-        tokio::time::sleep(ms(40)).await;
+        place.until_waiting(1).await;
         assert!(!waiting.is_finished());
         let killed = Instant::now();
         holder.kill();
@@ -111,7 +124,7 @@ async fn a_waiter_dropped_with_its_offer_hands_it_on() {
     let holder = place.cache.lock("l").await.unwrap();
     let offered = place.join();
     let mut other = place.child("wait");
-    assert_eq!(other.line(), "waiting");
+    other.expect("waiting");
     let next = tokio::spawn(place.join());
     holder.release().await.unwrap();
     let began = Instant::now();
@@ -168,17 +181,18 @@ async fn a_waiter_stopped_with_its_offer_is_passed_over() {
     let place = Place::new();
     let holder = place.cache.lock("l").await.unwrap();
     let mut stopped = place.child("wait");
-    assert_eq!(stopped.line(), "waiting");
+    stopped.expect("waiting");
     let next = tokio::spawn(place.join());
     place.stop(&stopped).await;
     let began = Instant::now();
     holder.release().await.unwrap();
     let next = timeout(LONG, next).await.unwrap().unwrap().unwrap();
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    stopped.signal(Signal::SIGCONT);
-    tokio::time::sleep(ms(50)).await;
+    stopped.go_on();
+    // It has asked again by then.
+    place.until_waiting(1).await;
     next.release().await.expect("the one that was passed over did not take it away");
-    assert_eq!(stopped.line(), "held");
+    stopped.expect("held");
 }
 
 #[tokio::test]
@@ -186,16 +200,16 @@ async fn all_who_were_passed_over_in_a_stopped_process_get_their_turn() {
     let place = Place::new();
     let holder = place.cache.lock("l").await.unwrap();
     let mut stopped = place.child("three wait");
-    assert_eq!(stopped.line(), "waiting");
+    stopped.expect("waiting");
     let next = tokio::spawn(place.join());
     place.stop(&stopped).await;
     holder.release().await.unwrap();
     // Meanwhile it is called so often that most of the calls are lost.
     let next = timeout(LONG, next).await.unwrap().unwrap().unwrap();
-    stopped.signal(Signal::SIGCONT);
+    stopped.go_on();
     next.release().await.unwrap();
     for _ in 0..3 {
-        assert_eq!(stopped.line(), "held");
+        stopped.expect("held");
     }
 }
 
@@ -204,7 +218,7 @@ async fn a_waiter_killed_with_its_offer_is_passed_over() {
     let place = Place::new();
     let holder = place.cache.lock("l").await.unwrap();
     let mut killed = place.child("wait");
-    assert_eq!(killed.line(), "waiting");
+    killed.expect("waiting");
     let next = tokio::spawn(place.join());
     // Stopped before, it cannot take its offer.
     place.stop(&killed).await;
@@ -226,11 +240,11 @@ async fn who_was_stopped_past_its_lease_is_told_and_harms_nobody() {
     let guard: Guard = timeout(LONG, place.cache.lock("l").acquire()).await.unwrap().unwrap();
     assert!(guard.fence() > stale);
     store.admit(guard.fence()).unwrap();
-    child.signal(Signal::SIGCONT);
-    assert_eq!(child.line(), "told");
+    child.go_on();
+    child.expect("told");
     assert_eq!(store.admit(stale).unwrap_err().seen, guard.fence());
     child.tell("release");
-    assert_eq!(child.line(), "lost");
+    child.expect("lost");
     assert!(place.cache.lock("l").try_acquire().await.is_err(), "its late release harms nobody");
     guard.release().await.unwrap();
 }
@@ -273,24 +287,24 @@ fn who_was_suspended_while_it_acquired_renews_at_once() {
     guard.release_blocking().unwrap();
 }
 
-/// Not a test of its own: what the children of this file's tests do.
 #[test]
+#[ignore = "a part of the other tests"]
 fn child() {
-    let Some(part) = processes::part() else { return };
-    let cache = open(&part.cache);
+    let Some((role, path)) = role() else { return };
+    let cache = open(&path);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match part.role.as_str() {
+    match role.as_str() {
         "hold" => {
             let _guard = cache.lock("l").acquire_blocking().unwrap();
             say("held");
-            processes::wait_to_be_killed();
+            wait_to_be_killed();
         }
         "wait" => runtime.block_on(async {
             let waiting = join(&cache);
             say("waiting");
             let _guard = waiting.await.unwrap();
             say("held");
-            processes::wait_to_be_killed();
+            wait_to_be_killed();
         }),
         "wait for a second" => {
             let got = cache.lock("l").wait_at_most(Duration::from_secs(1)).acquire_blocking();
@@ -309,7 +323,7 @@ fn child() {
             say(guard.fence());
             guard.lost().await;
             say("told");
-            assert_eq!(processes::hear(), "release");
+            assert_eq!(told().unwrap(), "release");
             assert!(matches!(guard.release().await, Err(ReleaseError::Lost)));
             say("lost");
         }),

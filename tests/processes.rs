@@ -14,7 +14,7 @@ use tower_floodgate::{
 
 #[path = "support/processes.rs"]
 mod processes;
-use processes::{Child, say};
+use processes::{Child, open, role, say, told, wait_to_be_killed};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -22,11 +22,6 @@ const fn ms(millis: u64) -> Duration {
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
-}
-
-fn open(path: &Path) -> Cache {
-    // A long patience, so that a busy machine is not taken for a failed cache.
-    Cache::builder(path).state_size(1 << 20).patience(secs(10)).open().unwrap()
 }
 
 /// A directory that exists already, so that its sizes are the small ones of the tests.
@@ -42,9 +37,9 @@ fn cache_of(directory: &tempfile::TempDir) -> std::path::PathBuf {
 
 /// Children that are ready to begin together.
 fn crew(role: &str, path: &Path, size: usize) -> Vec<Child> {
-    let mut crew: Vec<_> = (0..size).map(|_| Child::start(role, path)).collect();
+    let mut crew: Vec<_> = (0..size).map(|_| Child::spawn(role, path)).collect();
     for child in &mut crew {
-        assert_eq!(child.line(), "ready");
+        child.expect("ready");
     }
     crew
 }
@@ -104,7 +99,7 @@ fn killing_and_starting_again_refills_no_budget() {
     let directory = directory();
     let path = cache_of(&directory);
     for expected in [10, 0, 0] {
-        let mut child = Child::start("spend", &path);
+        let mut child = Child::spawn("spend", &path);
         assert_eq!(numbers(std::slice::from_mut(&mut child)), [expected]);
         child.kill();
     }
@@ -135,21 +130,21 @@ fn killing_writers_at_any_time_neither_refills_nor_blocks() {
 fn what_one_process_computed_is_a_hit_in_another_and_after_kill_9() {
     let directory = directory();
     let path = cache_of(&directory);
-    let mut first = Child::start("compute", &path);
-    assert_eq!(first.line(), "computed: 144");
-    let mut second = Child::start("compute", &path);
+    let mut first = Child::spawn("compute", &path);
+    first.expect("computed: 144");
+    let mut second = Child::spawn("compute", &path);
     assert_eq!(second.line(), "kept: 144", "while the first lives");
     first.kill();
     second.kill();
-    assert_eq!(Child::start("compute", &path).line(), "kept: 144", "after kill -9 of all");
+    assert_eq!(Child::spawn("compute", &path).line(), "kept: 144", "after kill -9 of all");
 
     // What one purges is gone for all, also for those that have it open.
-    let mut third = Child::start("compute", &path);
-    assert_eq!(third.line(), "kept: 144");
+    let mut third = Child::spawn("compute", &path);
+    third.expect("kept: 144");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(open(&path).evict("squares")).unwrap();
     third.tell("again");
-    assert_eq!(third.line(), "computed: 144");
+    third.expect("computed: 144");
 }
 
 #[test]
@@ -188,13 +183,12 @@ const DRIPS: u32 = 50;
 const COUNTS: u64 = 100;
 const LEASE: Duration = ms(500);
 
-/// Not a test of its own: what the children of this file's tests do.
 #[test]
 fn a_value_that_another_process_computes_is_waited_for_as_long_as_that_lives() {
     let directory = directory();
     let path = cache_of(&directory);
-    let mut other = Child::start("computes", &path);
-    assert_eq!(other.line(), "computes");
+    let mut other = Child::spawn("computes", &path);
+    other.expect("computes");
     // Plain threads, without a runtime.
     let cache = open(&path);
     let own = |value: u32| move || Ok::<_, ()>(value);
@@ -214,16 +208,17 @@ fn a_value_that_another_process_computes_is_waited_for_as_long_as_that_lives() {
 }
 
 #[test]
+#[ignore = "a part of the other tests"]
 fn child() {
-    let Some(part) = processes::part() else { return };
-    let cache = open(&part.cache);
+    let Some((role, path)) = role() else { return };
+    let cache = open(&path);
     let ready = || {
         say("ready");
-        assert_eq!(processes::hear(), "go");
+        assert_eq!(told().unwrap(), "go");
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _context = runtime.enter();
-    match part.role.as_str() {
+    match role.as_str() {
         "throttled" => {
             let layer = ThrottleLayer::new(cache.scope("api"), 50, secs(1)).answer(Fail);
             let service = layer.layer(service_fn(async |_: ()| Ok::<_, Rejection>(())));
@@ -245,19 +240,19 @@ fn child() {
         }
         "one by one" | "two at a time" => {
             ready();
-            let permits = if part.role == "one by one" { 1 } else { 2 };
-            say(runtime.block_on(visit(&cache, permits, part.cache.parent().unwrap())));
+            let permits = if role == "one by one" { 1 } else { 2 };
+            say(runtime.block_on(visit(&cache, permits, path.parent().unwrap())));
         }
         "spend" => {
             let layer = ThrottleLayer::new(cache.scope("api"), 10, secs(36_000)).answer(Fail);
             let service = layer.layer(service_fn(async |_: ()| Ok::<_, Rejection>(())));
             say((0..20).filter(|_| runtime.block_on(service.clone().oneshot(())).is_ok()).count());
-            processes::wait_to_be_killed();
+            wait_to_be_killed();
         }
         "computes" => {
             let compute = || -> Result<u32, ()> {
                 say("computes");
-                processes::wait_to_be_killed()
+                wait_to_be_killed()
             };
             let _ = cache.get_or_fill("x", secs(600), compute).wait();
         }
@@ -283,7 +278,7 @@ fn child() {
                     runtime.block_on(tokio::task::yield_now());
                 }
                 say(format_args!("{}: {answer}", if kept { "kept" } else { "computed" }));
-                assert_eq!(processes::hear(), "again");
+                assert_eq!(told().unwrap(), "again");
             }
         }
         "count" => {
@@ -297,7 +292,7 @@ fn child() {
         "hold a permit" => {
             let _permit = cache.lock("permits").rule(Semaphore(3)).expire(LEASE).acquire_blocking().unwrap();
             say("ready");
-            processes::wait_to_be_killed();
+            wait_to_be_killed();
         }
         role => panic!("{role}"),
     }

@@ -19,11 +19,7 @@ use tower_floodgate::{
 
 #[path = "support/processes.rs"]
 mod processes;
-use processes::{Child, say};
-
-fn open(path: &Path) -> Cache {
-    Cache::builder(path).state_size(1 << 20).patience(Duration::from_secs(30)).open().unwrap()
-}
+use processes::{Child, nobody_starts, open, role, say, told, wait_to_be_killed};
 
 /// The text in which the cache has written down what it needs to know at its next opening.
 fn layout(path: &Path) -> PathBuf {
@@ -51,11 +47,17 @@ fn up() -> Duration {
     Duration::new(up.tv_sec as u64, up.tv_nsec as u32)
 }
 
+/// Closes a cache that nobody else uses, not even a child that is about to start.
+fn close(cache: Cache) {
+    let _alone = nobody_starts();
+    drop(cache);
+}
+
 /// A cache of a life of the machine that was over just before this one began, and how long a restart takes in it.
 fn earlier_life() -> (tempfile::TempDir, Duration) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
-    drop(open(path));
+    close(open(path));
     let down = up() + Duration::from_secs(60);
     let offset: u64 = field(path, "offset").parse().unwrap();
     set(path, "offset", &(offset - down.as_nanos() as u64).to_string());
@@ -91,16 +93,16 @@ fn a_reboot_sends_home_who_waited_and_refills_nothing() {
         let limit = cache.throttle(name, limits);
         (0..BURST).for_each(|_| drop(limit.check_blocking().unwrap()));
     }
-    let mut child = Child::start("wait", path);
+    let mut child = Child::spawn("wait", path);
     child.tell(&down.as_nanos().to_string());
-    assert_eq!(child.line(), "waiting");
+    child.expect("waiting");
     // Killed at the end of its life: whoever waited was not able to say good-bye.
     child.kill();
     for (name, limits) in slow(down) {
         let quota = cache.throttle(name, limits).peek_blocking().unwrap();
         assert!(quota.reset > 5 * quota.window, "{name}: a long queue");
     }
-    drop(cache);
+    close(cache);
     assert_eq!(field(path, "clean"), "1");
 
     let cache = reboot(path);
@@ -125,7 +127,7 @@ fn a_reboot_keeps_what_was_left() {
     for (name, limits) in slow(down) {
         cache.throttle(name, limits).check_blocking().unwrap();
     }
-    drop(cache);
+    close(cache);
     let cache = reboot(path);
     for (name, limits) in slow(down) {
         assert_eq!(granted(&cache.throttle(name, limits)), BURST - 1, "{name}");
@@ -136,9 +138,9 @@ fn a_reboot_keeps_what_was_left() {
 fn a_crash_of_the_machine_grants_no_more_than_a_burst() {
     let (directory, down) = earlier_life();
     let path = directory.path();
-    let mut child = Child::start("wait", path);
+    let mut child = Child::spawn("wait", path);
     child.tell(&down.as_nanos().to_string());
-    assert_eq!(child.line(), "waiting");
+    child.expect("waiting");
     // Nobody is left to write down a clean end.
     child.kill();
     assert_eq!(field(path, "clean"), "0");
@@ -152,13 +154,13 @@ fn granted(limit: &Limiter) -> u32 {
     (0..100).map(|_| u32::from(limit.check_blocking().is_ok())).sum()
 }
 
-/// Not a test of its own: what the children of this file's tests do.
 #[test]
+#[ignore = "a part of the other tests"]
 fn child() {
-    let Some(part) = processes::part() else { return };
-    assert_eq!(part.role, "wait");
-    let down = Duration::from_nanos(processes::hear().parse().unwrap());
-    let cache = open(&part.cache);
+    let Some((role, path)) = role() else { return };
+    assert_eq!(role, "wait");
+    let down = Duration::from_nanos(told().unwrap().parse().unwrap());
+    let cache = open(&path);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _context = runtime.enter();
     for (name, limits) in slow(down) {
@@ -172,5 +174,5 @@ fn child() {
         }
     }
     say("waiting");
-    processes::wait_to_be_killed();
+    wait_to_be_killed();
 }

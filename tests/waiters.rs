@@ -22,7 +22,7 @@ mod bound;
 #[path = "support/processes.rs"]
 mod processes;
 use bound::{Admitted, Random, overdrawn};
-use processes::{Child, open, say};
+use processes::{Child, open, role, say, told, wait_to_be_killed};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -54,9 +54,9 @@ impl Place {
 
     /// Starts a process in a role, under a rate such as `10/1s burst 2`.
     fn start(&self, role: &str, rate: &str) -> Child {
-        let mut child = Child::start(role, &self.cache_path());
+        let mut child = Child::spawn(role, &self.cache_path());
         child.tell(rate);
-        assert_eq!(child.line(), "ready");
+        child.expect("ready");
         child
     }
 
@@ -163,22 +163,15 @@ impl Turn {
     }
 }
 
-/// The child's next line, if it goes on.
-fn line(child: &mut Child) -> String {
-    let line = child.line();
-    assert!(!line.is_empty() && !line.contains("panicked"), "the child has ended: {line} {}", child.line());
-    line
-}
-
 fn until_served(child: &mut Child) {
-    while line(child) != "served" {}
+    while child.line() != "served" {}
 }
 
 /// Has a child ask for a turn, and answers which it was given.
 fn ask(child: &mut Child) -> Turn {
     child.tell("ask 1");
     loop {
-        if let Some(turn) = Turn::parse(&line(child)) {
+        if let Some(turn) = Turn::parse(&child.line()) {
             return turn;
         }
     }
@@ -252,7 +245,7 @@ fn two_hundred_turns_of_a_killed_process_are_filled_one_by_one() {
     second.tell("ask 100");
     let (mut turns, mut served) = (Vec::new(), 0);
     while served < 100 {
-        match line(&mut second) {
+        match second.line() {
             line if line == "served" => served += 1,
             line => turns.extend(Turn::parse(&line)),
         }
@@ -315,23 +308,23 @@ fn killed_at_any_moment_four_processes_admit_no_more_than_the_rate() {
     assert!(overdrawn(&admitted, 20, step).is_some());
 }
 
-/// Not a test of its own: what the children of this file's tests do.
 #[test]
+#[ignore = "a part of the other tests"]
 fn child() {
-    let Some(part) = processes::part() else { return };
-    let rate: Rate = processes::hear().parse().unwrap();
-    let cache = open(&part.cache);
-    let logs = part.cache.parent().unwrap().join("log");
+    let Some((role, path)) = role() else { return };
+    let rate: Rate = told().unwrap().parse().unwrap();
+    let cache = open(&path);
+    let logs = path.parent().unwrap().join("log");
     let log = File::options().append(true).create_new(true).open(logs.join(std::process::id().to_string())).unwrap();
     let log = Arc::new(log);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _context = runtime.enter();
-    match part.role.as_str() {
+    match role.as_str() {
         "ask" => {
             let service = throttled(&cache, rate, Duration::MAX, Turns { aloud: true }, &log);
             say("ready");
-            while let Some(count) = processes::hear().strip_prefix("ask ") {
-                for _ in 0..count.parse().unwrap() {
+            while let Some(line) = told() {
+                for _ in 0..line.strip_prefix("ask ").unwrap().parse().unwrap() {
                     let service = service.clone();
                     runtime.spawn(async move { service.oneshot(Visit::new(1, 1)).await });
                 }
@@ -359,7 +352,7 @@ fn child() {
                 });
             }
             say("ready");
-            processes::wait_to_be_killed();
+            wait_to_be_killed();
         }
         role => panic!("{role}"),
     }

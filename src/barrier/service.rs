@@ -7,10 +7,11 @@ use super::{
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
-    cache::{Event, Scope},
+    cache::Scope,
     lock::{AcquireError, Acquiring, Guard, Lock, LockFactory, Lost},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
+    store::Event,
 };
 use pin_project::pin_project;
 use std::{

@@ -1,12 +1,14 @@
 //! A mean that many processes add to.
 
 use super::{
-    Cache, Scope,
-    entries::{Edit, Moment},
-    record::{Entry, Kind},
+    cache::Cache,
+    scope::Scope,
     values::{Write, decode, encode, replaced},
 };
-use crate::error::Error;
+use crate::{
+    error::Error,
+    store::{Edit, Entry, Kind, Moment},
+};
 use hyper::body::Bytes;
 
 /// A running mean of numbers, kept in the cache; every task, thread and process may add to it.

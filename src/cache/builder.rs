@@ -1,14 +1,23 @@
 //! Settings of a cache that is about to be opened.
 
 use super::{
-    Cache, Scope,
+    cache::Cache,
     handle::{Handle, SharedExecutor, default_clock},
-    layout::{self, Wanted},
-    shared::{self, Shared},
 };
-use crate::{error::Error, time::Clock};
+use crate::{
+    error::Error,
+    store::{Settings, Shared, Wanted, is_state_size},
+    time::Clock,
+};
 use hyper::rt::Executor;
-use std::{fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 /// How much a commit survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +47,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub(super) fn new(path: Option<PathBuf>) -> Self {
+    fn new(path: Option<PathBuf>) -> Self {
         Builder {
             path,
             size: 1 << 30,
@@ -79,10 +88,7 @@ impl Builder {
     ///
     /// Below 1 MiB, above 1 TiB, or if it is not a multiple of 64 KiB.
     pub fn state_size(mut self, bytes: u64) -> Self {
-        assert!(
-            layout::is_state_size(bytes),
-            "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes"
-        );
+        assert!(is_state_size(bytes), "the state's size is 1 MiB to 1 TiB in multiples of 64 KiB, not {bytes} bytes");
         self.state_size = bytes;
         self
     }
@@ -154,7 +160,7 @@ impl Builder {
             path: self.path.clone().unwrap_or_default(),
             reason: "it has no timer: give it one with `Builder::clock`, or enable the feature `tokio`".into(),
         })?;
-        let shared = Shared::open(&shared::Settings {
+        let shared = Shared::open(&Settings {
             path: self.path,
             size: self.size,
             memory: self.memory,
@@ -166,9 +172,51 @@ impl Builder {
                 sync: self.durability == Durability::Full,
             },
         })?;
-        let handle = Arc::new(Handle::new(shared, clock, self.executor));
-        let root = Scope::new(&handle, "");
-        Ok(Cache { handle, root })
+        Ok(Cache::new(Arc::new(Handle::new(shared, clock, self.executor))))
+    }
+}
+
+impl Cache {
+    /// Opens the cache in a directory, with the defaults of [`Builder`]. May block for some milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Cache, Error> {
+        Cache::builder(path).open()
+    }
+
+    /// Settings for the cache in a directory.
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        Builder::new(Some(path.as_ref().to_path_buf()))
+    }
+
+    /// A cache of its own in a private directory, gone with the last handle: for tests, and where nothing is to be shared.
+    /// It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::open`].
+    pub fn temporary() -> Result<Cache, Error> {
+        Cache::builder_temporary().open()
+    }
+
+    /// Settings for a [temporary](Cache::temporary) cache.
+    pub fn builder_temporary() -> Builder {
+        Builder::new(None)
+    }
+
+    /// Opens the cache in a directory or, if that fails, a [temporary](Cache::temporary) one: the service then works,
+    /// but shares nothing and forgets everything with the process. The failure is logged.
+    ///
+    /// # Errors
+    ///
+    /// If even the temporary directory cannot be made.
+    pub fn open_or_temporary(path: impl AsRef<Path>) -> Result<Cache, Error> {
+        Cache::open(path).or_else(|error| {
+            tracing::error!(%error, "using a temporary cache instead, shared with no other process");
+            Cache::temporary()
+        })
     }
 }
 

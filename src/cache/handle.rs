@@ -1,8 +1,8 @@
 //! What the handles of one opening share: the files, a clock, an executor.
 
-use super::{keeper, lane::By, purges::Subject, shared::Shared};
 use crate::{
     error::Error,
+    store::{Pending, Shared, Subject, WorkerPause},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -23,7 +23,7 @@ pub(crate) struct Handle {
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
     // The last field: it ends when `shared` has been dropped.
-    farewell: keeper::Farewell,
+    worker_pause: WorkerPause,
 }
 
 #[cfg(feature = "tokio")]
@@ -38,17 +38,14 @@ pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.say_farewell(&mut self.farewell);
+        self.shared.pause_worker(&mut self.worker_pause);
     }
 }
 
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
-        let farewell = shared.farewell();
-        if clock.may_be_paused() {
-            shared.state.lane.insist();
-        }
-        Handle { shared, clock, executor, farewell }
+        let worker_pause = shared.worker_pause();
+        Handle { shared, clock, executor, worker_pause }
     }
 
     /// Machine time in ns, the same in every process that shares the directory.
@@ -64,16 +61,18 @@ impl Handle {
         self.clock.sleep(delay)
     }
 
-    /// Who makes the writes of stored answers.
-    pub(crate) fn by(&self) -> By {
-        if self.clock.may_be_paused() { By::Caller } else { By::Keeper }
+    /// A write as the caller is to see it: while it waits for one, the runtime of a [paused](Clock::may_be_paused) clock
+    /// must not count as idle, so the thread waits.
+    pub(crate) fn settled<T>(&self, write: Pending<T>) -> Pending<T> {
+        if self.clock.may_be_paused() { Pending::ready(write.wait()) } else { write }
     }
 
     /// Queues a purge in every shard at once; the answer resolves when all are committed.
     pub(crate) fn purge(&self, subject: Subject, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (by, now) = (self.by(), self.now());
+        let now = self.now();
         let shards = self.shared.entries.iter();
-        let purges: Vec<_> = shards.map(|shard| shard.purge(by, subject.clone(), soft, now)).collect();
+        let purges: Vec<_> = shards.map(|shard| shard.purge(subject.clone(), soft, now)).collect();
+        let purges: Vec<_> = purges.into_iter().map(|purge| self.settled(purge)).collect();
         async {
             for purged in purges {
                 purged.await?;

@@ -1,7 +1,10 @@
 //! Purges as people ask for them.
 
-use super::{Cache, Kind, block_on, purges::PREFIX_MAX, purges::Subject};
-use crate::error::Error;
+use super::cache::Cache;
+use crate::{
+    error::Error,
+    store::{Kind, PREFIX_MAX, Subject, block_on},
+};
 
 /// What is to be purged of the stored answers and values, and how: see [`Cache::purge`].
 ///
@@ -87,7 +90,7 @@ impl Cache {
         let Purge { what, soft } = purge;
         let subject = match what {
             What::All => Subject::All,
-            What::Tag(tag) => Subject::Tag(self.handle.shared.secret.tag(&tag)),
+            What::Tag(tag) => Subject::Tag(self.handle().shared.secret.tag(&tag)),
             What::Scope(scope) => Subject::Scope(self.scope(&scope).id()),
             What::Prefix(scope, prefix) => Subject::Prefix(self.scope(&scope).id(), prefix.into_bytes()),
             What::Name(scope, name) => {
@@ -98,7 +101,7 @@ impl Cache {
                 return Ok(());
             }
         };
-        self.handle.purge(subject, soft).await
+        self.handle().purge(subject, soft).await
     }
 
     /// As [`purge`](Cache::purge), for plain threads: blocks this one.

@@ -1,19 +1,13 @@
 //! Name spaces of a cache, and the verbs in which everything above speaks to it.
 
-use super::{
-    Edit, Event, Hot,
-    calls::Calls,
-    entries, env,
-    handle::Handle,
-    line,
-    listener::Reached,
-    listing::Listed,
-    pending::Pending,
-    purges::Subject,
-    record::{self, Entry, Found, Key, Kind, ScopeId},
-    state,
+use super::handle::Handle;
+use crate::{
+    error::Error,
+    store::{
+        Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, ScopeId, Subject,
+        Table, Transition, WakeUps, scope_mark,
+    },
 };
-use crate::error::Error;
 use std::{fmt, future::Future, sync::Arc};
 
 /// A name space of a [`Cache`](super::Cache), and what layers are made of: a layer takes a scope, so that no two share by accident.
@@ -71,54 +65,54 @@ impl Scope {
         self.handle().shared.events.note(event, &self.inner.name);
     }
 
-    /// See [`state::State::update`].
+    /// See [`State::update`].
     pub(crate) fn update<R: Send + 'static, G: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl state::Transition<R>,
+        transition: impl Transition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
-        let handle = self.handle().clone();
-        self.handle().shared.state.update(table, key, move || handle.now(), transition, settle)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.state.update(table, key, move || clock.now(), transition, settle))
     }
 
-    /// See [`state::State::glance`].
-    pub(crate) fn glance<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
+    /// See [`State::read_recent`].
+    pub(crate) fn read_recent<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
         let handle = self.handle();
-        handle.shared.state.glance(key, |found| f(found, handle.now()))
+        handle.shared.state.read_recent(key, |found| f(found, handle.now()))
     }
 
-    /// See [`state::State::update_line`].
+    /// See [`State::update_line`].
     #[inline]
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl line::Transition<R>,
+        transition: impl LineTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
-        let handle = self.handle().clone();
-        self.handle().shared.state.update_line(table, key, move || handle.now(), transition, settle)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.state.update_line(table, key, move || clock.now(), transition, settle))
     }
 
-    /// See [`state::State::post_line`].
-    pub(crate) fn post_line(&self, table: env::Table, key: Key, transition: impl line::Transition<()>) {
+    /// See [`State::post_line`].
+    pub(crate) fn post_line(&self, table: Table, key: Key, transition: impl LineTransition<()>) {
         let handle = self.handle().clone();
         self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
     }
 
-    /// See [`env::Env::is_orphaned`].
+    /// See [`Env::is_orphaned`](crate::store::Env::is_orphaned).
     pub(crate) fn is_orphaned(&self) -> bool {
-        self.handle().shared.state.lane.env.is_orphaned()
+        self.handle().shared.state.queue.env.is_orphaned()
     }
 
-    /// See [`state::State::post_then`].
+    /// See [`State::post_then`].
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
-        table: env::Table,
+        table: Table,
         key: Key,
-        transition: impl line::Transition<R>,
+        transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let handle = self.handle().clone();
@@ -127,35 +121,35 @@ impl Scope {
 
     /// The last commit to `state/`, by any process. `None`: that was found damaged.
     pub(crate) fn last_commit(&self) -> Option<u64> {
-        let handle = self.handle();
-        let env = &handle.shared.state.lane.env;
-        env.look_at(handle.now());
+        let env = &self.handle().shared.state.queue.env;
+        env.look_if_due();
         env.is_sound().then(|| env.last_transaction())
     }
 
-    /// Lists the locks of all scopes, see [`state::State::list_locks`].
+    /// Lists the locks of all scopes, see [`State::list_locks`].
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
         after: Option<[u8; 16]>,
         most: usize,
         f: impl FnMut(Listed<'_>) -> Option<T> + Send + 'static,
     ) -> Pending<Result<(Vec<T>, Option<[u8; 16]>), Error>> {
-        self.handle().shared.state.list_locks(after, most, f)
+        let handle = self.handle();
+        handle.settled(handle.shared.state.list_locks(after, most, f))
     }
 
     /// Whether a key is one of this scope.
     pub(crate) fn has_key(&self, key: &[u8; 16]) -> bool {
-        record::scope_mark(key) == record::scope_mark(&self.key(Kind::Lock, b"").hash)
+        scope_mark(key) == scope_mark(&self.key(Kind::Lock, b"").hash)
     }
 
-    /// The number of this opening of the directory, see [`Presence::instance`](super::presence::Presence::instance).
+    /// The number of this opening of the directory, see [`Instances::instance`](crate::store::Instances::instance).
     pub(crate) fn instance(&self) -> Option<u64> {
-        self.handle().shared.presence.instance()
+        self.handle().shared.instances.instance()
     }
 
-    /// Whether an opening is gone for good, see [`Presence::is_dead`](super::presence::Presence::is_dead).
+    /// Whether an opening is gone for good, see [`Instances::is_dead`](crate::store::Instances::is_dead).
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
-        self.handle().shared.presence.is_dead(instance)
+        self.handle().shared.instances.is_dead(instance)
     }
 
     /// Those of the openings that are gone for good.
@@ -165,28 +159,28 @@ impl Scope {
 
     /// Makes an instance that has died.
     #[cfg(test)]
-    pub(crate) fn bury(&self, instance: u64) {
-        self.handle().shared.presence.bury(instance);
+    pub(crate) fn add_dead(&self, instance: u64) {
+        self.handle().shared.instances.add_dead(instance);
     }
 
-    /// The process of an instance, see [`Presence::process`](super::presence::Presence::process).
+    /// The process of an instance, see [`Instances::process`](crate::store::Instances::process).
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
-        self.handle().shared.presence.process(instance)
+        self.handle().shared.instances.process(instance)
     }
 
-    /// Whether one that should have answered is gone, see [`Presence::is_dead_now`](super::presence::Presence::is_dead_now).
+    /// Whether one that should have answered is gone, see [`Instances::is_dead_now`](crate::store::Instances::is_dead_now).
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
-        self.handle().shared.presence.is_dead_now(instance)
+        self.handle().shared.instances.is_dead_now(instance)
     }
 
     /// Who waits in this process.
-    pub(crate) fn calls(&self) -> &Arc<Calls> {
-        &self.handle().shared.calls
+    pub(crate) fn wake_ups(&self) -> &Arc<WakeUps> {
+        &self.handle().shared.wake_ups
     }
 
-    /// Calls who waits with a number in an instance, this one or another: see [`Calls::call`]. Never blocks.
-    pub(crate) fn call(&self, instance: u64, number: u64) -> Reached {
-        self.handle().shared.call(instance, number)
+    /// WakeUps who waits with a number in an instance, this one or another: see [`WakeUps::call`]. Never blocks.
+    pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
+        self.handle().shared.wake(instance, number)
     }
 
     /// The stored entry and the time at which it is alive, or the purge sequence that a computation starting now must
@@ -201,7 +195,7 @@ impl Scope {
         key: &Key,
         name: &[u8],
         decode: impl FnOnce(&Entry) -> Option<T>,
-    ) -> Result<Result<Hot<T>, u64>, Error> {
+    ) -> Result<Result<Hit<T>, u64>, Error> {
         let shared = &self.handle().shared;
         shared.shard(key).read(&shared.tier, key, name, || self.handle().now(), decode)
     }
@@ -230,17 +224,17 @@ impl Scope {
         &self,
         key: Key,
         name: &[u8],
-        edit: impl FnMut(Option<&Entry>, entries::Moment) -> (Result<R, Error>, Edit) + Send + 'static,
+        edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
-        let handle = self.handle().clone();
-        self.handle().shared.shard(&key).edit(handle.by(), key, name, move || handle.now(), edit)
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.shard(&key).edit(key, name, move || clock.now(), edit))
     }
 
     /// From the moment this resolves, the entry of the key is gone with all that carry its [`own_tag`](Key::own_tag),
     /// and what is being computed for it will not be stored; or, softly, they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
-        let name = handle.shared.shard(key).purge(handle.by(), Subject::Name(key.hash), soft, handle.now());
+        let name = handle.settled(handle.shared.shard(key).purge(Subject::Name(key.hash), soft, handle.now()));
         let variants = handle.purge(Subject::Tag(key.own_tag()), soft);
         async {
             name.await?;

@@ -1,7 +1,10 @@
 //! What the tests of this module share.
 
-use super::{Builder, Cache, env::Env, gate::Gate, lane::Lane, state::State};
-use crate::time::clock_fn;
+use super::{builder::Builder, cache::Cache};
+use crate::{
+    store::{Env, Gate, State, Txn, WriteQueue},
+    time::clock_fn,
+};
 use nix::{
     sys::{
         signal::{Signal, kill},
@@ -34,7 +37,7 @@ pub(crate) fn cache() -> Cache {
 }
 
 pub(crate) fn state(cache: &Cache) -> &Arc<State> {
-    &cache.handle.shared.state
+    &cache.handle().shared.state
 }
 
 /// A clock in the test's hand, in seconds.
@@ -60,8 +63,8 @@ pub(crate) struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn of(lane: &Lane) -> Holder {
-        Holder::at(lane.env.path().join("gate"))
+    pub(crate) fn of(queue: &WriteQueue) -> Holder {
+        Holder::at(queue.env.path().join("gate"))
     }
 
     pub(crate) fn at(path: PathBuf) -> Holder {
@@ -88,9 +91,9 @@ impl Drop for Holder {
     }
 }
 
-/// Runs `f` in a write transaction of the lane's environment, behind everybody's back.
-pub(crate) fn tamper<T>(lane: &Lane, f: impl FnOnce(&mut super::env::Txn<'_>) -> T) -> T {
-    let env: &Env = &lane.env;
+/// Runs `f` in a write transaction of the queue's environment, behind everybody's back.
+pub(crate) fn tamper<T>(queue: &WriteQueue, f: impl FnOnce(&mut Txn<'_>) -> T) -> T {
+    let env: &Env = &queue.env;
     let held = env.gate.lock_for(LONG).unwrap().unwrap();
     env.write(&held, |txn| Ok((f(txn), true))).unwrap()
 }

@@ -1,11 +1,11 @@
 //! The cache as people use it directly: serde values under names, as in diskcache.
 
-use super::{
-    Cache, Edit, Entry, Kind, Pending, Scope,
-    entries::Moment,
-    record::{Life, ScopeId},
+use super::{cache::Cache, scope::Scope};
+use crate::{
+    error::Error,
+    store::{Edit, Entry, Kind, Life, Moment, Pending, ScopeId, TAGS_MAX},
+    time::nanos,
 };
-use crate::{error::Error, time::nanos};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -121,8 +121,8 @@ impl Insert {
         if payload.len() > limit {
             return Err(Error::TooLarge { size: payload.len(), limit });
         }
-        if tags.len() > super::record::TAGS_MAX {
-            return Err(Error::Codec(format!("{} tags, at most {} fit", tags.len(), super::record::TAGS_MAX)));
+        if tags.len() > TAGS_MAX {
+            return Err(Error::Codec(format!("{} tags, at most {} fit", tags.len(), TAGS_MAX)));
         }
         let (key, id) = (scope.key(Kind::Value, &name), scope.id());
         Ok(scope.edit(key, &name, move |old, moment| {
@@ -250,7 +250,7 @@ impl Cache {
     ///
     /// As [`Scope::get`].
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        self.root.get(name)
+        self.root().get(name)
     }
 
     /// [`Scope::insert`] of the [root](Cache::root) scope.
@@ -259,7 +259,7 @@ impl Cache {
     ///
     /// As [`Scope::insert`].
     pub fn insert<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Insert {
-        self.root.insert(name, value)
+        self.root().insert(name, value)
     }
 
     /// [`Scope::add`] of the [root](Cache::root) scope.
@@ -268,7 +268,7 @@ impl Cache {
     ///
     /// As [`Scope::insert`].
     pub fn add<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Insert {
-        self.root.add(name, value)
+        self.root().add(name, value)
     }
 
     /// [`Scope::remove`] of the [root](Cache::root) scope.
@@ -277,7 +277,7 @@ impl Cache {
     ///
     /// As [`Scope::remove`].
     pub fn remove(&self, name: &str) -> Write<bool> {
-        self.root.remove(name)
+        self.root().remove(name)
     }
 
     /// [`Scope::touch`] of the [root](Cache::root) scope.
@@ -286,7 +286,7 @@ impl Cache {
     ///
     /// As [`Scope::remove`].
     pub fn touch(&self, name: &str, life: Option<Duration>) -> Write<bool> {
-        self.root.touch(name, life)
+        self.root().touch(name, life)
     }
 
     /// [`Scope::incr`] of the [root](Cache::root) scope.
@@ -295,7 +295,7 @@ impl Cache {
     ///
     /// As [`Scope::incr`].
     pub fn incr(&self, name: &str, delta: i64) -> Write<i64> {
-        self.root.incr(name, delta)
+        self.root().incr(name, delta)
     }
 }
 

@@ -13,7 +13,8 @@ use super::{
     rule::{Lock, Rule},
 };
 use crate::{
-    cache::{Cache, Key, Kind, Scope, block_on_until},
+    cache::{Cache, Scope},
+    store::{Key, Kind, block_on_until},
     time::nanos,
 };
 use std::{

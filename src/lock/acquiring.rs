@@ -12,8 +12,9 @@ use super::{
     rule::{Lock, Rule},
 };
 use crate::{
-    cache::{Call, Event, Key, LOCKS, Pending, Scope},
+    cache::Scope,
     error::Error,
+    store::{Event, Key, LOCKS, Pending, WakeUp},
 };
 use hyper::rt::Sleep;
 use std::{
@@ -46,7 +47,7 @@ pub struct Acquiring<R = Lock> {
     patience: Duration,
     // Dropped before the place in the line: a guard that is not taken any more is released first.
     asking: Option<Pending<Result<Attempt, Error>>>,
-    waiting: Option<(Call, InLine)>,
+    waiting: Option<(WakeUp, InLine)>,
     limit: Option<Pin<Box<dyn Sleep>>>,
     estimate: Option<Duration>,
     /// Set when any of the locks is lost.
@@ -100,8 +101,8 @@ impl<R: Rule> Acquiring<R> {
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, wake_ups, suspects }, now) = asked?;
-                queue::deliver(&scope, key, wake_ups);
+                let (Asked { answer, wait, to_wake, suspects }, now) = asked?;
+                queue::deliver(&scope, key, to_wake);
                 let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
@@ -153,10 +154,10 @@ impl<R: Rule> Acquiring<R> {
         match &mut self.waiting {
             Some((_, before)) => std::mem::replace(before, in_line).end(),
             None => {
-                let (calls, Turn { number, since }) = (self.scope.calls(), in_line.turn);
-                let call = calls.register(self.key, number, Watcher::new(&self.scope, since));
+                let (to_wake, Turn { number, since }) = (self.scope.wake_ups(), in_line.turn);
+                let call = to_wake.register(self.key, number, Watcher::new(&self.scope, since));
                 if transition::may_have_lapsed(since, self.scope.handle().now()) {
-                    calls.call(number);
+                    to_wake.wake(number);
                 }
                 self.waiting = Some((call, in_line));
             }
@@ -231,7 +232,7 @@ impl<R: Rule> Future for Acquiring<R> {
                 return this.finish(Err(this.busy()));
             }
             match &this.waiting {
-                Some((call, _)) if !call.called(cx.waker()) => return Poll::Pending,
+                Some((wake_up, _)) if !wake_up.was_woken(cx.waker()) => return Poll::Pending,
                 Some(_) => this.ask(Vec::new()),
                 None => panic!("polled after completion"),
             }

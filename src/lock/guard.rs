@@ -9,8 +9,9 @@ use super::{
     row::{attempt::Released, transition},
 };
 use crate::{
-    cache::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Scope, Slot, block_on},
+    cache::Scope,
     error::Error,
+    store::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Slot, block_on},
 };
 use std::{
     fmt,
@@ -29,7 +30,7 @@ use std::{
 
 /// A lock that is held until this is dropped.
 ///
-/// Its lease is renewed by the housekeeping thread while it lives. Dropping it never blocks and never fails; if the cache
+/// Its lease is renewed by the worker thread while it lives. Dropping it never blocks and never fails; if the cache
 /// cannot be written just then, the release is made up for as soon as it can. [`release`](Guard::release) tells whether it
 /// was held to the end.
 #[must_use = "the lock is released when this is dropped"]
@@ -266,8 +267,8 @@ impl Leaving {
             key,
             move |found, line, now| transition::release(found, line, now, number, offers),
             move |released: Result<Released, Error>| {
-                let ours = released.map(|Released { ours, wake_ups }| {
-                    queue::deliver(&self.scope, key, wake_ups);
+                let ours = released.map(|Released { ours, to_wake }| {
+                    queue::deliver(&self.scope, key, to_wake);
                     if !ours {
                         lose(&self.scope, &self.lost);
                     }

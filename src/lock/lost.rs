@@ -1,4 +1,7 @@
 //! How the holder of a lock learns that it is lost.
+//!
+//! Not the crate event-listener, which wakes and drops wakers under its lock: one that panics keeps the others from being
+//! told, and one that is the last to hold another who waits never returns. Both are tested below.
 
 use std::{
     future::Future,

@@ -1,6 +1,7 @@
 //! The owner of a lock, and its form as an HTTP header: a token that only processes of one cache can write.
 
-use crate::cache::{Kind, Scope};
+use crate::cache::Scope;
+use crate::store::Kind;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt, time::Duration};
 

@@ -2,10 +2,11 @@
 
 use super::row::{
     attempt::{Looked, Moment, Turn},
-    encoding::WakeUp,
+    encoding::ToWake,
     transition,
 };
-use crate::cache::{Key, LOCKS, Reached, Scope, Watch};
+use crate::cache::Scope;
+use crate::store::{Key, LOCKS, Reached, Watch};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,8 +16,8 @@ use std::{
 };
 
 /// Wakes the waiters that were offered a place. A place that was offered to a dead process goes to the next waiter.
-pub(super) fn deliver(scope: &Scope, key: Key, wake_ups: Vec<WakeUp>) {
-    let unreached = wake_ups.into_iter().filter(|to| scope.call(to.instance, to.number) == Reached::No);
+pub(super) fn deliver(scope: &Scope, key: Key, to_wake: Vec<ToWake>) {
+    let unreached = to_wake.into_iter().filter(|to| scope.wake(to.instance, to.number) == Reached::No);
     let dead: Vec<u64> = unreached.map(|to| to.instance).filter(|&instance| scope.is_dead_now(instance)).collect();
     if !dead.is_empty() {
         look(scope, key, dead, None);
@@ -36,7 +37,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { wake_ups, suspects, next, mark }, now)) = looked else { return };
+            let Ok((Looked { to_wake, suspects, next, mark }, now)) = looked else { return };
             let dead = after.dead_among(&suspects);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {
@@ -46,11 +47,11 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
                 };
                 // An offer may have been made and have ended since the last look, and its wake-ups may be lost.
                 if !is_same && transition::may_have_lapsed(before, now) {
-                    after.calls().call_all(&key);
+                    after.wake_ups().wake_all(&key);
                 }
             }
             drop(on_behalf);
-            deliver(&after, key, wake_ups);
+            deliver(&after, key, to_wake);
             if !dead.is_empty() {
                 look(&after, key, dead, None);
             }
@@ -134,7 +135,7 @@ impl Watch for Watcher {
             look(&self.scope, key, dead, Some(Looking { watcher: self.clone(), commit }));
         }
         if asks_again {
-            self.scope.calls().call_all(&key);
+            self.scope.wake_ups().wake_all(&key);
         }
         let seen = self.seen();
         match commit.is_some() && seen.commit == commit {
@@ -175,7 +176,7 @@ impl Drop for InLine {
             LOCKS,
             key,
             move |found, line, now| transition::leave(found, line, now, number),
-            move |wake_ups| deliver(&scope, key, wake_ups.unwrap_or_default()),
+            move |to_wake| deliver(&scope, key, to_wake.unwrap_or_default()),
         );
     }
 }

@@ -2,8 +2,9 @@
 
 use super::row::encoding::{self, LockRow, Standing, Ticket};
 use crate::{
-    cache::{Cache, Found, HolderStats, Listed, LockStats, Pending, Scope, Stats, WaiterStats, block_on},
+    cache::{Cache, HolderStats, LockStats, Scope, Stats, WaiterStats},
     error::Error,
+    store::{Found, Listed, Pending, block_on},
 };
 use std::time::Duration;
 

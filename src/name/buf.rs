@@ -169,7 +169,7 @@ impl fmt::Debug for NameBuf {
 mod tests {
     use std::fmt::Write;
 
-    use proptest::prelude::*;
+    use proptest::{prelude::*, test_runner::RngSeed};
 
     use super::*;
 
@@ -206,6 +206,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(10), failure_persistence: None, ..Default::default() })]
+
         #[test]
         fn holds_what_was_written(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8),

@@ -121,7 +121,8 @@ impl fmt::Debug for Networks {
     }
 }
 
-/// The first and last address of a network, or of an address alone.
+/// The first and last address of a network, or of an address alone. The crate ipnet would do the masks alone: it takes
+/// `010.0.0.0/8`, which is octal elsewhere, keeps IPv4 apart from IPv4 written as IPv6, and has no list to look up in.
 fn range(text: &str) -> Result<(IpAddr, IpAddr), NetworksError> {
     let not_a_network = || NetworksError::NotANetwork(text.into());
     let (address, bits) = match text.split_once('/') {

@@ -1,7 +1,8 @@
 //! How responses are turned into bytes and back.
 
 use super::{lives::Lives, status::CacheStatus};
-use crate::cache::{SharedValue, Task, decode_value, encode_value};
+use crate::cache::{Task, decode_value, encode_value};
+use crate::store::SharedValue;
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{

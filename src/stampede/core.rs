@@ -7,8 +7,9 @@ use super::{
     xfetch::{Beta, Cost, Standing},
 };
 use crate::{
-    cache::{Entry, Event, Hot, Key, Kind, Life, Scope, SharedValue, TAGS_MAX, Task, after, block_on, sleep_on_thread},
+    cache::{Scope, Task, after},
     error::Error,
+    store::{Entry, Event, Hit, Key, Kind, Life, SharedValue, TAGS_MAX, block_on, sleep_on_thread},
     time::nanos,
 };
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -219,7 +220,7 @@ impl<C> Core<C> {
 }
 
 /// What [`Core::read`] finds.
-pub(super) type Read<D> = Result<Hot<Stored<D>>, u64>;
+pub(super) type Read<D> = Result<Hit<Stored<D>>, u64>;
 
 /// An answer that has ended, to be served where a new one cannot be had.
 pub(super) type Bridge<D> = Option<Arc<Stored<D>>>;

@@ -10,8 +10,8 @@ use super::{
     xfetch::Cost,
 };
 use crate::{
-    cache::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Life, Outcome, SharedValue},
     error::Error,
+    store::{Edit, Entry, Event, Key, LONGEST_FLIGHT, Life, Outcome, SharedValue},
 };
 use hyper::body::Bytes;
 use std::{

@@ -2,9 +2,10 @@
 
 use super::{codec::Serde, core::Core, http::recorded::Recorded, service::StampedeCache, settings::Settings};
 use crate::{
-    cache::{Kind, Scope},
+    cache::Scope,
     error::Error,
     name::{self, Args, Name, Target},
+    store::Kind,
 };
 use http::{request, response};
 use std::{sync::Arc, time::Duration};

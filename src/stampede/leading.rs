@@ -1,6 +1,7 @@
 //! The wait of a leader for its own computation.
 
-use crate::cache::{Pending, Slot, Task};
+use crate::cache::Task;
+use crate::store::{Pending, Slot};
 use std::{
     any::Any,
     future::Future,

@@ -8,9 +8,9 @@ use super::{
     xfetch::{self, Cost},
 };
 use crate::{
-    cache::{Event, Flight, Hot, Key, Kind, Lead, Life, Outcome, Role, SharedValue},
     error::Error,
     lock::{Acquire, AcquireError, Acquiring, Guard},
+    store::{Event, Flight, Hit, Key, Kind, Lead, Life, Outcome, Role, SharedValue},
     time::nanos,
 };
 use std::{sync::Arc, time::Duration};
@@ -162,7 +162,7 @@ impl<C> Core<C> {
         let (sequence, old) = match self.read(key, name)? {
             Err(sequence) => (sequence, None),
             Ok(found) => {
-                let Hot { value: stored, now, .. } = &found;
+                let Hit { value: stored, now, .. } = &found;
                 let (life, now) = (stored.entry.life, *now);
                 let status = |ttl| match life.is_fresh(now) {
                     true => CacheStatus::Hit { ttl },
@@ -254,13 +254,13 @@ impl<C> Core<C> {
     fn hit<Req, Res>(
         &self,
         asking: &Asking<'_, C::Head>,
-        found: &Hot<Stored<C::Decoded>>,
+        found: &Hit<Stored<C::Decoded>>,
         answer: C::Response,
     ) -> Result<Plan<C::Response, C::Decoded>, Error>
     where
         C: Codec<Req, Res>,
     {
-        let Hot { value: stored, now, reads, from_memory } = found;
+        let Hit { value: stored, now, reads, from_memory } = found;
         self.scope.note(Event::Hit);
         if *from_memory {
             self.scope.note(Event::HitInMemory);
@@ -361,7 +361,7 @@ impl<C> Core<C> {
     {
         let Place { key, name: full, .. } = &computation.place;
         let sequence = match self.read(key, full)? {
-            Ok(Hot { value: stored, now, .. }) => {
+            Ok(Hit { value: stored, now, .. }) => {
                 let life = stored.entry.life;
                 let is_new = computation.replaces.is_none_or(|replaced| replaced.life != life);
                 if is_new && life.is_fresh(now) {

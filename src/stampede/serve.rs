@@ -8,7 +8,7 @@ use super::{
     status::CacheStatus,
 };
 use crate::{
-    cache::{Event, Flight, Outcome, Progress, SharedValue},
+    store::{Event, Flight, Outcome, Progress, SharedValue},
     time::nanos,
 };
 use std::{

@@ -3,10 +3,11 @@
 use super::{CacheStatus, StampedeCacheLayer};
 use crate::{
     cache::{
-        Cache, Kind,
+        Cache,
         testing::{Holder, LONG, builder},
     },
     name::Target,
+    store::Kind,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -53,7 +54,7 @@ async fn behind_a_gate_that_stays_shut_the_service_answers() {
     for cookie in [false, true] {
         let cache = builder().patience(Duration::from_millis(30)).open().unwrap();
         let calls = Arc::default();
-        let holder = Holder::of(&cache.root().handle().shared.entries[0].lane);
+        let holder = Holder::of(&cache.root().handle().shared.entries[0].queue);
         for call in 1..=5 {
             assert_eq!(ask(&cache, &calls, cookie).await, failed(call));
             assert_eq!(cache.stats().failures, call as u64);
@@ -72,7 +73,7 @@ async fn behind_a_gate_that_stays_shut_the_service_answers() {
 async fn while_an_answer_waits_for_the_gate_it_is_served() {
     let cache = builder().open().unwrap();
     let calls = Arc::default();
-    let holder = Holder::of(&cache.root().handle().shared.entries[0].lane);
+    let holder = Holder::of(&cache.root().handle().shared.entries[0].queue);
     let first = tokio::spawn({
         let (cache, calls) = (cache.clone(), Arc::clone(&calls));
         async move { ask(&cache, &calls, false).await }
@@ -101,7 +102,7 @@ async fn a_record_that_does_not_decode_is_a_miss() {
     // What is stored there is whole, and no response.
     let (entry, _) = scope.entry(&key, name.as_bytes()).unwrap().unwrap();
     for payload in [&b""[..], b"\x01", b"\xff no such version", &entry.payload[..entry.payload.len() - 1]] {
-        let odd = crate::cache::Entry { payload: Bytes::copy_from_slice(payload), ..entry.clone() };
+        let odd = crate::store::Entry { payload: Bytes::copy_from_slice(payload), ..entry.clone() };
         scope.commit(key, name.as_bytes(), odd).await.unwrap();
         let call = calls.load(SeqCst) + 1;
         let (text, did) = ask(&cache, &calls, false).await;

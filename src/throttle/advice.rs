@@ -8,6 +8,7 @@
 //! send was never one (`10, 10;w=1` beside dates, floats and `6m0s`), and a strict parser would drop the whole list for
 //! one bad item in it.
 
+use super::limit::calendar::utc::first_day_of_month;
 use http::{HeaderMap, StatusCode};
 use std::{
     cmp::Reverse,
@@ -351,9 +352,7 @@ fn rfc_3339(text: &str) -> Option<Duration> {
     if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
-    // Years that begin in March end with the leap day; 719,468 days lie between the year 0 of those and 1970.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let days = first_day_of_month((year - 1_970) * 12 + month - 1) + day - 1;
     let clock = hour.saturating_mul(3_600).saturating_add(minute.saturating_mul(60)).saturating_add(second);
     Some(Duration::from_secs(86_400 * days).saturating_add(clock))
 }

@@ -8,9 +8,10 @@ use super::{
     turn::{Taken, Turn},
 };
 use crate::{
-    cache::{CELLS, Event, Key, Pending, Scope},
+    cache::Scope,
     decision::Quota,
     error::Error,
+    store::{CELLS, Event, Key, Pending},
 };
 use std::{fmt, time::Duration};
 
@@ -74,7 +75,7 @@ fn refuse_at_a_glance(scope: &Scope, key: Key, ask: &Ask) -> Option<Verdict> {
     if terms.block.is_some() || !ask.patience.is_zero() {
         return None;
     }
-    scope.glance(&key, |found, now| {
+    scope.read_recent(&key, |found, now| {
         let opened = Opened::new(found, &terms.limits, Times::of(scope, &terms.limits), now);
         let refusal = opened.cell.plan(now, ask.cost, Duration::ZERO).err()?;
         if opened.cell.is_remade() || opened.cell.is_waited_for(opened.at) {

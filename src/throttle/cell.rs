@@ -10,7 +10,7 @@ use super::{
     },
     slots::Slots,
 };
-use crate::{cache::record::u64_at, decision::Quota, rejection::Reason};
+use crate::{decision::Quota, rejection::Reason, store::u64_at};
 use std::time::Duration;
 
 /// How often the limits are asked for a turn that suits all of them: each time one of them goes on to a later gap, of which

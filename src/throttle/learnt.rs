@@ -9,7 +9,7 @@
 //! follow at the server's own average pace until its answer is there.
 
 use super::advice::Advice;
-use crate::{cache::record::u64_at, time::nanos};
+use crate::{store::u64_at, time::nanos};
 use std::time::Duration;
 
 /// Requests that have not come back after one to two of these, in ns, are counted as lost: their process may have died.

@@ -12,10 +12,11 @@ use super::{
     turn::Spent,
 };
 use crate::{
-    cache::{CELLS, Cache, Change, Event, Found, Key, Kind, Pending, Scope},
+    cache::{Cache, Scope},
     decision::Quota,
     error::Error,
     rejection::Reason,
+    store::{CELLS, Change, Event, Found, Key, Kind, Pending},
     time::nanos,
 };
 use std::{fmt, time::Duration};

@@ -4,7 +4,8 @@ use super::{
     cell::Cell,
     limit::{algorithm::Moment, limits::Limits},
 };
-use crate::cache::{Change, Found, Scope};
+use crate::cache::Scope;
+use crate::store::{Change, Found};
 use std::time::UNIX_EPOCH;
 
 /// Brings cells up to date; read before the transaction.

@@ -10,11 +10,12 @@ use super::{
 use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
-    cache::{Event, Kind, Pending, Scope},
+    cache::Scope,
     decision::Decision,
     error::Error,
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
+    store::{Event, Kind, Pending},
 };
 use pin_project::pin_project;
 use std::{

@@ -1,7 +1,7 @@
 //! What one admission took, and its stored form in the row of a waiter.
 
 use super::limit::algorithm::Slot;
-use crate::cache::record::u64_at;
+use crate::store::u64_at;
 
 /// The slots that one admission took, one a limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::{
     slots::Slots,
     terms::{Ask, MOST_WAITING},
 };
-use crate::cache::{Change, Found, Line, Step, Waiter};
+use crate::store::{Change, Found, Step, Waiter, WaitingLine};
 use std::time::Duration;
 
 /// So many waiters of a name are looked at.
@@ -40,7 +40,7 @@ pub(super) struct Transition {
 }
 
 impl Transition {
-    pub(super) fn run(&self, found: Found<'_>, line: &Line<'_>, now: u64) -> (Reply, Change, Vec<Step>) {
+    pub(super) fn run(&self, found: Found<'_>, line: &WaitingLine<'_>, now: u64) -> (Reply, Change, Vec<Step>) {
         let (ask, terms) = (&self.ask, &*self.ask.terms);
         let mut opened = Opened::new(found, &terms.limits, self.times, now);
         let mut steps = Vec::new();
@@ -99,7 +99,7 @@ impl Transition {
 
     /// Gives back turns of the dead, the earliest first, until the request fits in before the next of them. The other
     /// turns stay in the line for later requests: a cell keeps few holes.
-    fn bury(&self, cell: &mut Cell, line: &Line<'_>, now: u64, steps: &mut Vec<Step>) {
+    fn bury(&self, cell: &mut Cell, line: &WaitingLine<'_>, now: u64, steps: &mut Vec<Step>) {
         let fingerprint = self.ask.terms.limits.fingerprint();
         for waiter in line.waiting(LOOK).into_iter().filter(|waiter| self.dead.contains(&waiter.instance)) {
             let planned = cell.plan(now, self.ask.cost, Duration::MAX);
@@ -113,7 +113,7 @@ impl Transition {
         }
     }
 
-    fn alive(&self, line: &Line<'_>, most: usize) -> Vec<Waiter> {
+    fn alive(&self, line: &WaitingLine<'_>, most: usize) -> Vec<Waiter> {
         let mut waiting = line.waiting(most);
         waiting.retain(|waiter| !self.dead.contains(&waiter.instance));
         waiting

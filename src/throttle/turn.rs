@@ -6,7 +6,8 @@ use super::{
     slots::Slots,
     terms::Terms,
 };
-use crate::cache::{CELLS, Change, Found, Key, Scope, Step};
+use crate::cache::Scope;
+use crate::store::{CELLS, Change, Found, Key, Step};
 use std::sync::Arc;
 
 /// What was taken for a request: given back when dropped, until it is [spent](Turn::spend).

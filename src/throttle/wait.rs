@@ -7,7 +7,8 @@ use super::{
     turn::{Spent, Taken, Turn},
 };
 use crate::{
-    cache::{CELLS, Event, Pending, Scope},
+    cache::Scope,
+    store::{CELLS, Event, Pending},
     time::nanos,
 };
 use hyper::rt::Sleep;

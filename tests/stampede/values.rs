@@ -183,15 +183,22 @@ fn plain_threads_need_no_runtime() {
 #[test]
 fn on_plain_threads_a_refresh_has_a_thread_of_its_own() {
     let cache = Cache::builder_temporary().state_size(1 << 20).open().unwrap();
-    let ask = |value: usize, took: Duration| {
+    // Each computation waits to be let go.
+    let ask = |value: usize| {
+        let (go, gone) = std::sync::mpsc::channel::<()>();
         let compute = move || {
-            thread::sleep(took);
+            let _ = gone.recv_timeout(10 * SECOND);
             Ok::<_, Boom>(value)
         };
-        cache.get_or_fill("x", MINUTE, compute).beta(1e12).wait().unwrap()
+        let fill = cache.get_or_fill("x", MINUTE, compute).beta(1e12);
+        (go, move || fill.wait().unwrap())
     };
-    assert_eq!(ask(1, Duration::from_millis(20)), 1);
-    assert_eq!(ask(2, Duration::from_millis(20)), 1, "served at once");
+    let (go, first) = ask(1);
+    drop(go);
+    assert_eq!(first(), 1);
+    let (go, second) = ask(2);
+    assert_eq!(second(), 1, "served at once");
+    drop(go);
     let deadline = std::time::Instant::now() + 10 * SECOND;
     while cache.get::<usize>("x").unwrap() != Some(2) {
         assert!(std::time::Instant::now() < deadline);

@@ -50,6 +50,8 @@ pub(crate) enum Violation {
     ToldForNothing { holder: Id },
     /// The store refused it though it had its place.
     RefusedForNothing { holder: Id },
+    /// The cache could not be written, though nothing held it up.
+    FailedForNothing { waiter: Id },
 }
 
 impl Violation {
@@ -61,6 +63,7 @@ impl Violation {
             | Violation::Overtaken { waiter: one, by: other }
             | Violation::NotTold { holder: one, rival: other } => vec![*one, *other],
             Violation::Late { waiter: id, .. }
+            | Violation::FailedForNothing { waiter: id }
             | Violation::LostForNothing { holder: id }
             | Violation::ToldForNothing { holder: id }
             | Violation::RefusedForNothing { holder: id } => vec![*id],
@@ -392,6 +395,9 @@ fn wrong_alone(attempt: &Attempt, facts: &Facts<'_>) -> Option<Violation> {
     if alone && attempt.refused.is_some_and(|at| hold.is_some_and(|hold| at < hold.span.to)) {
         return Some(Violation::RefusedForNothing { holder });
     }
+    if attempt.failed.is_some_and(|(_, why)| why == Failure::Cache) && facts.is_quiet(&facts.waited(attempt)) {
+        return Some(Violation::FailedForNothing { waiter: attempt.id });
+    }
     let until = attempt
         .got
         .map(|got| got.0)
@@ -418,6 +424,7 @@ impl fmt::Display for Violation {
             Violation::NotTold { holder, rival } => write!(f, "{holder:?} was not told that {rival:?} had its place"),
             Violation::ToldForNothing { holder } => write!(f, "{holder:?} was told of a loss that was none"),
             Violation::RefusedForNothing { holder } => write!(f, "the store refused {holder:?}, which had its place"),
+            Violation::FailedForNothing { waiter } => write!(f, "the cache failed {waiter:?} for no reason"),
         }
     }
 }

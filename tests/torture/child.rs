@@ -2,7 +2,7 @@
 
 use crate::{
     history::{Event, Pen, Process, now},
-    processes::{hear, say},
+    processes::{say, told},
     visit::{Tools, Visit},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -65,7 +65,7 @@ impl Clock for Jumping {
 
 /// Plays the part that the parent tells first.
 pub(crate) fn play(cache: &Path) {
-    let part: Part = serde_json::from_str(&hear()).unwrap();
+    let part: Part = serde_json::from_str(&told().unwrap()).unwrap();
     let mut random = StdRng::seed_from_u64(part.seed);
     let builder = Cache::builder(cache).state_size(1 << 20);
     let cache = match part.process % 2 {
@@ -104,7 +104,7 @@ pub(crate) fn play(cache: &Path) {
     let plain = worker(3);
     let thread = std::thread::spawn(move || plain.work_blocking());
     loop {
-        match hear().as_str() {
+        match told().unwrap().as_str() {
             "rest" => {
                 mode.send_replace(Mode::Rest);
                 while resting.load(SeqCst) <= TASKS {

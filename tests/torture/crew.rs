@@ -49,6 +49,7 @@ pub(crate) struct Crew {
     cache: Cache,
     ended: Arc<AtomicBool>,
     beats: Option<JoinHandle<()>>,
+    /// How often one was killed or stopped, as the kernel has told.
     pub(crate) kills: u32,
     pub(crate) stops: u32,
 }
@@ -96,7 +97,7 @@ impl Crew {
         while self.members.len() < CHILDREN {
             let process = self.next;
             self.next += 1;
-            let mut child = Child::start("torture", &self.directory.join("cache"));
+            let mut child = Child::spawn("torture", &self.directory.join("cache"));
             let stores = self.directory.join("stores");
             let part = Part { process, seed: self.random.random(), history: self.history.clone(), stores };
             child.tell(&serde_json::to_string(&part).unwrap());
@@ -140,7 +141,7 @@ impl Crew {
         self.mood = mood;
         for member in &mut self.members {
             // It may have killed itself just now.
-            let _ = member.child.try_tell(mood);
+            member.child.try_tell(mood);
         }
     }
 
@@ -150,17 +151,17 @@ impl Crew {
             let millis = self.stop_length();
             let member = &mut self.members[nth];
             match waitpid(member.child.pid(), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)).unwrap() {
-                WaitStatus::Stopped(..) if member.stopped_until.is_none() => {
+                WaitStatus::Stopped(..) => {
                     self.stops += 1;
-                    member.stopped_until = Some(Instant::now() + Duration::from_millis(millis));
+                    member.stopped_until.get_or_insert(Instant::now() + Duration::from_millis(millis));
                 }
                 WaitStatus::Signaled(_, Signal::SIGKILL, _) => {
                     self.kills += 1;
                     self.pen.write(&Event::Gone { process: member.process, at: now() });
                     self.members.swap_remove(nth);
                 }
-                WaitStatus::Stopped(..) | WaitStatus::StillAlive => {}
-                other => panic!("process {} has ended: {other:?}; it says: {}", member.process, member.child.line()),
+                WaitStatus::StillAlive => {}
+                other => panic!("process {} has ended: {other:?}", member.process),
             }
         }
     }
@@ -176,9 +177,9 @@ impl Crew {
 
     fn kill(&mut self, nth: usize) {
         let Member { process, child, .. } = self.members.swap_remove(nth);
-        self.kills += 1;
         self.pen.write(&Event::Kills { process, at: now() });
         child.kill();
+        self.kills += 1;
         self.pen.write(&Event::Gone { process, at: now() });
     }
 
@@ -187,7 +188,6 @@ impl Crew {
         let Member { process, ref child, ref mut stopped_until } = self.members[nth];
         // Who is stopped while it opens the cache keeps all others from opening it.
         if stopped_until.is_none() && self.history.join(process.to_string()).exists() {
-            self.stops += 1;
             self.pen.write(&Event::Stops { process, at: now() });
             child.signal(Signal::SIGSTOP);
             *stopped_until = Some(Instant::now() + Duration::from_millis(millis));
@@ -197,7 +197,7 @@ impl Crew {
     fn go_on(&mut self, due: impl Fn(Instant) -> bool) {
         for Member { process, child, stopped_until } in &mut self.members {
             if stopped_until.is_some_and(&due) {
-                child.signal(Signal::SIGCONT);
+                child.go_on();
                 self.pen.write(&Event::Continued { process: *process, at: now() });
                 *stopped_until = None;
             }
@@ -244,7 +244,7 @@ impl Crew {
         let at = now();
         self.pen.write(&match &got {
             Ok(guard) => Event::Got { attempt, at, fence: guard.fence().to_u64() },
-            Err(_) => Event::Failed { attempt, at, why: Failure::Busy },
+            Err(error) => Event::Failed { attempt, at, why: Failure::of(error) },
         });
         got.map(|guard| (attempt, guard))
     }
@@ -260,7 +260,7 @@ impl Crew {
                 let (process, heard, pid) = (*process, heard.clone(), child.pid());
                 child.tell(told);
                 silent.push((process, pid));
-                threads.spawn(move || _ = heard.send((process, child.line())));
+                threads.spawn(move || _ = heard.send((process, child.heard().unwrap_or_default())));
             }
             while !silent.is_empty() {
                 let Ok((process, line)) = hear.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {

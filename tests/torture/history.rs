@@ -11,6 +11,7 @@ use std::{
     io::{self, Write},
     path::Path,
 };
+use tower_floodgate::{Error, lock::AcquireError};
 
 /// A process by its number in a run; 0 is the parent.
 pub(crate) type Process = u32;
@@ -28,10 +29,23 @@ pub(crate) struct Id {
 pub(crate) enum Failure {
     /// The patience was over, or the queue full.
     Busy,
-    /// The cache could not be used.
+    /// The cache could not be written in time.
     Cache,
     /// Its future was dropped.
     Dropped,
+}
+
+impl Failure {
+    /// # Panics
+    ///
+    /// If the cache has failed in another way than torture can explain.
+    pub(crate) fn of(error: &AcquireError) -> Failure {
+        match error {
+            AcquireError::Busy { .. } | AcquireError::QueueFull { .. } => Failure::Busy,
+            AcquireError::Cache(Error::Busy) => Failure::Cache,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// What a holder knows of its place at the end.

@@ -294,8 +294,7 @@ impl Asking {
                 Some(Held { pen: self.pen.clone(), attempt, guard: Some(guard), shut_out: false })
             }
             Err(error) => {
-                let why = if matches!(error, AcquireError::Cache(_)) { Failure::Cache } else { Failure::Busy };
-                self.pen.write(&Event::Failed { attempt, at, why });
+                self.pen.write(&Event::Failed { attempt, at, why: Failure::of(&error) });
                 None
             }
         }

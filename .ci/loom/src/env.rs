@@ -1,4 +1,4 @@
-//! An environment that counts, its gate, and a bell that is rung or not.
+//! An environment that counts, its gate, and a worker that is notified or not.
 
 use crate::{error::Error, sync::AtomicBool};
 use loom::sync::{Mutex, MutexGuard, atomic::Ordering::SeqCst};
@@ -35,6 +35,8 @@ impl Env {
         false
     }
 
+    pub fn look_if_due(&self) {}
+
     pub fn write<T>(&self, _: &Held<'_>, f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>) -> Result<T, Error> {
         assert!(!self.inside.swap(true, SeqCst), "two at once");
         let done = f(&mut Txn(PhantomData));
@@ -49,19 +51,19 @@ impl fmt::Debug for Env {
     }
 }
 
-pub struct Bell(AtomicBool);
+pub struct Worker(AtomicBool);
 
-impl Bell {
-    pub fn new() -> Bell {
-        Bell(AtomicBool::new(false))
+impl Worker {
+    pub fn new() -> Worker {
+        Worker(AtomicBool::new(false))
     }
 
-    pub fn ring(self: &Arc<Self>) {
+    pub fn notify(self: &Arc<Self>) {
         self.0.store(true, SeqCst);
     }
 
-    /// Whether it was rung since it was last asked.
-    pub fn was_rung(&self) -> bool {
+    /// Whether it was notified since it was last asked.
+    pub fn was_notified(&self) -> bool {
         self.0.swap(false, SeqCst)
     }
 }

@@ -1,34 +1,53 @@
 //! Tries the interleavings of threads where a lost wake-up would leave somebody waiting for ever: the queue before the
-//! gate, the slot of a queued result, and the calls of those who wait. The files are the crate's own, built with loom's
+//! gate, the slot of a queued result, and the wake-ups of those who wait. The files are the crate's own, built with loom's
 //! locks and atomics; around them, what they speak to is as simple as it can be.
 
 #![allow(dead_code, unreachable_pub)]
 
-#[path = "../../../src/cache/calls.rs"]
-mod calls;
 mod env;
 #[path = "../../../src/error.rs"]
 mod error;
-#[path = "../../../src/cache/lane.rs"]
-mod lane;
 mod models;
-#[path = "../../../src/cache/pending.rs"]
+#[path = "../../../src/store/commit/operation.rs"]
+mod operation;
+#[path = "../../../src/store/commit/pending.rs"]
 mod pending;
 mod sync;
+#[path = "../../../src/store/peers/wake_ups.rs"]
+mod wake_ups;
+#[path = "../../../src/store/commit/write_queue.rs"]
+mod write_queue;
 
-mod gate {
-    pub use crate::env::Held;
+mod worker {
+    pub use crate::env::Worker;
 }
 
-mod keeper {
-    pub use crate::env::Bell;
-}
+/// The rooms of the engine by the paths that these files know them by.
+mod store {
+    pub mod lmdb {
+        pub mod env {
+            pub use crate::env::Env;
+        }
+        pub mod gate {
+            pub use crate::env::Held;
+        }
+        pub mod transaction {
+            pub use crate::env::Txn;
+        }
+    }
 
-mod record {
-    #[derive(Clone, Copy, Debug)]
-    pub struct Key {
-        pub hash: [u8; 16],
-        pub echo: u64,
+    pub mod os {
+        pub(crate) use crate::sync;
+    }
+
+    pub mod record {
+        pub mod key {
+            #[derive(Clone, Copy, Debug)]
+            pub struct Key {
+                pub hash: [u8; 16],
+                pub echo: u64,
+            }
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What is tried.
 
 use crate::{
-    calls::{Call, Calls, Ear, Next, Watch},
-    env::{Bell, Env, Txn},
+    env::{Env, Txn, Worker},
     error::Error,
-    lane::{Lane, Run},
+    operation::Operation,
     pending::{Pending, Slot},
-    record::Key,
+    store::record::key::Key,
+    wake_ups::{Listener, Next, WakeUp, WakeUps, Watch},
+    write_queue::WriteQueue,
 };
 use loom::{
     future::block_on,
@@ -27,11 +28,11 @@ use std::{
 pub fn all() {
     try_all("threads of one process share the gate", 4, in_one_process);
     try_all("another process is in the way", 6, behind_another_process);
-    try_all("the housekeeping thread takes part", 5, with_the_keeper);
-    try_all("the housekeeping thread waits for another process", 5, with_the_keeper_behind_another_process);
+    try_all("the worker thread takes part", 5, with_the_worker);
+    try_all("the worker thread waits for another process", 5, with_the_worker_behind_another_process);
     try_all("a queued result reaches its future", 9, filled);
     try_all("a queued result is undone with its future", 9, dropped);
-    try_all("a call reaches who waits", 9, called);
+    try_all("a call reaches who waits", 9, woken);
     try_all("a call meets one who goes", 6, gone);
     try_all("two are called, and one of them goes", 5, two_are_called);
     try_all("the listening thread looks after who comes while it falls asleep", 5, looked_after);
@@ -53,7 +54,7 @@ fn try_all(what: &str, preemptions: usize, model: fn()) {
 
 struct Add(Arc<AtomicUsize>);
 
-impl Run for Add {
+impl Operation for Add {
     fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
         self.0.fetch_add(1, SeqCst);
         Ok(true)
@@ -63,43 +64,43 @@ impl Run for Add {
 const LONG: Duration = Duration::from_secs(3600);
 
 struct House {
-    lane: Lane,
-    bell: Arc<Bell>,
+    queue: WriteQueue,
+    worker: Arc<Worker>,
     sum: Arc<AtomicUsize>,
 }
 
 impl House {
     fn new() -> Arc<House> {
-        let bell = Arc::new(Bell::new());
-        let lane = Lane::new(Env::new(), LONG, bell.clone(), |_| Ok(false));
-        Arc::new(House { lane, bell, sum: Arc::new(AtomicUsize::new(0)) })
+        let worker = Arc::new(Worker::new());
+        let queue = WriteQueue::new(Env::new(), LONG, worker.clone(), |_| Ok(false));
+        Arc::new(House { queue, worker, sum: Arc::new(AtomicUsize::new(0)) })
     }
 
     fn add(&self) -> Pending<()> {
-        self.lane.submit(Add(self.sum.clone()), |_, result| result.unwrap())
+        self.queue.submit(Add(self.sum.clone()), |_, result| result.unwrap())
     }
 
     /// Another process is at the gate, if nobody else is.
     fn another_writes(&self) {
-        let held = self.lane.env.gate.try_lock();
+        let held = self.queue.env.gate.try_lock();
         self.sum.load(SeqCst);
         drop(held);
     }
 
-    /// What the housekeeping thread does when it is woken: it does not rest while something is queued.
+    /// What the worker thread does when it is woken: it does not rest while something is queued.
     fn work(&self) {
-        self.lane.serve(LONG);
-        while self.lane.has_queued() {
-            self.lane.serve(LONG);
+        self.queue.serve(LONG);
+        while self.queue.has_queued() {
+            self.queue.serve(LONG);
         }
     }
 
-    /// All that was asked for is done, or else the bell was rung.
+    /// All that was asked for is done, or else the worker was notified.
     fn check(&self, pending: Vec<Pending<()>>) {
-        if self.bell.was_rung() {
+        if self.worker.was_notified() {
             self.work();
         }
-        assert!(!self.lane.has_queued(), "left in the queue, and nobody knows");
+        assert!(!self.queue.has_queued(), "left in the queue, and nobody knows");
         assert_eq!(self.sum.load(SeqCst), pending.len());
         pending.into_iter().for_each(block_on);
     }
@@ -134,9 +135,9 @@ fn behind_another_process() {
     house.check(vec![first, second]);
 }
 
-fn with_the_keeper() {
+fn with_the_worker() {
     let house = House::new();
-    let keeper = {
+    let worker = {
         let house = house.clone();
         // Rung by somebody before.
         thread::spawn(move || house.work())
@@ -146,24 +147,24 @@ fn with_the_keeper() {
         thread::spawn(move || house.add())
     };
     let first = house.add();
-    keeper.join().unwrap();
+    worker.join().unwrap();
     let second = second.join().unwrap();
     house.check(vec![first, second]);
 }
 
-fn with_the_keeper_behind_another_process() {
+fn with_the_worker_behind_another_process() {
     let house = House::new();
     let other = {
         let house = house.clone();
         thread::spawn(move || house.another_writes())
     };
-    let keeper = {
+    let worker = {
         let house = house.clone();
         thread::spawn(move || house.work())
     };
     let pending = vec![house.add(), house.add()];
     other.join().unwrap();
-    keeper.join().unwrap();
+    worker.join().unwrap();
     house.check(pending);
 }
 
@@ -214,8 +215,8 @@ fn dropped() {
 /// Sleeps until it is woken.
 struct Bed(Arc<Notify>);
 
-impl Ear for Bed {
-    fn wake(&self, _: &Arc<Calls>) -> bool {
+impl Listener for Bed {
+    fn wake(&self, _: &Arc<WakeUps>) -> bool {
         self.0.notify();
         true
     }
@@ -225,9 +226,9 @@ impl Ear for Bed {
     }
 }
 
-fn calls() -> (Arc<Calls>, Arc<Notify>) {
+fn wake_ups() -> (Arc<WakeUps>, Arc<Notify>) {
     let bed = Arc::new(Notify::new());
-    (Calls::new(Box::new(Bed(bed.clone()))), bed)
+    (WakeUps::new(Box::new(Bed(bed.clone()))), bed)
 }
 
 /// Wakes whoever waits for a look.
@@ -256,70 +257,70 @@ fn key(i: u8) -> Key {
     Key { hash: [i; 16], echo: 0 }
 }
 
-fn be_called(call: &Call) {
-    block_on(poll_fn(|cx| match call.called(cx.waker()) {
+fn be_woken(wake_up: &WakeUp) {
+    block_on(poll_fn(|cx| match wake_up.was_woken(cx.waker()) {
         true => Poll::Ready(()),
         false => Poll::Pending,
     }));
 }
 
-fn called() {
-    let (calls, _) = calls();
+fn woken() {
+    let (wake_ups, _) = wake_ups();
     let caller = {
-        let calls = calls.clone();
-        thread::spawn(move || calls.call(7))
+        let wake_ups = wake_ups.clone();
+        thread::spawn(move || wake_ups.wake(7))
     };
-    let call = calls.register(key(1), 7, Seen::new());
-    be_called(&call);
+    let wake_up = wake_ups.register(key(1), 7, Seen::new());
+    be_woken(&wake_up);
     caller.join().unwrap();
-    assert!(!call.called(Waker::noop()), "once");
+    assert!(!wake_up.was_woken(Waker::noop()), "once");
 }
 
 fn gone() {
-    let (calls, _) = calls();
+    let (wake_ups, _) = wake_ups();
     let callers: Vec<_> = (0..2)
         .map(|_| {
-            let calls = calls.clone();
-            thread::spawn(move || calls.call(7))
+            let wake_ups = wake_ups.clone();
+            thread::spawn(move || wake_ups.wake(7))
         })
         .collect();
-    let call = calls.register(key(1), 7, Seen::new());
-    let before = call.called(Waker::noop());
-    drop(call);
+    let wake_up = wake_ups.register(key(1), 7, Seen::new());
+    let before = wake_up.was_woken(Waker::noop());
+    drop(wake_up);
     let found = callers.into_iter().map(|caller| caller.join().unwrap()).filter(|found| *found).count();
-    assert_eq!((calls.crowd().waiting, calls.crowd().keys), (0, 0));
+    assert_eq!((wake_ups.waiting_counts().waiting, wake_ups.waiting_counts().keys), (0, 0));
     // Who came too late to be noticed is known to the next with the number.
-    let again = calls.register(key(1), 7, Seen::new());
+    let again = wake_ups.register(key(1), 7, Seen::new());
     if found == 0 && !before {
-        assert!(again.called(Waker::noop()));
+        assert!(again.was_woken(Waker::noop()));
     }
 }
 
 fn two_are_called() {
-    let (calls, _) = calls();
-    let first = calls.register(key(1), 7, Seen::new());
-    let second = calls.register(key(1), 8, Seen::new());
+    let (wake_ups, _) = wake_ups();
+    let first = wake_ups.register(key(1), 7, Seen::new());
+    let second = wake_ups.register(key(1), 8, Seen::new());
     let caller = {
-        let calls = calls.clone();
+        let wake_ups = wake_ups.clone();
         thread::spawn(move || {
-            calls.call(7);
-            calls.call(8);
+            wake_ups.wake(7);
+            wake_ups.wake(8);
         })
     };
     let goes = thread::spawn(move || drop(first));
-    be_called(&second);
+    be_woken(&second);
     caller.join().unwrap();
     goes.join().unwrap();
-    assert_eq!((calls.crowd().waiting, calls.crowd().keys), (1, 1));
+    assert_eq!((wake_ups.waiting_counts().waiting, wake_ups.waiting_counts().keys), (1, 1));
 }
 
 fn looked_after() {
-    let (calls, bed) = calls();
+    let (wake_ups, bed) = wake_ups();
     let listener = {
-        let calls = calls.clone();
+        let wake_ups = wake_ups.clone();
         thread::spawn(move || {
             loop {
-                match calls.tick(Instant::now(), true) {
+                match wake_ups.tick(Instant::now(), true) {
                     Next::TickAt(_) => thread::yield_now(),
                     Next::Sleep => bed.wait(),
                     Next::End => return,
@@ -329,14 +330,14 @@ fn looked_after() {
     };
     for name in 0..2 {
         let seen = Seen::new();
-        let call = calls.register(key(name), 7, seen.clone());
+        let wake_up = wake_ups.register(key(name), 7, seen.clone());
         block_on(poll_fn(|cx| {
             let mut seen = seen.0.lock().unwrap();
             seen.1 = Some(cx.waker().clone());
             if seen.0 { Poll::Ready(()) } else { Poll::Pending }
         }));
-        drop(call);
+        drop(wake_up);
     }
-    calls.close();
+    wake_ups.close();
     listener.join().unwrap();
 }

@@ -1,4 +1,4 @@
-//! In the place of `src/cache/sync.rs`.
+//! In the place of `src/store/os/sync.rs`.
 
 use loom::sync::atomic::{self, Ordering};
 pub use loom::{

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use serde::{
     Serialize, Serializer,
     ser::{self, SerializeMap},
@@ -292,7 +292,7 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 4000, rng_seed: RngSeed::Fixed(11), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn names_are_equal_exactly_when_the_values_are(one in value(), other in value()) {

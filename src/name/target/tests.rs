@@ -1,4 +1,4 @@
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 
 use super::{
     super::tests::{bytes_of, name_of},
@@ -203,7 +203,7 @@ fn pair() -> impl Strategy<Value = (Request<()>, Request<()>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 4000, rng_seed: RngSeed::Fixed(9), failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn names_are_equal_exactly_when_the_parts_are((one, other) in pair()) {

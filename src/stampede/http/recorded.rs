@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     body::{Body, Cut, Reader, Reading, Whole},
-    cache::{SharedValue, Task},
+    cache::Task,
     name,
     stampede::{
         codec::{
@@ -16,6 +16,7 @@ use crate::{
         lives::Lives,
         status::CacheStatus,
     },
+    store::SharedValue,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request, response};
 use hyper::body::{Body as HttpBody, Bytes};

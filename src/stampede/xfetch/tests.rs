@@ -1,4 +1,5 @@
 use super::*;
+use proptest::{prelude::*, test_runner::RngSeed};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -32,13 +33,20 @@ fn without_beta_or_cost_nothing_is_early() {
 }
 
 #[test]
-fn any_input_is_answered() {
+fn what_is_odd_is_early_only_where_it_has_a_chance() {
     let odd = [0.0, -0.0, 1.0, 2.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE];
-    for beta in odd {
-        for draw in odd {
-            for time in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
-                fixed(time, Duration::MAX, beta, draw);
-                fixed(Duration::MAX, time, beta, draw);
+    let times = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+    for (remaining, cost) in times.iter().flat_map(|remaining| times.map(|cost| (*remaining, cost))) {
+        for beta in odd {
+            let is_early = |draw| fixed(remaining, cost, beta, draw);
+            let scale = beta * seconds(nanos(cost));
+            let has_chance = scale > 0.0 && (-remaining.as_secs_f64() / scale).exp() > 0.5;
+            let expected = remaining.is_zero() || has_chance;
+            assert_eq!(is_early(0.5), expected, "{remaining:?} left, cost {cost:?}, beta {beta}");
+            assert_eq!(is_early(0.0), remaining.is_zero(), "the draw that is never early");
+            // No draw at all: it decides nothing, whatever else is known.
+            for draw in [f64::NAN, f64::INFINITY, 2.0] {
+                assert_eq!(is_early(draw), remaining.is_zero(), "{remaining:?}, {cost:?}, {beta}, {draw}");
             }
         }
     }
@@ -125,8 +133,12 @@ fn a_cost_is_an_estimate_that_follows_slowly() {
     assert_eq!(Cost::after(Some(first), 1600), Cost { mean: 1000, spread: 275 });
     let settled = (0..100).fold(first, |cost, _| Cost::after(Some(cost), 40_000));
     assert!(settled.mean.abs_diff(40_000) < 10 && settled.spread < 10, "{settled:?}");
-    Cost::after(Some(Cost { mean: u64::MAX, spread: u64::MAX }), u64::MAX);
-    Cost::after(Some(Cost { mean: 0, spread: 0 }), u64::MAX);
+    let most = Cost { mean: u64::MAX, spread: u64::MAX };
+    assert_eq!(Cost::after(Some(most), u64::MAX), Cost { mean: u64::MAX, spread: u64::MAX - u64::MAX / 4 });
+    assert_eq!(Cost::after(Some(most), 0), Cost { mean: u64::MAX - u64::MAX / 4, spread: u64::MAX });
+    let none = Cost { mean: 0, spread: 0 };
+    assert_eq!(Cost::after(Some(none), u64::MAX), Cost { mean: u64::MAX / 4, spread: u64::MAX / 4 });
+    assert_eq!(Cost::after(Some(none), 0), none);
 }
 
 #[test]
@@ -194,17 +206,48 @@ fn tuned_answers_end_as_often_as_was_asked_for_and_are_refreshed_late() {
     }
 }
 
-proptest::proptest! {
+/// Mostly such as there are, and sometimes anything.
+fn factor() -> impl Strategy<Value = f64> {
+    prop_oneof![4 => 1e-3..1e4_f64, 1 => any::<f64>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(36), failure_persistence: None, ..Default::default() })]
+
+    /// Who draws more, or comes later in a life, is picked wherever another is.
     #[test]
-    fn whatever_is_known_there_is_an_answer(
-        [remaining, life, mean, spread] in proptest::prelude::any::<[u64; 4]>(),
-        [beta, rate, draw] in proptest::prelude::any::<[f64; 3]>(),
+    fn a_greater_draw_and_less_time_are_no_less_early(
+        [life, remaining, less] in any::<[u32; 3]>(),
+        [mean, spread] in any::<[u32; 2]>(),
+        [beta, rate] in [factor(), factor()],
+        [draw, more] in [0.0..1.0_f64, 0.0..1.0],
     ) {
-        let (remaining, life) = (Duration::from_nanos(remaining), Duration::from_nanos(life));
-        let standing = Standing { remaining, life, cost: Cost { mean, spread } };
+        let (remaining, less) = (remaining.max(less), remaining.min(less));
+        let (draw, more) = (draw.min(more), draw.max(more));
+        let cost = Cost { mean: mean.into(), spread: spread.into() };
+        let nanos = |nanos: u32| Duration::from_nanos(nanos.into());
         for beta in [Beta::Fixed(beta), Beta::Tuned { miss: beta }] {
-            refresh_early(standing, beta, || rate, draw);
+            let is_early = |remaining, draw| {
+                refresh_early(Standing { remaining: nanos(remaining), life: nanos(life), cost }, beta, || rate, draw)
+            };
+            prop_assert!(is_early(0, draw), "nothing is left");
+            prop_assert!(is_early(remaining, more) || !is_early(remaining, draw), "a greater draw");
+            prop_assert!(is_early(less, draw) || !is_early(remaining, draw), "less time");
+            prop_assert!(cost.mean > 0 || remaining == 0 || !is_early(remaining, draw), "it costs nothing");
         }
+    }
+
+    #[test]
+    fn whatever_is_known_nothing_is_early_by_what_is_not(
+        [remaining, life, mean, spread] in any::<[u64; 4]>(),
+        [known, draw] in any::<[f64; 2]>(),
+    ) {
+        let (remaining, life) = (Duration::from_nanos(remaining.max(1)), Duration::from_nanos(life));
+        let standing = Standing { remaining, life, cost: Cost { mean, spread } };
+        let is_early = |beta, rate, draw| refresh_early(standing, beta, || rate, draw);
+        prop_assert!(!is_early(Beta::Fixed(f64::NAN), known, draw), "no beta");
+        prop_assert!(!is_early(Beta::Fixed(known), known, f64::NAN), "no draw");
+        prop_assert!(!is_early(Beta::Tuned { miss: known }, f64::NAN, draw), "no rate");
     }
 }
 

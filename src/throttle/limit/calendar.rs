@@ -1,7 +1,7 @@
 //! The calendar window: so many in each hour, day or month of the UTC calendar.
 
 mod used;
-mod utc;
+pub(crate) mod utc;
 
 use self::{
     used::{MOST_RUNS, Used},

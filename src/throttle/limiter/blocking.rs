@@ -2,9 +2,9 @@
 
 use super::{LimitError, Limiter, Permit};
 use crate::{
-    cache::{Pending, block_on},
     decision::Quota,
     error::Error,
+    store::{Pending, block_on},
     time::nanos,
 };
 use std::time::Duration;

@@ -1,10 +1,7 @@
 use super::*;
 use crate::{
-    cache::{
-        CELLS, Kind,
-        line::Rows,
-        testing::{Hand, builder},
-    },
+    cache::testing::{Hand, builder},
+    store::{CELLS, Kind, Rows},
     throttle::{Limits, Rate, ask::ask},
 };
 use std::{
@@ -32,10 +29,10 @@ impl Stored {
     fn run(&mut self, transition: &Transition, now: u64) -> Reply {
         let row = self.row.clone();
         let found = match &row {
-            Some(payload) => Found::Row(crate::cache::record::Row { expires: 0, tag: 0, payload }),
+            Some(payload) => Found::Row(crate::store::Row { expires: 0, tag: 0, payload }),
             None => Found::Absent,
         };
-        let (said, change, steps) = transition.run(found, &Line::new(self, now), now);
+        let (said, change, steps) = transition.run(found, &WaitingLine::new(self, now), now);
         if let Change::Put { payload, .. } = change {
             self.row = Some(payload);
         }
@@ -94,10 +91,10 @@ fn however_many_processes_died_the_asking_ends() {
     let cache = hand.on(builder());
     let (scope, key) = (cache.root(), cache.root().key(Kind::Throttle, b"name"));
     for instance in 1..=200 {
-        scope.bury(instance);
+        scope.add_dead(instance);
         let transition = transition(Rate::per_second(1), Duration::MAX, instance, Vec::new());
         let transition = Transition { times: Times::of(scope, &Rate::per_second(1).into()), ..transition };
-        let run = move |found: Found<'_>, line: &Line<'_>, now| {
+        let run = move |found: Found<'_>, line: &WaitingLine<'_>, now| {
             let (_, change, steps) = transition.run(found, line, now);
             ((), change, steps)
         };

@@ -323,6 +323,27 @@ fn a_patience_that_does_not_end_is_found() {
     seeded(&[MUTEX, SEMAPHORE], waits_on, |violation| matches!(violation, Violation::Late { .. }));
 }
 
+#[test]
+fn a_cache_that_fails_for_no_reason_is_found() {
+    let fails = |lines: &mut Lines, history: &History, random: &mut StdRng| {
+        let busy = |attempt: &&Attempt| attempt.failed.is_some_and(|failed| failed.1 == Failure::Busy);
+        let Some(waiter) = any(random, &history.attempts.iter().filter(busy).collect::<Vec<_>>()) else { return false };
+        let fails = |event: &mut Event, nth| matches!(event, Event::Failed { attempt, .. } if *attempt == nth);
+        let Event::Failed { why, .. } = find(lines, waiter.id, fails) else { unreachable!() };
+        *why = Failure::Cache;
+        true
+    };
+    let finds = |violation: &Violation| matches!(violation, Violation::FailedForNothing { .. });
+    seeded(&[MUTEX, SEMAPHORE, READ_WRITE], fails, finds);
+
+    // A stop explains it: that one may have been in the middle of a write.
+    let mut explained = stopped_past_its_lease();
+    let Event::Asks { want, .. } = explained[0].1.clone() else { unreachable!() };
+    explained.push((2, Event::Asks { attempt: 1, at: 1_200 * MS, want }));
+    explained.push((2, Event::Failed { attempt: 1, at: 1_450 * MS, why: Failure::Cache }));
+    assert_eq!(verdict(&explained), []);
+}
+
 /// Changes how a release ended, of one of those who kept their place.
 fn ends(lines: &mut Lines, history: &History, random: &mut StdRng, spoil: impl Fn(&mut Lines, &Attempt)) -> bool {
     let Some(holder) = any(random, &kept(history)) else { return false };

@@ -57,7 +57,7 @@ impl fmt::Display for Unit {
 }
 
 // Years are taken from March on, so that the leap day is the last of them: H. Hinnant, "chrono-Compatible Low-Level Date
-// Algorithms", 2013. A date crate would be two to five crates for these two functions.
+// Algorithms", 2013. A date crate would be 30,000 lines (chrono) to 110,000 (jiff) for these two functions.
 
 /// Days from 1 March of year 0 to 1 January 1970.
 const TO_1970: u64 = 719_468;
@@ -73,7 +73,7 @@ fn month_of_day(day: u64) -> u64 {
 }
 
 /// The day, from 1 January 1970 = 0, with which a month begins, from January 1970 = 0.
-fn first_day_of_month(month: u64) -> u64 {
+pub(in crate::throttle) fn first_day_of_month(month: u64) -> u64 {
     let month = month + 1_969 * 12 + 10;
     let (year, month) = (month / 12, month % 12);
     365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 - TO_1970

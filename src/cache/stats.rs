@@ -1,0 +1,173 @@
+//! What people are told of a cache: what happened, how full it is, who holds its locks.
+
+use super::cache::Cache;
+use crate::store::{Event, Events};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+/// What has happened through the handles of this process since it opened the cache, and how full the cache is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Stored answers, of all processes.
+    pub entries: u64,
+    /// Bytes that they take.
+    pub entry_bytes: u64,
+    /// Answers that were dropped before their time, for room.
+    pub entries_evicted: u64,
+    /// Throttle cells that were dropped before they were full again, for room.
+    pub cells_evicted: u64,
+    /// Waiters for whom there was no room among those whom other processes see. They wait all the same; should their
+    /// process die, what was reserved for them stays unused.
+    pub waiters_left_out: u64,
+    /// Records that did not decode and were treated as absent.
+    pub damaged: u64,
+    /// Requests answered from the stampede cache.
+    pub hits: u64,
+    /// Of those, the ones that needed no look into the files.
+    pub hits_in_memory: u64,
+    /// Requests that led a computation.
+    pub misses: u64,
+    /// Requests that waited for another's computation and were answered by it.
+    pub followed: u64,
+    /// Refreshes begun: of answers that were about to end, or had ended.
+    pub refreshed: u64,
+    /// Of the hits, those whose answer had ended and was being refreshed, or could not be.
+    pub stale: u64,
+    /// Requests that were answered by an answer that had ended, since their computation failed or took too long.
+    pub bridged: u64,
+    /// Answers stored.
+    pub stored: u64,
+    /// Answers that were not to be stored.
+    pub not_stored: u64,
+    /// Requests that a throttle let pass, at once or after waiting; also without a layer.
+    pub admitted: u64,
+    /// Of those, the ones that left at most a fifth of their scarcest limit.
+    pub near_limit: u64,
+    /// Of the admitted ones, those that waited for their turn.
+    pub waited: u64,
+    /// Requests that wait for a throttle's turn now.
+    pub waiting: u64,
+    /// Requests that were over a throttle's limit, the [shadowed](Stats::shadowed) ones included.
+    pub throttled: u64,
+    /// Requests that a throttle in [shadow](crate::ThrottleLayer::shadow) would have refused, and let pass.
+    pub shadowed: u64,
+    /// Requests that were on a throttle's list of the [denied](crate::ThrottleLayer::deny).
+    pub denied: u64,
+    /// Locks acquired.
+    pub locked: u64,
+    /// Requests that a barrier refused since the lock was not free in time, or too many waited for it.
+    pub busy: u64,
+    /// Times a layer could not use the cache and went by its failure rule.
+    pub failures: u64,
+    /// Locks that ended their lease while they were held.
+    pub leases_lost: u64,
+    /// Who waits in this process now for a lock, or for what another process computes.
+    pub lock_waiters: u64,
+    /// How long the one of them has waited who has waited longest.
+    pub longest_wait: Duration,
+    /// The locks that are held or waited for in any process: at most 100, and none where another process is writing just
+    /// now. See [`Cache::lock_stats`](crate::Cache::lock_stats) for all.
+    pub locks: Vec<LockStats>,
+}
+
+/// Who holds a lock since when, and who waits for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockStats {
+    /// The scope of the lock, its first 64 bytes.
+    pub scope: String,
+    /// The name of the lock, its first 256 bytes. What is no UTF-8 is shown with replacement characters.
+    pub name: String,
+    /// Who holds it, in any order.
+    pub holders: Vec<HolderStats>,
+    /// How many wait for it.
+    pub waiting: u64,
+    /// Those who have waited longest, in the order in which they will be served: at most 16.
+    pub waiters: Vec<WaiterStats>,
+    /// For how long it was held on average of late; zero if that is not known.
+    pub held_for: Duration,
+}
+
+/// One who holds a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HolderStats {
+    /// Its fencing token; the number of its place in the line for one that the lock is [offered](HolderStats::offered) to.
+    pub fence: u64,
+    /// The process that it is in, as that knows itself: in another container it may be another's number. Not known of a
+    /// process that has died, and of [`at_least`](crate::lock::Acquire::at_least) when the lock was released.
+    pub process: Option<u32>,
+    /// For how long it has held the lock.
+    pub held: Duration,
+    /// When it loses the lock unless it renews its lease.
+    pub lease_left: Duration,
+    /// How often it has entered and not yet left.
+    pub entered: u32,
+    /// How much of the lock's capacity it takes.
+    pub weight: u32,
+    /// It was called to take the lock, and has not yet.
+    pub offered: bool,
+}
+
+/// One who waits for a lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WaiterStats {
+    /// The process that it is in, see [`HolderStats::process`].
+    pub process: Option<u32>,
+    /// For how long it has waited.
+    pub waited: Duration,
+    /// How much of the lock's capacity it asks for.
+    pub weight: u32,
+}
+
+impl Stats {
+    fn of(events: &Events) -> Stats {
+        let count = |event| events.count(event);
+        Stats {
+            hits: count(Event::Hit),
+            hits_in_memory: count(Event::HitInMemory),
+            misses: count(Event::Miss),
+            followed: count(Event::Followed),
+            refreshed: count(Event::Refreshed),
+            stale: count(Event::Stale),
+            bridged: count(Event::Bridged),
+            stored: count(Event::Stored),
+            not_stored: count(Event::NotStored),
+            admitted: count(Event::Admitted),
+            near_limit: count(Event::NearLimit),
+            waited: count(Event::Waited),
+            waiting: count(Event::WaitBegan).saturating_sub(count(Event::WaitEnded)),
+            throttled: count(Event::Throttled),
+            shadowed: count(Event::Shadowed),
+            denied: count(Event::Denied),
+            locked: count(Event::Locked),
+            busy: count(Event::Busy),
+            failures: count(Event::ThrottleFailed) + count(Event::BarrierFailed) + count(Event::CacheFailed),
+            leases_lost: count(Event::LeaseLost),
+            ..Stats::default()
+        }
+    }
+}
+
+impl Cache {
+    /// What has happened in this process, and how full the cache is: all but the locks.
+    pub(crate) fn counts(&self) -> Stats {
+        let shared = &self.handle().shared;
+        let mut stats = Stats::of(&shared.events);
+        stats.cells_evicted = shared.state.local.room.evicted.load(Relaxed);
+        stats.damaged = shared.state.local.damaged.load(Relaxed);
+        stats.waiters_left_out = shared.state.local.room.left_out.load(Relaxed);
+        let waiting_counts = shared.wake_ups.waiting_counts();
+        stats.lock_waiters = waiting_counts.waiting as u64;
+        stats.longest_wait = waiting_counts.longest.unwrap_or_default();
+        for shard in &shared.entries {
+            let (entries, bytes) = shard.size().unwrap_or_default();
+            stats.entries += entries;
+            stats.entry_bytes += bytes;
+            stats.entries_evicted += shard.counts.evicted.load(Relaxed);
+            stats.damaged += shard.counts.damaged.load(Relaxed);
+        }
+        stats
+    }
+}

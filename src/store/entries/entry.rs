@@ -1,0 +1,210 @@
+//! The stored form of an entry: pure encode and decode. What does not decode is no entry, never a panic.
+
+use crate::store::record::{
+    key::{Key, ScopeId},
+    row::u64_at,
+};
+use hyper::body::Bytes;
+use std::ops::Range;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The longest part of a name that is kept beside a value, to be read by people and compared on a hit.
+pub(crate) const ECHO_MAX: usize = 256;
+/// Tags a record can carry.
+pub(crate) const TAGS_MAX: usize = 64;
+
+/// When a stored answer may be used, in ns of machine time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) stored: u64,
+    /// Until then it answers.
+    pub(crate) fresh: u64,
+    /// Until then it may be served while a new answer is computed.
+    pub(crate) revalidate: u64,
+    /// Until then it may be served where a new answer cannot be had, or not in time.
+    pub(crate) if_error: u64,
+}
+
+impl Life {
+    /// One that ends for good when it is no longer fresh.
+    pub(crate) fn without_grace(stored: u64, fresh: u64) -> Life {
+        Life { stored, fresh, revalidate: fresh, if_error: fresh }
+    }
+
+    /// When it is of no use any more.
+    pub(crate) fn ends(&self) -> u64 {
+        self.fresh.max(self.revalidate).max(self.if_error)
+    }
+
+    /// What was stored in the future was stored by a clock that is no more.
+    pub(crate) fn is_over(&self, now: u64) -> bool {
+        now < self.stored || self.ends() <= now
+    }
+
+    /// As if it had ended at a time; what may follow its end is no longer than before.
+    pub(crate) fn ended_at(&self, at: u64) -> Life {
+        let fresh = self.fresh.min(at);
+        let earlier = self.fresh - fresh;
+        let (revalidate, if_error) = (self.revalidate.saturating_sub(earlier), self.if_error.saturating_sub(earlier));
+        Life { stored: self.stored, fresh, revalidate, if_error }
+    }
+
+    pub(crate) fn is_fresh(&self, now: u64) -> bool {
+        self.stored <= now && now < self.fresh
+    }
+}
+
+/// A stored answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) life: Life,
+    /// What it costs to compute, in ns: an estimate from this computation and those before.
+    pub(crate) cost: u64,
+    /// How far computations were from that on average, in ns.
+    pub(crate) spread: u64,
+    /// The purge sequence read when its computation started.
+    pub(crate) sequence: u64,
+    pub(crate) scope: ScopeId,
+    pub(crate) tags: Vec<u64>,
+    pub(crate) payload: Bytes,
+    /// It is no answer, but something remembered of a name.
+    pub(crate) is_mark: bool,
+}
+
+const ENTRY_VERSION: u8 = 2;
+const MARK_VERSION: u8 = 3;
+const ENTRY_HEAD: usize = 96;
+const ENTRY_CHECK: usize = 8;
+
+/// Bytes that [`encode_entry`] adds to a payload at most.
+pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + ECHO_MAX;
+
+/// The bytes of an entry: head, tags, name, payload, checksum. The name makes the row readable from outside.
+pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
+    let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
+    let name_echo = &name[..name.len().min(ECHO_MAX)];
+    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + name_echo.len() + entry.payload.len() + ENTRY_CHECK);
+    out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
+    out.push(tags.len() as u8);
+    let Life { stored, fresh, revalidate, if_error } = entry.life;
+    for number in [entry.life.ends(), stored, entry.cost, entry.sequence, key.echo] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(&(name_echo.len() as u16).to_le_bytes());
+    out.extend_from_slice(&entry.scope);
+    for number in [fresh, revalidate, if_error, entry.spread] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    for tag in tags {
+        out.extend_from_slice(&tag.to_le_bytes());
+    }
+    out.extend_from_slice(name_echo);
+    out.extend_from_slice(&entry.payload);
+    let check = xxh3_64(&out);
+    out.extend_from_slice(&check.to_le_bytes());
+    out
+}
+
+/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even of damaged entries.
+pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
+    u64_at(bytes, 2).unwrap_or(0)
+}
+
+/// Whether an entry's bytes claim to be a mark, unchecked: for the count of those.
+pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&MARK_VERSION)
+}
+
+/// What stands under a key of `entries/`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// The entry of the name asked for.
+    Entry(Entry),
+    /// The entry of another name, whose key happens to be the same.
+    Other,
+    Damaged,
+}
+
+/// Decodes the entry of `key` and `name`; the payload is a slice of `bytes`.
+pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
+    let Some(head) = decode_head(bytes).filter(|_| checksum_holds(bytes)) else { return Stored::Damaged };
+    if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.name_echo) {
+        return Stored::Other;
+    }
+    Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
+}
+
+/// What tells one row of an entry from another: its head, with all its times, and its checksum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowDigest([u8; ENTRY_HEAD], [u8; ENTRY_CHECK], usize);
+
+impl RowDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Option<RowDigest> {
+        Some(RowDigest(*bytes.first_chunk()?, *bytes.last_chunk()?, bytes.len()))
+    }
+}
+
+/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage of the payload.
+pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<(Entry, &[u8])> {
+    decode_head(bytes).map(|head| (head.entry, head.name_echo))
+}
+
+/// The bytes of an entry with another life and sequence.
+pub(crate) fn with_life(bytes: &[u8], life: &Life, sequence: u64) -> Option<Vec<u8>> {
+    if !checksum_holds(bytes) || decode_head(bytes)?.entry.life.stored != life.stored {
+        return None;
+    }
+    let mut out = bytes.to_vec();
+    let Life { fresh, revalidate, if_error, .. } = *life;
+    for (at, number) in [(2, life.ends()), (26, sequence), (64, fresh), (72, revalidate), (80, if_error)] {
+        out[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let (body, check) = out.split_at_mut(bytes.len() - ENTRY_CHECK);
+    check.copy_from_slice(&xxh3_64(body).to_le_bytes());
+    Some(out)
+}
+
+/// Whether an entry's bytes are as they were stored.
+pub(crate) fn checksum_holds(bytes: &[u8]) -> bool {
+    let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
+    check == xxh3_64(body).to_le_bytes()
+}
+
+struct Head<'a> {
+    entry: Entry,
+    echo: u64,
+    name_len: u32,
+    name_echo: &'a [u8],
+    payload: Range<usize>,
+}
+
+fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
+    let body = &bytes[..bytes.len().checked_sub(ENTRY_CHECK)?];
+    if body.len() < ENTRY_HEAD || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
+        return None;
+    }
+    let tags_end = ENTRY_HEAD + body[1] as usize * 8;
+    let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
+    let name_echo = body.get(tags_end..name_end)?;
+    let entry = Entry {
+        life: Life {
+            stored: u64_at(body, 10)?,
+            fresh: u64_at(body, 64)?,
+            revalidate: u64_at(body, 72)?,
+            if_error: u64_at(body, 80)?,
+        },
+        cost: u64_at(body, 18)?,
+        spread: u64_at(body, 88)?,
+        sequence: u64_at(body, 26)?,
+        scope: body[48..64].try_into().ok()?,
+        tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        payload: Bytes::new(),
+        is_mark: body[0] == MARK_VERSION,
+    };
+    let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
+    Some(Head { entry, echo: u64_at(body, 34)?, name_len, name_echo, payload: name_end..body.len() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Answers that are read often, decoded once and kept in memory, in front of the files.
+//!
+//! An item is tagged with the transaction whose snapshot it was read from. As long as no process has committed since, which
+//! costs some nanoseconds to see, it is what a read would find. Otherwise a read transaction compares it with its row and
+//! the purges, and tags it with its own snapshot: never with the last commit, which runs ahead of what a transaction sees.
+
+use super::{
+    entry::{Entry, RowDigest},
+    read_rate::ReadRate,
+};
+use crate::store::record::key::Key;
+use quick_cache::{Weighter, sync};
+use std::{
+    any::Any,
+    fmt,
+    hash::{BuildHasher, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
+
+/// Bytes that an item takes besides its name and its payload, roughly.
+const OVERHEAD: usize = 1024;
+/// The share of the tier that one item may take.
+const SHARE: usize = 8;
+
+/// The items of one opening.
+pub(crate) struct MemoryTier {
+    items: Option<sync::Cache<[u8; 16], Arc<Item>, Weigh, AsIs>>,
+    bytes: usize,
+}
+
+pub(crate) struct Item {
+    /// Beside the key by which it is found, whose hash may be that of another name.
+    echo: u64,
+    name: Box<[u8]>,
+    pub(crate) entry: Entry,
+    pub(crate) value: Arc<dyn Any + Send + Sync>,
+    /// Of the row it was read from.
+    pub(crate) row: RowDigest,
+    /// The last transaction that it was seen by.
+    seen: AtomicU64,
+    pub(crate) reads: Arc<ReadRate>,
+}
+
+impl Item {
+    pub(crate) fn new(
+        key: &Key,
+        name: &[u8],
+        (entry, row, seen): (Entry, RowDigest, u64),
+        value: Arc<dyn Any + Send + Sync>,
+        reads: Arc<ReadRate>,
+    ) -> Item {
+        Item { echo: key.echo, name: name.into(), entry, value, row, seen: AtomicU64::new(seen), reads }
+    }
+
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Whether nothing was committed since it was seen.
+    pub(crate) fn is_current(&self, last: u64) -> bool {
+        self.seen.load(SeqCst) == last
+    }
+
+    pub(crate) fn was_seen_by(&self, transaction: u64) {
+        self.seen.fetch_max(transaction, SeqCst);
+    }
+
+    fn weight(&self) -> usize {
+        OVERHEAD + self.name.len() + self.entry.payload.len()
+    }
+}
+
+impl MemoryTier {
+    /// With room for so many bytes; 0: for nothing.
+    pub(crate) fn new(bytes: usize) -> MemoryTier {
+        let items = (bytes > 0).then(|| {
+            let lifecycle = sync::DefaultLifecycle::default();
+            sync::Cache::with(bytes / OVERHEAD / 2, bytes as u64, Weigh, AsIs, lifecycle)
+        });
+        MemoryTier { items, bytes }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.items.is_some()
+    }
+
+    pub(crate) fn get(&self, key: &Key, name: &[u8]) -> Option<Arc<Item>> {
+        self.items.as_ref()?.get(&key.hash).filter(|item| item.echo == key.echo && *item.name == *name)
+    }
+
+    pub(crate) fn put(&self, key: &Key, item: Item) {
+        if let Some(items) = &self.items
+            && item.weight() <= self.bytes / SHARE
+        {
+            items.insert(key.hash, Arc::new(item));
+        }
+    }
+
+    pub(crate) fn remove(&self, key: &Key) {
+        if let Some(items) = &self.items {
+            items.remove(&key.hash);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn weight(&self) -> u64 {
+        self.items.as_ref().map_or(0, sync::Cache::weight)
+    }
+}
+
+impl fmt::Debug for MemoryTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTier").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<[u8; 16], Arc<Item>> for Weigh {
+    fn weight(&self, _: &[u8; 16], item: &Arc<Item>) -> u64 {
+        item.weight() as u64
+    }
+}
+
+/// The keys are keyed hashes already.
+#[derive(Clone, Default)]
+struct AsIs;
+
+impl BuildHasher for AsIs {
+    type Hasher = First;
+
+    fn build_hasher(&self) -> First {
+        First(0)
+    }
+}
+
+struct First(u64);
+
+impl Hasher for First {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    // The length of a key.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use super::*;
+use crate::cache::{
+    Cache, Purge as Asked, Scope,
+    testing::{Hand, builder, cache},
+};
+use crate::store::{Key, Kind, Life, block_on};
+use hyper::body::Bytes;
+use proptest::{prelude::*, test_runner::RngSeed};
+use std::time::Duration;
+
+const SECOND: u64 = 1_000_000_000;
+const NAMES: [&str; 5] = ["a", "a/1", "a/2", "b", "b/1"];
+const SCOPES: [&str; 2] = ["x", "y"];
+const TAGS: [&str; 2] = ["s", "t"];
+
+fn key(scope: &Scope, name: &str) -> Key {
+    scope.key(Kind::Value, name.as_bytes())
+}
+
+/// Fresh for 10 s, then of use for 20 s more while it is computed anew, for 30 s if that fails.
+fn life(now: u64) -> Life {
+    Life { stored: now, fresh: now + 10 * SECOND, revalidate: now + 30 * SECOND, if_error: now + 40 * SECOND }
+}
+
+fn store(scope: &Scope, name: &str, tag: &str, sequence: u64) -> Life {
+    let life = life(scope.handle().now());
+    let (tags, payload) = (vec![scope.tag(tag)], Bytes::from_static(b"\x01"));
+    let entry = Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false };
+    scope.commit(key(scope, name), name.as_bytes(), entry).wait().unwrap();
+    life
+}
+
+fn begin(scope: &Scope, name: &str) -> u64 {
+    scope.sequence(&key(scope, name)).unwrap()
+}
+
+/// The life of what is there, read in both ways.
+fn found(scope: &Scope, name: &str) -> Option<Life> {
+    let (key, name) = (key(scope, name), name.as_bytes());
+    let entry = scope.entry(&key, name).unwrap().ok().map(|(entry, _)| entry.life);
+    for _ in 0..2 {
+        let decoded = scope.read(&key, name, |entry| Some(entry.life)).unwrap().ok().map(|hot| *hot.value);
+        assert_eq!(decoded, entry);
+    }
+    entry
+}
+
+fn tidy(cache: &Cache) {
+    for shard in &cache.root().handle().shared.entries {
+        loop {
+            shard.tidy();
+            // Served in order, so the step is done with it.
+            let _ = shard.queue.delegate(Nothing, |_, result| result).wait();
+            if !shard.is_untidy() {
+                break;
+            }
+        }
+    }
+}
+
+struct Nothing;
+
+impl Operation for Nothing {
+    fn run(&mut self, _: &mut Txn<'_>) -> Result<bool, Error> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn a_soft_purge_ends_what_is_fresh_and_leaves_it_its_grace() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let scope = cache.scope("x");
+    hand.advance(Duration::from_secs(100));
+    let stored = store(&scope, "a", "t", begin(&scope, "a"));
+    hand.advance(Duration::from_secs(4));
+    let now = cache.handle().now();
+    block_on(cache.purge(Asked::tag("t").soft())).unwrap();
+    let ended = Life { fresh: now, revalidate: now + 20 * SECOND, if_error: now + 30 * SECOND, ..stored };
+    assert_eq!(found(&scope, "a"), Some(ended));
+    hand.advance(Duration::from_secs(1));
+    block_on(cache.purge(Asked::all().soft())).unwrap();
+    assert_eq!(found(&scope, "a"), Some(ended), "it had ended before");
+    tidy(&cache);
+    assert_eq!(found(&scope, "a"), Some(ended), "rewritten, it says so itself");
+    block_on(cache.purge(Asked::tag("t"))).unwrap();
+    assert_eq!(found(&scope, "a"), None);
+}
+
+#[test]
+fn what_has_no_grace_is_gone_by_a_soft_purge() {
+    let cache = cache();
+    cache.insert("a", &1).tag("t").wait().unwrap();
+    cache.purge_blocking(Asked::tag("t").soft()).unwrap();
+    assert_eq!(cache.get::<i32>("a").unwrap(), None);
+}
+
+#[test]
+fn a_computation_begun_before_a_soft_purge_is_stored_and_has_ended() {
+    let cache = cache();
+    let scope = cache.scope("x");
+    for purge in [Asked::all(), Asked::tag("t"), Asked::scope("x"), Asked::prefix("x", "a"), Asked::name("x", "a/1")] {
+        let begun = begin(&scope, "a/1");
+        cache.purge_blocking(purge.clone().soft()).unwrap();
+        let stored = store(&scope, "a/1", "t", begun);
+        let found = found(&scope, "a/1").unwrap();
+        assert!(found.fresh <= stored.stored, "{purge:?}");
+        cache.purge_blocking(purge.clone()).unwrap();
+        store(&scope, "a/1", "t", begun);
+        assert!(self::found(&scope, "a/1").is_none(), "{purge:?}");
+    }
+}
+
+#[test]
+fn a_soft_and_a_hard_purge_of_one_subject_do_not_hide_each_other() {
+    let cache = cache();
+    let scope = cache.scope("x");
+    let begun = begin(&scope, "a");
+    cache.purge_blocking(Asked::tag("t")).unwrap();
+    cache.purge_blocking(Asked::tag("t").soft()).unwrap();
+    store(&scope, "a", "t", begun);
+    assert_eq!(found(&scope, "a"), None);
+}
+
+#[test]
+fn prefixes_are_those_of_names_in_one_scope() {
+    let cache = cache();
+    for scope in SCOPES {
+        for name in NAMES {
+            store(&cache.scope(scope), name, "t", begin(&cache.scope(scope), name));
+        }
+    }
+    cache.purge_blocking(Asked::prefix("x", "a/")).unwrap();
+    let left = |scope: &str| NAMES.map(|name| found(&cache.scope(scope), name).is_some());
+    assert_eq!((left("x"), left("y")), ([true, false, false, true, true], [true; 5]));
+    tidy(&cache);
+    assert_eq!((left("x"), left("y")), ([true, false, false, true, true], [true; 5]));
+    assert_eq!(cache.stats().entries, 8, "the walk has removed them");
+    cache.purge_blocking(Asked::prefix("x", "")).unwrap();
+    assert_eq!((left("x"), left("y")), ([false; 5], [true; 5]));
+}
+
+#[test]
+fn too_many_prefixes_are_the_whole_scope() {
+    let cache = cache();
+    let scope = cache.scope("x");
+    let shard = &cache.root().handle().shared.entries[0];
+    let rows = || shard.queue.env.read(|reader| Ok(reader.all(PURGES).len())).unwrap();
+    store(&scope, "kept", "t", begin(&scope, "kept"));
+    for n in 0..PREFIXES_MAX {
+        cache.purge_blocking(Asked::prefix("x", &format!("p{n}"))).unwrap();
+    }
+    assert_eq!((found(&scope, "kept").is_some(), rows()), (true, PREFIXES_MAX));
+    cache.purge_blocking(Asked::prefix("x", "one more")).unwrap();
+    assert_eq!((found(&scope, "kept").is_some(), rows()), (false, 1));
+}
+
+#[test]
+fn a_prefix_may_be_as_long_as_what_is_kept_of_names() {
+    let cache = cache();
+    let (scope, prefix) = (cache.scope("x"), "p".repeat(256));
+    let names = [prefix.clone(), format!("{prefix}/1"), format!("{}q", &prefix[1..]), prefix[1..].to_owned()];
+    for soft in [true, false] {
+        let stored = names.each_ref().map(|name| store(&scope, name, "t", begin(&scope, name)));
+        let purge = Asked::prefix("x", &prefix);
+        cache.purge_blocking(if soft { purge.soft() } else { purge }).unwrap();
+        let kept = [0, 1, 2, 3].map(|at| found(&scope, &names[at]) == Some(stored[at]));
+        assert_eq!(kept, [false, false, true, true], "soft: {soft}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "a prefix has 256 bytes at most")]
+fn a_prefix_that_is_longer_than_what_is_kept_of_names_is_refused() {
+    let _ = Asked::prefix("x", &"a".repeat(257));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin(usize, usize),
+    Store(usize, usize, usize),
+    Purge(Matches, bool),
+    Advance(u64),
+    Tidy,
+}
+
+#[derive(Clone, Debug)]
+enum Matches {
+    All,
+    Scope(usize),
+    Tag(usize),
+    Prefix(usize, &'static str),
+    Name(usize, usize),
+}
+
+impl Matches {
+    fn asked(&self) -> Asked {
+        match *self {
+            Matches::All => Asked::all(),
+            Matches::Scope(scope) => Asked::scope(SCOPES[scope]),
+            Matches::Tag(tag) => Asked::tag(TAGS[tag]),
+            Matches::Prefix(scope, prefix) => Asked::prefix(SCOPES[scope], prefix),
+            Matches::Name(scope, name) => Asked::name(SCOPES[scope], NAMES[name]),
+        }
+    }
+
+    fn has(&self, (scope, name, tag): (usize, usize, usize)) -> bool {
+        match *self {
+            Matches::All => true,
+            Matches::Scope(purged) => purged == scope,
+            Matches::Tag(purged) => purged == tag,
+            Matches::Prefix(purged, prefix) => purged == scope && NAMES[name].starts_with(prefix),
+            Matches::Name(purged, other) => (purged, other) == (scope, name),
+        }
+    }
+}
+
+fn matches() -> impl Strategy<Value = Matches> {
+    prop_oneof![
+        Just(Matches::All),
+        (0..2_usize).prop_map(Matches::Scope),
+        (0..2_usize).prop_map(Matches::Tag),
+        (0..2_usize, prop::sample::select(vec!["a", "a/", "b", ""]))
+            .prop_map(|(scope, prefix)| Matches::Prefix(scope, prefix)),
+        (0..2_usize, 0..5_usize).prop_map(|(scope, name)| Matches::Name(scope, name)),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (0..2_usize, 0..5_usize).prop_map(|(scope, name)| Step::Begin(scope, name)),
+        4 => (0..2_usize, 0..5_usize, 0..2_usize).prop_map(|(scope, name, tag)| Step::Store(scope, name, tag)),
+        3 => (matches(), any::<bool>()).prop_map(|(matches, soft)| Step::Purge(matches, soft)),
+        2 => (1..15_u64).prop_map(Step::Advance),
+        1 => Just(Step::Tidy),
+    ]
+}
+
+/// Purges since a computation began: what each matches, whether it is soft, and when it was.
+type Since = Vec<(Matches, bool, u64)>;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, rng_seed: RngSeed::Fixed(12), failure_persistence: None, ..Default::default() })]
+    #[test]
+    fn what_is_left_is_what_no_purge_since_its_begin_has_taken(
+        steps in prop::collection::vec(step(), 1..60),
+        shards in 1..3_u32,
+    ) {
+        let hand = Hand::default();
+        let cache = hand.on(builder().shards(shards));
+        hand.advance(Duration::from_secs(100));
+        let mut purges: Since = Vec::new();
+        // Of each name when its computation began: the sequence and the number of purges, and what was stored.
+        let mut begun = [[None; 5]; 2];
+        let mut stored = [[None; 5]; 2];
+        for step in steps {
+            match step {
+                Step::Begin(scope, name) => {
+                    begun[scope][name] = Some((begin(&cache.scope(SCOPES[scope]), NAMES[name]), purges.len()));
+                }
+                Step::Store(scope, name, tag) => {
+                    let now = (begin(&cache.scope(SCOPES[scope]), NAMES[name]), purges.len());
+                    let (sequence, at) = begun[scope][name].take().unwrap_or(now);
+                    let life = store(&cache.scope(SCOPES[scope]), NAMES[name], TAGS[tag], sequence);
+                    let is_dead = purges[at..].iter().any(|(matches, soft, _)| !soft && matches.has((scope, name, tag)));
+                    if !is_dead {
+                        // It has ended by one of the soft purges since its begin: the earliest, or one after a walk.
+                        let ends = purges[at..].iter().filter(|purge| purge.0.has((scope, name, tag))).map(|purge| purge.2);
+                        let mut lives: Vec<_> = ends.map(|end| life.ended_at(end)).collect();
+                        if lives.is_empty() {
+                            lives.push(life);
+                        }
+                        let left = found(&cache.scope(SCOPES[scope]), NAMES[name]);
+                        let left = left.unwrap_or(lives[0]);
+                        prop_assert!(lives.contains(&left), "{:?}: {:?}", left, lives);
+                        stored[scope][name] = Some((left, tag, purges.len()));
+                    }
+                }
+                Step::Purge(matches, soft) => {
+                    cache.purge_blocking(if soft { matches.asked().soft() } else { matches.asked() }).unwrap();
+                    purges.push((matches, soft, cache.handle().now()));
+                }
+                Step::Advance(seconds) => hand.advance(Duration::from_secs(seconds)),
+                Step::Tidy => tidy(&cache),
+            }
+            let now = cache.handle().now();
+            for (scope, name) in (0..2).flat_map(|scope| (0..5).map(move |name| (scope, name))) {
+                let expected = stored[scope][name].and_then(|(life, tag, at): (Life, usize, usize)| {
+                    purges[at..].iter().filter(|purge| purge.0.has((scope, name, tag))).try_fold(life, |life, purge| {
+                        purge.1.then(|| life.ended_at(purge.2))
+                    })
+                });
+                let expected = expected.filter(|life| !life.is_over(now));
+                prop_assert_eq!(found(&cache.scope(SCOPES[scope]), NAMES[name]), expected, "{} {}", scope, name);
+            }
+        }
+    }
+}

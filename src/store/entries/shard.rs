@@ -1,0 +1,255 @@
+//! Stored answers: inline reads, writes batched by the worker thread, a byte budget.
+
+use super::{
+    entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
+    memory_tier::{Item, MemoryTier},
+    purge_rule::{PurgeKey, Subject, standing, standing_at},
+    purges::{Purge, as_of_now},
+    read_rate::ReadRate,
+    table::{BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
+};
+use crate::{
+    error::Error,
+    store::{
+        commit::{pending::Pending, write_queue::WriteQueue},
+        lmdb::transaction::{Reader, Txn},
+        record::key::Key,
+    },
+};
+use hyper::body::Bytes;
+use std::{
+    ops::Bound,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Rows that one write clears away, besides those whose room it needs.
+pub(super) const BITE: usize = 16;
+
+/// The walk over all entries that follows a purge, after which the purge's row can go.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Walk {
+    pub(super) at: Option<[u8; 16]>,
+    /// The sequence when this round began.
+    pub(super) began: u64,
+    /// The sequence up to which everything has been walked.
+    pub(crate) done: u64,
+    /// The purge row up to which all have been looked at.
+    pub(super) purge: Option<PurgeKey>,
+}
+
+/// One shard of the stored answers.
+#[derive(Debug)]
+pub(crate) struct Entries {
+    pub(crate) queue: WriteQueue,
+    budget: u64,
+    pub(crate) counts: Counts,
+    pub(crate) walk: Mutex<Walk>,
+    /// A step of tidying is queued: one at a time, or a gate that stays shut would pile them up.
+    pub(crate) tidying: AtomicBool,
+    /// The last step found more than it may clear away.
+    pub(crate) more: AtomicBool,
+    /// The latest time of any write: the worker thread has no clock of its own that agrees with every user's.
+    pub(crate) latest: AtomicU64,
+}
+
+/// What a read has found.
+pub(crate) struct Hit<T> {
+    pub(crate) value: Arc<T>,
+    /// When it was found.
+    pub(crate) now: u64,
+    /// How often it is read in this process, where that is kept.
+    pub(crate) reads: Option<Arc<ReadRate>>,
+    /// No file was looked into.
+    pub(crate) from_memory: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) evicted: AtomicU64,
+    pub(crate) damaged: AtomicU64,
+}
+
+impl Entries {
+    pub(crate) fn new(queue: WriteQueue, budget: u64) -> Entries {
+        Entries {
+            queue,
+            budget,
+            counts: Counts::default(),
+            walk: Mutex::default(),
+            tidying: AtomicBool::new(false),
+            more: AtomicBool::new(false),
+            latest: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes a payload may have.
+    pub(crate) fn largest(&self) -> usize {
+        usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - ENTRY_OVERHEAD
+    }
+
+    /// ReadRate an entry whose life is not over, fresh or not, and the time at which it is not; or the purge sequence to carry
+    /// if one is computed.
+    ///
+    /// `now` is asked after the entry was read: an answer stored in between would be one from the future.
+    pub(crate) fn get(
+        &self,
+        key: &Key,
+        name: &[u8],
+        now: impl FnOnce() -> u64,
+    ) -> Result<Result<(Entry, u64), u64>, Error> {
+        let (found, sequence) = self.queue.env.read(|reader| {
+            let sequence = number(reader, SEQUENCE)?;
+            Ok((self.find(reader, sequence, key, name)?, sequence))
+        })?;
+        let found = found.map(|(entry, _)| (entry, now()));
+        Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
+    }
+
+    /// As `get`, decoded: from memory if it has not changed since it was last read. What `decode` cannot read is damaged.
+    pub(crate) fn read<T: Send + Sync + 'static>(
+        &self,
+        tier: &MemoryTier,
+        key: &Key,
+        name: &[u8],
+        now: impl Fn() -> u64,
+        decode: impl FnOnce(&Entry) -> Option<T>,
+    ) -> Result<Result<Hit<T>, u64>, Error> {
+        let item = tier.get(key, name);
+        if let Some(item) = &item {
+            match self.look_again(item, key)? {
+                Some(from_memory) => {
+                    let (value, now) = (item.value.clone().downcast::<T>(), now());
+                    if let Ok(value) = value
+                        && !item.entry.life.is_over(now)
+                    {
+                        return Ok(Ok(Hit { value, now, reads: Some(item.reads.clone()), from_memory }));
+                    }
+                }
+                None => tier.remove(key),
+            }
+        }
+        let (found, sequence, seen) = self.queue.env.read(|reader| {
+            let sequence = number(reader, SEQUENCE)?;
+            Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
+        })?;
+        let Some((entry, row)) = found else { return Ok(Err(sequence)) };
+        let now = now();
+        if entry.life.is_over(now) {
+            return Ok(Err(sequence));
+        }
+        let Some(value) = decode(&entry).map(Arc::new) else {
+            self.counts.damaged.fetch_add(1, Relaxed);
+            return Ok(Err(sequence));
+        };
+        let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(ReadRate::new(now)), |item| item.reads.clone()));
+        if let (Some(row), Some(reads)) = (row, &reads) {
+            tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
+        }
+        Ok(Ok(Hit { value, now, reads, from_memory: false }))
+    }
+
+    /// Whether an item is still what stands under its key; `Some(true)`: without a look into the file.
+    fn look_again(&self, item: &Item, key: &Key) -> Result<Option<bool>, Error> {
+        let env = &self.queue.env;
+        if env.forked() {
+            return Err(Error::Forked);
+        }
+        if item.is_current(env.last_transaction()) {
+            return Ok(Some(true));
+        }
+        env.read(|reader| {
+            let is_same = reader.get(ENTRIES, &key.hash)?.and_then(RowDigest::of) == Some(item.row);
+            let life = item.entry.life;
+            if !is_same || standing(reader, &key.hash, item.name(), &item.entry)? != Some(life) {
+                return Ok(None);
+            }
+            item.was_seen_by(reader.seen());
+            Ok(Some(false))
+        })
+    }
+
+    /// The entry under a key, whatever its life.
+    fn find(
+        &self,
+        reader: &Reader<'_>,
+        sequence: u64,
+        key: &Key,
+        name: &[u8],
+    ) -> Result<Option<(Entry, Option<RowDigest>)>, Error> {
+        let Some(bytes) = reader.get(ENTRIES, &key.hash)? else { return Ok(None) };
+        match decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
+            Stored::Entry(entry) => {
+                let standing = standing_at(reader, sequence, &key.hash, name, &entry)?;
+                Ok(standing.map(|life| (Entry { life, ..entry }, RowDigest::of(bytes))))
+            }
+            Stored::Damaged => {
+                self.counts.damaged.fetch_add(1, Relaxed);
+                Ok(None)
+            }
+            Stored::Other => Ok(None),
+        }
+    }
+
+    pub(crate) fn sequence(&self) -> Result<u64, Error> {
+        self.queue.env.read(|reader| number(reader, SEQUENCE))
+    }
+
+    /// Answers, and bytes of all entries, now.
+    pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
+        self.queue.env.read(|reader| {
+            let marks = number(reader, MARKS)?;
+            Ok((reader.len(ENTRIES)?.saturating_sub(marks), number(reader, BYTES)?))
+        })
+    }
+
+    /// Whether an entry would be fresh if it were stored.
+    pub(crate) fn is_current(&self, key: &Key, name: &[u8], entry: &Entry, now: u64) -> Result<bool, Error> {
+        self.queue.env.read(|reader| {
+            let entry = as_of_now(reader, &key.hash, name, entry)?;
+            Ok(entry.is_some_and(|entry| entry.life.is_fresh(now)))
+        })
+    }
+
+    /// From the commit on, nothing that the subject matches and that was begun before is read or stored; or, softly, it has
+    /// ended.
+    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
+        self.latest.fetch_max(now, Relaxed);
+        let walked = self.walk().done;
+        self.queue.delegate(Purge { subject, soft, now, walked }, |_, result| result)
+    }
+
+    pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {
+        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clears away some of what has ended, and of the rest what ends first while `incoming` bytes more would exceed the
+    /// budget. Whether `most` rows were not enough, and whether anything was changed.
+    pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
+        let mut bytes = number(&txn.reader(), BYTES)?.saturating_add(incoming);
+        let mut cleared = 0;
+        while cleared < most {
+            // A bite at a time: mostly the first row says that nothing need be done.
+            let rows = txn.rows(INDEX, Bound::Unbounded, BITE.min(most - cleared), |key, _| split_index_key(key))?;
+            if rows.is_empty() {
+                return Ok((false, cleared > 0));
+            }
+            for (expires, key) in rows {
+                if expires > now && bytes <= self.budget {
+                    return Ok((false, cleared > 0));
+                }
+                if expires > now {
+                    self.counts.evicted.fetch_add(1, Relaxed);
+                }
+                bytes = bytes.saturating_sub(remove(txn, &key, Some(expires))?);
+                cleared += 1;
+            }
+        }
+        Ok((true, true))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+use super::*;
+use crate::cache::{
+    Cache, Scope,
+    testing::{Hand, Holder, builder, tamper},
+};
+use crate::store::commit::operation::Operation;
+use crate::store::{
+    Edit, LONGEST_FLIGHT, Table,
+    entries::{entry::claimed_expiry, table::footprint},
+};
+use crate::store::{Kind, Life, entries::purges::PURGES_MAX, entries::table::PURGES};
+use proptest::{prelude::*, test_runner::RngSeed};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn shard(cache: &Cache) -> &Arc<Entries> {
+    &cache.handle().shared.entries[0]
+}
+
+fn rows(cache: &Cache, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+    shard(cache).queue.env.read(|reader| Ok(reader.all(table))).unwrap()
+}
+
+fn key(scope: &Scope, name: &str) -> Key {
+    scope.key(Kind::Value, name.as_bytes())
+}
+
+/// An answer whose computation began at `sequence`.
+fn answer(scope: &Scope, sequence: u64, tags: &[&str]) -> Entry {
+    let now = scope.handle().now();
+    let tags = tags.iter().map(|tag| scope.tag(tag)).collect();
+    let payload = Bytes::from_static(b"\x01");
+    let life = Life::without_grace(now, now + 60_000_000_000);
+    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false }
+}
+
+fn commit(scope: &Scope, name: &str, entry: Entry) {
+    scope.commit(key(scope, name), name.as_bytes(), entry).wait().unwrap();
+}
+
+fn sequence(scope: &Scope, name: &str) -> u64 {
+    scope.sequence(&key(scope, name)).unwrap()
+}
+
+fn has(scope: &Scope, name: &str) -> bool {
+    scope.get::<u8>(name).unwrap().is_some()
+}
+
+/// Has the worker thread tidy until it has nothing left to do.
+fn tidy(cache: &Cache) {
+    loop {
+        shard(cache).tidy();
+        // Served in order, so the step is done with it.
+        cache.remove("no such name").wait().unwrap();
+        if !shard(cache).is_untidy() {
+            return;
+        }
+    }
+}
+
+/// What must hold after everything.
+fn check(cache: &Cache) {
+    let entries = rows(cache, ENTRIES);
+    let index: BTreeSet<_> = rows(cache, INDEX).iter().map(|row| split_index_key(&row.0)).collect();
+    let claimed: BTreeSet<_> =
+        entries.iter().map(|(key, bytes)| (claimed_expiry(bytes), key[..].try_into().unwrap())).collect();
+    assert_eq!(index, claimed);
+    let bytes: u64 = entries.iter().map(|row| footprint(row.1.len())).sum();
+    assert_eq!(shard(cache).size().unwrap(), (entries.len() as u64, bytes));
+    assert!(bytes <= shard(cache).budget);
+}
+
+#[tokio::test]
+async fn a_purge_takes_what_was_begun_before_it_and_nothing_else() {
+    let cache = builder().open().unwrap();
+    let (a, b) = (cache.scope("a"), cache.scope("b"));
+    for kind in ["tag", "all", "scope", "name"] {
+        let old = sequence(&a, "x");
+        commit(&a, "stored", answer(&a, old, &["t", "u"]));
+        commit(&a, "x", answer(&a, old, &["t", "u"]));
+        commit(&b, "x", answer(&b, old, &[]));
+        assert!(has(&a, "stored") && has(&a, "x") && has(&b, "x"));
+        match kind {
+            "tag" => cache.evict("u").await.unwrap(),
+            "all" => cache.clear().await.unwrap(),
+            "scope" => a.clear().await.unwrap(),
+            _ => a.purge_name(&key(&a, "x"), false).await.unwrap(),
+        }
+        assert!(!has(&a, "x"), "{kind}");
+        assert_eq!(has(&a, "stored"), kind == "name", "{kind}");
+        assert_eq!(has(&b, "x"), kind != "all", "{kind}");
+        // What was being computed meanwhile is refused by the storing transaction itself.
+        commit(&a, "x", answer(&a, old, &["u"]));
+        assert!(!has(&a, "x"), "{kind}");
+        let new = sequence(&a, "x");
+        assert!(new > old);
+        commit(&a, "x", answer(&a, new, &["u"]));
+        assert!(has(&a, "x"), "{kind}");
+        // And does not take away what has been computed since.
+        commit(&a, "x", answer(&a, old, &["u"]));
+        assert!(has(&a, "x"), "{kind}");
+        // Other tags, scopes and names go on.
+        commit(&b, "y", answer(&b, old, &["t"]));
+        assert_eq!(has(&b, "y"), kind != "all", "{kind}");
+        tidy(&cache);
+        assert_eq!(has(&a, "stored"), kind == "name", "{kind}");
+        check(&cache);
+        cache.clear().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_purge_that_is_queued_before_a_store_comes_first() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    let old = sequence(&scope, "x");
+    let holder = Holder::of(&shard(&cache).queue);
+    let purge = shard(&cache).purge(Subject::Name(key(&scope, "x").hash), false, cache.handle().now());
+    let stored = scope.commit(key(&scope, "x"), b"x", answer(&scope, old, &[]));
+    holder.release();
+    purge.await.unwrap();
+    stored.await.unwrap();
+    assert!(!has(&scope, "x"));
+}
+
+#[test]
+fn an_answer_that_took_too_long_or_has_ended_is_not_stored() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    let entry = answer(&scope, 0, &[]);
+    commit(&scope, "x", Entry { cost: LONGEST_FLIGHT, ..entry.clone() });
+    commit(&scope, "x", Entry { life: Life::without_grace(entry.life.stored, entry.life.stored), ..entry.clone() });
+    assert!(!has(&scope, "x"));
+    commit(&scope, "x", entry.clone());
+    commit(&scope, "x", Entry { cost: LONGEST_FLIGHT, ..entry });
+    assert!(has(&scope, "x"), "the one that is there stays");
+    check(&cache);
+}
+
+#[test]
+fn what_has_ended_goes_with_later_writes_and_by_tidying() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    for i in 0..1000 {
+        cache.insert(&i.to_string(), &1).expire(SECOND).wait().unwrap();
+    }
+    hand.advance(SECOND);
+    assert!((0..1000).all(|i| !has(cache.root(), &i.to_string())));
+    assert_eq!(rows(&cache, ENTRIES).len(), 1000);
+    cache.insert("new", &1).wait().unwrap();
+    assert!(rows(&cache, ENTRIES).len() < 1000);
+    tidy(&cache);
+    assert_eq!(rows(&cache, ENTRIES).len(), 1);
+    assert_eq!(cache.stats().entries_evicted, 0);
+    check(&cache);
+}
+
+#[test]
+fn the_budget_is_never_exceeded_and_what_ends_first_goes_first() {
+    let cache = builder().open().unwrap();
+    let life = |i: u64| Duration::from_secs(100 + i);
+    for i in 0..3000 {
+        cache.insert(&i.to_string(), &"small").expire(life(i)).wait().unwrap();
+    }
+    check(&cache);
+    let there = |i: u64| cache.get::<String>(&i.to_string()).unwrap().is_some();
+    assert!(there(2999) && there(0));
+    let large = "x".repeat(cache.root().largest() - 10);
+    for i in 3000..3020 {
+        cache.insert(&i.to_string(), &large).expire(life(i)).wait().unwrap();
+        check(&cache);
+        assert!(there(i));
+    }
+    assert!(!there(0) && !there(2999) && there(3019));
+    assert!(cache.stats().entries_evicted > 3000);
+    // What ends first of all is not evicted by its own storing.
+    cache.insert("short", &large).expire(SECOND * 50).wait().unwrap();
+    assert!(cache.get::<String>("short").unwrap().is_some());
+    check(&cache);
+}
+
+#[test]
+fn damaged_entries_are_misses_counted_and_replaced() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let key = key(cache.root(), "x");
+    let flip = |at: usize| {
+        tamper(&shard(&cache).queue, |txn| {
+            let mut bytes = txn.get(ENTRIES, &key.hash).unwrap().unwrap().to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 0x10;
+            txn.put(ENTRIES, &key.hash, &bytes).unwrap();
+        });
+    };
+    for at in 0..100 {
+        cache.insert("x", &"text").expire(SECOND * 9).wait().unwrap();
+        let before = cache.stats().damaged;
+        flip(at);
+        assert_eq!(cache.get::<String>("x").unwrap(), None, "byte {at}");
+        assert_eq!(cache.stats().damaged, before + 1);
+        match at % 3 {
+            0 => assert!(cache.add("x", &"new").expire(SECOND * 9).wait().unwrap()),
+            1 => assert_eq!(cache.incr("x", 7).wait().unwrap(), 7),
+            _ => assert!(!cache.remove("x").wait().unwrap()),
+        }
+        assert_eq!(cache.stats().damaged, before + 2);
+        assert_eq!(shard(&cache).size().unwrap().0, u64::from(at % 3 != 2));
+    }
+    // One that nobody asks for again goes when it would have ended.
+    for at in 0..100 {
+        cache.insert("x", &"text").expire(SECOND * 9).wait().unwrap();
+        flip(at);
+        hand.advance(SECOND * 10);
+        cache.insert("other", &1).expire(SECOND).wait().unwrap();
+        tidy(&cache);
+        assert_eq!(shard(&cache).size().unwrap().0, 1, "byte {at}");
+        check(&cache);
+    }
+}
+
+#[test]
+fn the_walk_after_a_purge_removes_rows_and_later_the_purge() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let doomed = cache.scope("doomed");
+    for i in 0..500 {
+        doomed.insert(&i.to_string(), &1).wait().unwrap();
+        cache.insert(&i.to_string(), &1).wait().unwrap();
+    }
+    let before = answer(cache.root(), sequence(cache.root(), "x"), &["t"]);
+    shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
+    shard(&cache).purge(Subject::Tag(cache.root().tag("t")), false, cache.handle().now()).wait().unwrap();
+    // The worker thread may have begun already.
+    tidy(&cache);
+    assert_eq!(rows(&cache, ENTRIES).len(), 500);
+    check(&cache);
+    assert_eq!(rows(&cache, PURGES).len(), 2, "something older may still be under way");
+    commit(cache.root(), "x", before);
+    assert!(!has(cache.root(), "x"));
+    hand.advance(SECOND * 2 * 3600 + SECOND);
+    cache.insert("x", &1).wait().unwrap();
+    tidy(&cache);
+    assert_eq!(rows(&cache, PURGES).len(), 0);
+    assert!(has(cache.root(), "x") && has(cache.root(), "499"));
+}
+
+#[test]
+fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
+    let cache = builder().open().unwrap();
+    let (doomed, root) = (cache.scope("doomed"), cache.root());
+    for i in 0..500 {
+        doomed.insert(&i.to_string(), &1).wait().unwrap();
+    }
+    shard(&cache).purge(Subject::Scope(doomed.id()), false, cache.handle().now()).wait().unwrap();
+    for _ in 0..8 {
+        let holder = Holder::of(&shard(&cache).queue);
+        shard(&cache).tidy();
+        // A bad neighbour: everything of the batch is run again, alone.
+        let bad = root.edit(key(root, "x"), b"x", |_, _| -> (Result<(), Error>, Edit) { panic!("neighbour") });
+        holder.release();
+        assert!(matches!(bad.wait(), Err(Error::Panicked)));
+    }
+    assert!(!shard(&cache).is_untidy());
+    assert_eq!(rows(&cache, ENTRIES).len(), 0);
+}
+
+#[test]
+fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    scope.insert("stays", &1).tag("t").wait().unwrap();
+    let old = sequence(&scope, "x");
+    for round in 0..20_u64 {
+        // As many as a name has: its own row, and its tag's, which a walk must follow.
+        let purges: Vec<_> = (0..1000)
+            .map(|i| round * 1000 + i)
+            .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
+            .map(|subject| shard(&cache).purge(subject, false, cache.handle().now()))
+            .collect();
+        purges.into_iter().for_each(|purge| purge.wait().unwrap());
+        tidy(&cache);
+        assert!(rows(&cache, PURGES).len() as u64 <= PURGES_MAX);
+    }
+    assert!(has(&scope, "stays"));
+    let late = answer(&scope, old, &[]);
+    assert!(!shard(&cache).is_current(&key(&scope, "x"), b"x", &late, late.life.stored).unwrap());
+    commit(&scope, "x", late);
+    assert!(!has(&scope, "x"), "its own purge may be among those forgotten");
+    commit(&scope, "x", answer(&scope, sequence(&scope, "x"), &[]));
+    assert!(has(&scope, "x"));
+    // What lives can still be written on.
+    assert!(scope.touch("stays", Some(SECOND * 9)).wait().unwrap());
+    assert_eq!(scope.incr("stays", 1).wait().unwrap(), 2);
+    assert!(has(&scope, "stays"));
+}
+
+#[test]
+fn more_tags_than_can_be_remembered_purge_everything() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    scope.insert("x", &1).tag("t").wait().unwrap();
+    let now = cache.handle().now();
+    tamper(&shard(&cache).queue, |txn| {
+        for tag in 0..=PURGES_MAX {
+            // As if no walk had come by.
+            Purge { subject: Subject::Tag(tag), soft: false, now, walked: 0 }.run(txn).unwrap();
+        }
+    });
+    assert!(rows(&cache, PURGES).len() < 10);
+    assert!(!has(&scope, "x"));
+    scope.insert("x", &1).tag("t").wait().unwrap();
+    assert!(has(&scope, "x"));
+}
+
+#[test]
+fn a_reader_is_not_fooled_by_what_is_stored_while_it_asks_the_time() {
+    let cache = builder().open().unwrap();
+    let key = key(cache.root(), "x");
+    let late = || {
+        cache.insert("x", &2).wait().unwrap();
+        cache.handle().now()
+    };
+    cache.insert("x", &1).wait().unwrap();
+    assert!(shard(&cache).get(&key, b"x", late).unwrap().is_ok());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert { name: u8, size: usize, life: u8, tag: Option<u8> },
+    Add { name: u8 },
+    Incr { name: u8 },
+    Touch { name: u8, life: u8 },
+    Remove { name: u8 },
+    PurgeName { name: u8 },
+    PurgeTag { tag: u8 },
+    PurgeScope,
+    Advance { seconds: u8 },
+    Tidy,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let name = 0..20_u8;
+    let insert = (name.clone(), 0..3000_usize, 0..20_u8, prop::option::of(0..3_u8))
+        .prop_map(|(name, size, life, tag)| Step::Insert { name, size, life, tag });
+    prop_oneof![
+        6 => insert,
+        1 => name.clone().prop_map(|name| Step::Add { name }),
+        1 => name.clone().prop_map(|name| Step::Incr { name }),
+        2 => (name.clone(), 0..20_u8).prop_map(|(name, life)| Step::Touch { name, life }),
+        2 => name.clone().prop_map(|name| Step::Remove { name }),
+        1 => name.prop_map(|name| Step::PurgeName { name }),
+        1 => (0..3_u8).prop_map(|tag| Step::PurgeTag { tag }),
+        1 => Just(Step::PurgeScope),
+        3 => (0..8_u8).prop_map(|seconds| Step::Advance { seconds }),
+        1 => Just(Step::Tidy),
+    ]
+}
+
+/// What should be there: the length of a text or the number, when it ends, its tag.
+type Model = BTreeMap<u8, (i64, u64, Option<u8>)>;
+
+fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {
+    let scope = cache.scope("a");
+    let now = cache.handle().now();
+    model.retain(|_, entry| now < entry.1);
+    let end = |life: u8| now + u64::from(life) * 1_000_000_000;
+    let subject = |subject| shard(cache).purge(subject, false, now).wait().unwrap();
+    match *step {
+        Step::Insert { name, size, life, tag } => {
+            let insert = scope.insert(&name.to_string(), &"x".repeat(size)).expire(Duration::from_secs(life.into()));
+            let insert = tag.iter().fold(insert, |insert, tag| insert.tag(&tag.to_string()));
+            assert!(insert.wait().unwrap());
+            model.insert(name, (-(size as i64) - 1, end(life), tag));
+        }
+        Step::Add { name } => {
+            let absent = !model.contains_key(&name);
+            assert_eq!(scope.add(&name.to_string(), &100_i64).wait().unwrap(), absent);
+            model.entry(name).or_insert((100, u64::MAX, None));
+        }
+        Step::Incr { name } => match (scope.incr(&name.to_string(), 1).wait(), model.get_mut(&name)) {
+            (Ok(sum), Some(entry)) => {
+                entry.0 += 1;
+                assert_eq!(sum, entry.0);
+            }
+            (Ok(sum), None) => {
+                assert_eq!(sum, 1);
+                model.insert(name, (1, u64::MAX, None));
+            }
+            (Err(error), entry) => assert!(entry.is_some_and(|entry| entry.0 < 0), "{error}"),
+        },
+        Step::Touch { name, life } => {
+            let touched = scope.touch(&name.to_string(), Some(Duration::from_secs(life.into()))).wait().unwrap();
+            assert_eq!(touched, model.contains_key(&name));
+            model.entry(name).and_modify(|entry| entry.1 = end(life));
+        }
+        Step::Remove { name } => {
+            assert_eq!(scope.remove(&name.to_string()).wait().unwrap(), model.remove(&name).is_some());
+        }
+        Step::PurgeName { name } => {
+            subject(Subject::Name(key(&scope, &name.to_string()).hash));
+            model.remove(&name);
+        }
+        Step::PurgeTag { tag } => {
+            subject(Subject::Tag(scope.tag(&tag.to_string())));
+            model.retain(|_, entry| entry.2 != Some(tag));
+        }
+        Step::PurgeScope => {
+            subject(Subject::Scope(scope.id()));
+            model.clear();
+        }
+        Step::Advance { seconds } => hand.advance(Duration::from_secs(seconds.into())),
+        Step::Tidy => tidy(cache),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, rng_seed: RngSeed::Fixed(14), failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn entries_and_index_agree_with_a_simple_map(steps in prop::collection::vec(step(), 1..60)) {
+        let hand = Hand::default();
+        let cache = hand.on(builder());
+        let (scope, mut model) = (cache.scope("a"), Model::new());
+        for step in &steps {
+            take(step, &cache, &hand, &mut model);
+            check(&cache);
+        }
+        let now = cache.handle().now();
+        for name in 0..20 {
+            let wanted = model.get(&name).filter(|entry| now < entry.1).map(|entry| entry.0);
+            let found = match scope.get::<i64>(&name.to_string()) {
+                Ok(number) => number,
+                Err(_) => scope.get::<String>(&name.to_string()).unwrap().map(|text| -(text.len() as i64) - 1),
+            };
+            prop_assert_eq!(found, wanted, "{}", name);
+        }
+        tidy(&cache);
+        hand.advance(Duration::from_secs(200 * 365 * 86_400));
+        cache.remove("x").wait().unwrap();
+        tidy(&cache);
+        prop_assert_eq!(shard(&cache).size().unwrap(), (0, 0));
+        check(&cache);
+    }
+}

@@ -1,0 +1,110 @@
+//! Tidying, a step at a time: what has ended goes, a walk over all entries removes or rewrites what purges have hit, and
+//! purges that the walk has come by are forgotten.
+
+use super::{
+    purge_rule::{PurgeKey, times},
+    purges::{LONGEST_FLIGHT, settle},
+    shard::{Entries, Walk},
+    table::{ENTRIES, PURGES, SEQUENCE, number},
+};
+use crate::{
+    error::Error,
+    store::{commit::operation::Operation, lmdb::transaction::Txn},
+};
+use std::{
+    ops::Bound,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// Rows that one step of the walk after a purge looks at.
+const STEP: usize = 128;
+/// Purge rows that one step of tidying looks at.
+const PURGES_STEP: usize = 4096;
+
+impl Entries {
+    /// Leaves one step of tidying to the worker thread.
+    pub(crate) fn tidy(self: &Arc<Self>) {
+        if self.tidying.swap(true, Relaxed) {
+            return;
+        }
+        let now = self.latest.load(Relaxed);
+        let tidy = Tidy { entries: self.clone(), now, walk: *self.walk(), more: false };
+        self.queue.leave_to_worker(tidy, |tidy, result| {
+            if result.is_ok() {
+                *tidy.entries.walk() = tidy.walk;
+                tidy.entries.more.store(tidy.more, Relaxed);
+            }
+        });
+    }
+
+    /// Whether another step is wanted soon: there is a purge to follow, or more to clear away.
+    pub(crate) fn is_untidy(&self) -> bool {
+        let walk = *self.walk();
+        self.more.load(Relaxed) || walk.at.is_some() || self.sequence().is_ok_and(|sequence| walk.done < sequence)
+    }
+}
+
+/// A step of tidying. It may run twice, so where it got to is noted by its settling.
+struct Tidy {
+    entries: Arc<Entries>,
+    now: u64,
+    /// How far the walk has got: before the step, then after it.
+    walk: Walk,
+    more: bool,
+}
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        self.entries.tidying.store(false, Relaxed);
+    }
+}
+
+impl Operation for Tidy {
+    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        self.walk = *self.entries.walk();
+        let (more, trimmed) = self.entries.trim(txn, self.now, 0, STEP)?;
+        self.more = more;
+        let walked = self.walk_on(txn)?;
+        let dropped = self.drop_old_purges(txn)?;
+        Ok(trimmed || walked || dropped)
+    }
+}
+
+impl Tidy {
+    fn walk_on(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let walk = &mut self.walk;
+        if walk.at.is_none() {
+            walk.began = number(&txn.reader(), SEQUENCE)?;
+            if walk.done >= walk.began {
+                return Ok(false);
+            }
+        }
+        let from = walk.at.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
+        let keys = txn.rows(ENTRIES, from, STEP, |key, _| <[u8; 16]>::try_from(key).unwrap_or_default())?;
+        walk.at = (keys.len() == STEP).then(|| keys[STEP - 1]);
+        if walk.at.is_none() {
+            walk.done = walk.began;
+        }
+        let mut changed = false;
+        for key in keys {
+            changed |= settle(txn, &key)?;
+        }
+        Ok(changed)
+    }
+
+    /// Purges whose entries are all gone, and that no computation still under way can be older than.
+    fn drop_old_purges(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let (done, now) = (self.walk.done, self.now);
+        let from = self.walk.purge.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        let rows = txn.rows(PURGES, from, PURGES_STEP, |key, row| {
+            let (sequence, time) = times(row).next_back().unwrap_or_default();
+            (PurgeKey::of(key), sequence <= done && time.saturating_add(2 * LONGEST_FLIGHT) < now)
+        })?;
+        self.walk.purge = (rows.len() == PURGES_STEP).then(|| rows[PURGES_STEP - 1].0);
+        let mut changed = false;
+        for (key, _) in rows.into_iter().filter(|row| row.1) {
+            changed |= txn.delete(PURGES, key.as_bytes())?;
+        }
+        Ok(changed)
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether the files of an environment still are where and what they were.
+
+use super::{
+    files::{FileState, Files, Id, NAMES, id_of},
+    metas::Metas,
+};
+use crate::{error::Error, log_limit::LogLimit, store::os::boot::coarse_time};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// How old the last look at the files may be when something is written, in ns.
+const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
+
+/// Looks after an environment that is to be given up when it is found damaged.
+#[derive(Debug)]
+pub(crate) struct FileIdentity {
+    /// The cache's directory.
+    root: PathBuf,
+    root_id: Id,
+    orphaned: AtomicBool,
+    /// The environment's.
+    path: PathBuf,
+    files: Files,
+    pub(super) metas: Metas,
+    /// When its files were looked at, in ns of [`coarse_time`].
+    looked: AtomicU64,
+    gone: LogLimit,
+}
+
+impl FileIdentity {
+    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> Result<FileIdentity, Error> {
+        let data = fs::File::open(path.join(NAMES[0]))?;
+        if id_of(&data.metadata()?) != files.ids[0] {
+            return Err(Error::Damaged);
+        }
+        Ok(FileIdentity {
+            root: root.to_path_buf(),
+            root_id: id_of(&fs::metadata(root)?),
+            orphaned: AtomicBool::new(false),
+            path: path.to_path_buf(),
+            files,
+            metas: Metas::map(&data)?,
+            looked: AtomicU64::new(0),
+            gone: LogLimit::new(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the cache's directory is not where it was, so that others may have made another.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Relaxed)
+    }
+
+    /// Whether it is time to look, which one caller is told.
+    pub(crate) fn is_due(&self) -> bool {
+        let (last, now) = (self.looked.load(Relaxed), coarse_time());
+        now.wrapping_sub(last) >= LOOK_EVERY && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Looks, and logs what nothing can be done about.
+    pub(crate) fn look(&self) -> FileState {
+        let there = fs::metadata(&self.root).map(|facts| id_of(&facts) == self.root_id);
+        let there = there.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound);
+        if !there && !self.orphaned.swap(true, Relaxed) {
+            tracing::error!(
+                path = %self.root.display(),
+                "removed or replaced while in use: no lock is granted any more; stop every process that uses it"
+            );
+        }
+        let found = self.files.look(&self.path);
+        if found == FileState::Gone && self.gone.allows() {
+            tracing::error!(
+                path = %self.path.display(),
+                "removed or replaced while in use: no other process can join before every one that uses the cache has been \
+                 stopped"
+            );
+        }
+        found
+    }
+}

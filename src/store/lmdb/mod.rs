@@ -1,0 +1,11 @@
+//! One LMDB environment: its files and their identity, the gate before its writer lock, opening, transactions.
+
+mod ending_threads;
+pub(crate) mod env;
+mod error;
+mod file_identity;
+mod files;
+pub(crate) mod gate;
+mod metas;
+pub(crate) mod opening;
+pub(crate) mod transaction;

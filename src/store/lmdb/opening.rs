@@ -1,0 +1,232 @@
+//! How an environment is opened: alone, where it is checked and made, and beside others, where nothing may be changed.
+
+#![allow(unsafe_code)]
+
+use super::{
+    error::from_heed,
+    files::{FileState, Files, LOCK_SIZE, MAX_READERS},
+    gate::Gate,
+    metas::metas_are_sound,
+    transaction::Db,
+};
+use crate::{error::Error, store::os::syscalls};
+use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithTls};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// How long an opening waits at the gate for those who write.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// How long an opening beside others tries to read metas that do not change meanwhile.
+const METAS: Duration = Duration::from_millis(250);
+
+/// How to open an environment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options<'a> {
+    pub(crate) tables: &'a [&'static str],
+    pub(crate) map_size: usize,
+    /// Write straight to the map, its blocks reserved so that a full disk does nothing to it.
+    pub(crate) write_map: bool,
+    /// Sync every commit.
+    pub(crate) sync: bool,
+    /// Nobody else has it open.
+    pub(crate) alone: bool,
+    /// What is lost here must not go unnoticed: found damaged, the environment is given up by every process at once.
+    /// That is the cache's directory, which it stands and falls with.
+    pub(crate) guarded: Option<&'a Path>,
+}
+
+/// What an environment consists of.
+pub(super) struct Opened {
+    pub(super) heed: heed::Env<WithTls>,
+    pub(super) tables: Vec<Db>,
+    pub(super) gate: Gate,
+    pub(super) files: Files,
+    /// A process with the same pid reads it, so this one can read it only in write transactions.
+    pub(super) shares_pid: bool,
+}
+
+/// See [`Env::open`](super::env::Env::open).
+pub(super) fn open(path: &Path, options: &Options<'_>) -> Result<Opened, Error> {
+    let gate_path = path.join("gate");
+    if !options.alone {
+        let gate = Gate::open(&gate_path, false)?;
+        let (heed, tables, files, shares_pid) = open_beside(path, options, &gate)?;
+        return Ok(Opened { heed, tables, gate, files, shares_pid });
+    }
+    match fs::DirBuilder::new().recursive(true).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
+        made => made?,
+    }
+    Files::check_kinds(path)?;
+    let gate = Gate::open(&gate_path, true)?;
+    let (heed, tables, files, shares_pid) = gate.survive(|| open_alone(path, options, &gate))?;
+    Ok(Opened { heed, tables, gate, files, shares_pid })
+}
+
+type Parts = (heed::Env<WithTls>, Vec<Db>, Files, bool);
+
+/// Makes what is not there, and writes down in the gate what the environment is made of.
+fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
+    let data = path.join("data.mdb");
+    check_before_opening(&data, true)?;
+    // Mapped writable by LMDB: on a full disk, a reader's first look at a hole would kill the process.
+    reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
+    let (heed, shares_pid) = open_twice(path, options)?;
+    if options.write_map {
+        reserve(&data, options.map_size as u64)?;
+    }
+    let files = Files::at(path, options.map_size)?;
+    gate.describe(&files);
+    let tables = match find_tables(&heed, gate, options.tables, shares_pid)? {
+        Some(tables) => tables,
+        None => make_tables(&heed, gate, options.tables)?,
+    };
+    Ok((heed, tables, files, shares_pid))
+}
+
+/// Makes and lengthens nothing: LMDB would make an empty file sound again, and everybody's rows would be gone.
+fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
+    let data = path.join("data.mdb");
+    let ours = || {
+        let files = Files::at(path, options.map_size).map_err(|_| Error::Damaged)?;
+        let sound = files.are(&gate.described()) && files.look(path) == FileState::Intact;
+        if sound { Ok(files) } else { Err(Error::Damaged) }
+    };
+    let length = ours()?.length;
+    if options.write_map && length != options.map_size as u64 {
+        return Err(Error::Damaged);
+    }
+    let deadline = Instant::now() + METAS;
+    loop {
+        match check_before_opening(&data, options.write_map) {
+            // They change while they are read.
+            Err(Error::Damaged) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            checked => break checked?,
+        }
+    }
+    let (heed, shares_pid) = open_twice(path, options)?;
+    let files = ours()?;
+    let tables = find_tables(&heed, gate, options.tables, shares_pid)?.ok_or(Error::Damaged)?;
+    Ok((heed, tables, files, shares_pid))
+}
+
+/// Takes the disk's blocks for a file that is mapped writable, where the file system can.
+fn reserve(path: &Path, size: u64) -> Result<(), Error> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(rustix::io::Errno::NOSPC) => Err(Error::Full),
+        reserved => reserved.map_err(|error| io::Error::from(error).into()),
+    }
+}
+
+/// The environment, and whether it can be read only in write transactions.
+fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>, bool), Error> {
+    // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
+    let first = open_heed(path, options)?;
+    let shares_pid = match first.read_txn() {
+        Ok(_) => false,
+        // A living one, in another container: LMDB tells readers apart by their pids.
+        Err(heed::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => true,
+        Err(error) => return Err(from_heed(error)),
+    };
+    first.prepare_for_closing().wait();
+    let heed = open_heed(path, options)?;
+    if !shares_pid {
+        heed.clear_stale_readers().map_err(from_heed)?;
+    }
+    syscalls::close_on_exec(&path.join("data.mdb"))?;
+    Ok((heed, shares_pid))
+}
+
+fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
+    let mut flags = EnvFlags::empty();
+    if !options.sync {
+        flags |= EnvFlags::NO_SYNC;
+    }
+    if options.write_map {
+        flags |= EnvFlags::WRITE_MAP;
+    }
+    let mut map_size = options.map_size;
+    loop {
+        let mut open = EnvOpenOptions::new();
+        open.map_size(map_size).max_dbs(options.tables.len() as u32).max_readers(MAX_READERS);
+        // SAFETY: the flags are sound for what is stored (`write_map` only with reserved blocks, `NO_SYNC` only for files
+        // that a crash of the machine retires); the directory is private to this user, and only this crate, which
+        // registers every directory once per process, opens what is in it.
+        let opened = unsafe {
+            open.flags(flags);
+            open.open(path)
+        };
+        match opened {
+            // Address space may be limited; the map of `entries/` is far larger than what it holds.
+            Err(heed::Error::Io(error))
+                if error.kind() == io::ErrorKind::OutOfMemory && !options.write_map && map_size > 1 << 28 =>
+            {
+                map_size /= 2;
+            }
+            opened => return opened.map_err(from_heed),
+        }
+    }
+}
+
+/// `None` if one of them is not there.
+fn find_tables(
+    heed: &heed::Env<WithTls>,
+    gate: &Gate,
+    names: &[&str],
+    shares_pid: bool,
+) -> Result<Option<Vec<Db>>, Error> {
+    let held = if shares_pid { Some(gate.lock_for(OPENING)?.ok_or(Error::Busy)?) } else { None };
+    let find = |name| if held.is_some() { find_table_writing(heed, name) } else { find_table(heed, name) };
+    names.iter().map(|name| find(name)).collect::<heed::Result<_>>().map_err(from_heed)
+}
+
+fn make_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
+    let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+    names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
+}
+
+/// The empty name stands for the table that has none.
+fn named(table: &str) -> Option<&str> {
+    Some(table).filter(|table| !table.is_empty())
+}
+
+fn find_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.open_databases_and_commit(heed.read_txn()?, |databases, txn| {
+        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit().flatten())
+}
+
+fn find_table_writing(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
+        databases.open_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit().flatten())
+}
+
+fn make_table(heed: &heed::Env<WithTls>, name: &str) -> heed::Result<Option<Db>> {
+    let opened = heed.create_databases_and_commit(heed.write_txn()?, |databases, txn| {
+        databases.create_database(txn, named(name)).map(CommitOrAbort::<_, ()>::Commit)
+    })?;
+    Ok(opened.commit())
+}
+
+/// LMDB trusts its files: a short one opens well and then kills the process. This reads the two meta pages first.
+/// `whole`: and its length.
+fn check_before_opening(data: &Path, whole: bool) -> Result<(), Error> {
+    let mut file = match File::open(data) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let length = if whole { file.metadata()?.len() } else { u64::MAX };
+    let mut head = Vec::new();
+    file.by_ref().take(2 * 65_536).read_to_end(&mut head)?;
+    if metas_are_sound(&head, length) { Ok(()) } else { Err(Error::Damaged) }
+}

@@ -1,0 +1,147 @@
+//! Transactions that cannot leave the function that began them.
+
+use super::error::{from_commit, from_heed};
+use crate::error::Error;
+use heed::{Database, RoTxn, RwTxn, types::Bytes};
+use std::{marker::PhantomData, ops::Bound};
+
+/// One table of heed's.
+pub(super) type Db = Database<'static, Bytes, Bytes>;
+
+/// A table of an environment, by its place in [`Options::tables`](super::opening::Options::tables).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Table(pub(crate) usize);
+
+/// What reads: a read transaction, or a write transaction as far as it reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'e> {
+    pub(super) ro: &'e RoTxn<'e>,
+    pub(super) tables: &'e [Db],
+    pub(super) seen: u64,
+}
+
+impl<'e> Reader<'e> {
+    /// The transaction whose commit it sees.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&'e [u8]>, Error> {
+        self.tables[table.0].get(self.ro, key).map_err(from_heed)
+    }
+
+    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
+        self.tables[table.0].len(self.ro).map_err(from_heed)
+    }
+
+    /// Whether `f` finds what it looks for in a range.
+    pub(crate) fn any(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        mut f: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, Error> {
+        for row in self.tables[table.0].range(self.ro, &range).map_err(from_heed)? {
+            let (key, value) = row.map_err(from_heed)?;
+            if f(key, value) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn all(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let rows = self.tables[table.0].iter(self.ro).unwrap();
+        rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect()
+    }
+}
+
+/// A write transaction.
+pub(crate) struct Txn<'e> {
+    rw: RwTxn<'e>,
+    tables: &'e [Db],
+    written: bool,
+    _this_thread: PhantomData<*const ()>,
+}
+
+impl<'e> Txn<'e> {
+    pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db]) -> Txn<'e> {
+        Txn { rw, tables, written: false, _this_thread: PhantomData }
+    }
+
+    /// Whether there was something to commit: LMDB gives no number to a transaction in which nothing was written.
+    pub(super) fn commit(self) -> Result<bool, Error> {
+        self.rw.commit().map_err(from_commit)?;
+        Ok(self.written)
+    }
+
+    /// What it reads, also of what it has written itself.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { ro: &self.rw, tables: self.tables, seen: self.rw.id() as u64 - 1 }
+    }
+
+    /// The transaction whose commit it sees. `None`: it sees what it has written itself, which may never be committed.
+    pub(crate) fn seen(&self) -> Option<u64> {
+        (!self.written).then(|| self.rw.id() as u64 - 1)
+    }
+
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {
+        self.reader().get(table, key)
+    }
+
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {
+        self.written = true;
+        self.tables[table.0].put(&mut self.rw, key, value).map_err(from_heed)
+    }
+
+    pub(crate) fn delete(&mut self, table: Table, key: &[u8]) -> Result<bool, Error> {
+        let deleted = self.tables[table.0].delete(&mut self.rw, key).map_err(from_heed)?;
+        self.written |= deleted;
+        Ok(deleted)
+    }
+
+    /// Up to `most` rows from `from` on (`None`: from the first), as `f` sees fit to keep them.
+    pub(crate) fn rows<T>(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        most: usize,
+        mut f: impl FnMut(&[u8], &[u8]) -> T,
+    ) -> Result<Vec<T>, Error> {
+        self.rows_within(table, (from, Bound::Unbounded), most, |key, value| Some(f(key, value)))
+    }
+
+    /// The first `most` rows of a range that `f` keeps.
+    pub(crate) fn rows_within<T>(
+        &self,
+        table: Table,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+        most: usize,
+        mut f: impl FnMut(&[u8], &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let rows = self.tables[table.0].range(&self.rw, &range).map_err(from_heed)?;
+        let kept = rows.filter_map(|row| row.map(|(key, value)| f(key, value)).map_err(from_heed).transpose());
+        kept.take(most).collect()
+    }
+
+    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
+        self.reader().len(table)
+    }
+
+    /// What stands under a key; if nothing does, what stands beside it, mostly behind.
+    pub(crate) fn get_or_beside(&self, table: Table, key: &[u8]) -> Result<Result<&[u8], Option<&[u8]>>, Error> {
+        let table = &self.tables[table.0];
+        match table.get_greater_than_or_equal_to(&self.rw, key).map_err(from_heed)? {
+            Some((found, value)) if found == key => Ok(Ok(value)),
+            Some((_, next)) => Ok(Err(Some(next))),
+            None => Ok(Err(table.get_lower_than(&self.rw, key).map_err(from_heed)?.map(|(_, previous)| previous))),
+        }
+    }
+
+    /// Pages that the rows of a table occupy.
+    pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
+        let stat = self.tables[table.0].stat(&self.rw).map_err(from_heed)?;
+        Ok(stat.branch_pages + stat.leaf_pages + stat.overflow_pages)
+    }
+}

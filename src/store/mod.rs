@@ -1,0 +1,59 @@
+//! The engine: what is on disk, and how processes share it. It knows LMDB; it names no HTTP, no tower and no layer.
+//!
+//! Each folder, and each file beside them, imports only what stands above it in this list.
+
+mod commit;
+mod directory;
+mod entries;
+mod events;
+mod housekeeping;
+mod lmdb;
+mod open;
+mod os;
+mod peers;
+mod record;
+mod rows;
+mod shared;
+mod singleflight;
+
+#[cfg(test)]
+pub(crate) use {
+    commit::write_queue::WriteQueue,
+    lmdb::{env::Env, gate::Gate, transaction::Txn},
+    record::row::Row,
+    rows::{state::State, waiting_line::Rows},
+};
+pub(crate) use {
+    commit::{
+        pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread},
+        worker::WorkerPause,
+    },
+    directory::layout::{Wanted, is_state_size},
+    entries::{
+        editing::{Edit, Moment},
+        entry::{Entry, Life, TAGS_MAX},
+        purge_rule::{PREFIX_MAX, Subject},
+        purges::LONGEST_FLIGHT,
+        shard::Hit,
+    },
+    events::{Event, Events},
+    lmdb::transaction::Table,
+    open::Settings,
+    peers::{
+        holdings::{Holding, Renew},
+        listener::Reached,
+        wake_ups::{WakeUp, WakeUps, Watch},
+    },
+    record::{
+        key::{Key, Kind, ScopeId, scope_mark},
+        row::{Found, u64_at},
+    },
+    rows::{
+        listing::Listed,
+        tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
+        update::Transition,
+        waiting_line::{Step, Transition as LineTransition, Waiter, WaitingLine},
+    },
+    shared::Shared,
+    singleflight::{Flight, Lead, Outcome, Progress, Role, SharedValue},
+};

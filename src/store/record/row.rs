@@ -1,0 +1,74 @@
+//! The stored form of a row of `state/`: pure encode and decode. What does not decode is no row, never a panic.
+
+use super::key::Key;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A row of `state/`: what it means ends at `expires` (ns of machine time).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row<'a> {
+    pub(crate) expires: u64,
+    /// Digest of its tag, 0 for none.
+    pub(crate) tag: u64,
+    pub(crate) payload: &'a [u8],
+}
+
+/// What a state row turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found<'a> {
+    Absent,
+    Row(Row<'a>),
+    Damaged,
+}
+
+const ROW_VERSION: u8 = 1;
+const ROW_HEAD: usize = 25;
+const ROW_CHECK: usize = 4;
+
+/// WakeUps `with` with the bytes of a state row: version, expires, echo, tag, payload, checksum. Small ones, which are nearly
+/// all, stay on the stack.
+pub(crate) fn with_row<T>(key: &Key, row: &Row<'_>, with: impl FnOnce(&[u8]) -> T) -> T {
+    let len = ROW_HEAD + row.payload.len() + ROW_CHECK;
+    let (mut small, mut large) = ([0; 160], Vec::new());
+    let bytes = match small.get_mut(..len) {
+        Some(bytes) => bytes,
+        None => {
+            large.resize(len, 0);
+            &mut large[..]
+        }
+    };
+    let (body, check) = bytes.split_at_mut(len - ROW_CHECK);
+    body[0] = ROW_VERSION;
+    body[1..9].copy_from_slice(&row.expires.to_le_bytes());
+    body[9..17].copy_from_slice(&key.echo.to_le_bytes());
+    body[17..ROW_HEAD].copy_from_slice(&row.tag.to_le_bytes());
+    body[ROW_HEAD..].copy_from_slice(row.payload);
+    check.copy_from_slice(&(xxh3_64(body) as u32).to_le_bytes());
+    with(bytes)
+}
+
+/// Decodes the row of `key`. A row of another name under the same key counts as absent.
+pub(crate) fn decode_row<'a>(bytes: Option<&'a [u8]>, key: &Key) -> Found<'a> {
+    match bytes.map(decode_any_row) {
+        None => Found::Absent,
+        Some(None) => Found::Damaged,
+        Some(Some((echo, _))) if echo != key.echo => Found::Absent,
+        Some(Some((_, row))) => Found::Row(row),
+    }
+}
+
+/// Decodes a row whose name is not known, with its name's digest.
+pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
+    let (body, check) = bytes.split_at_checked(bytes.len().checked_sub(ROW_CHECK)?)?;
+    if body.len() < ROW_HEAD || body[0] != ROW_VERSION || check != (xxh3_64(body) as u32).to_le_bytes() {
+        return None;
+    }
+    let row = Row { expires: u64_at(body, 1)?, tag: u64_at(body, 17)?, payload: &body[ROW_HEAD..] };
+    Some((u64_at(body, 9)?, row))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests;

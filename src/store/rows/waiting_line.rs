@@ -1,0 +1,259 @@
+//! The line behind a row: one row of its own for each who waits there, so that others notice when a waiter's process dies.
+//!
+//! A throttle's line is in order of time, and a row means something until its turn has come. There it is a help, never a
+//! need: where there is no room for it, the waiter waits without. A lock's line is in order of number, and its rows are
+//! all there is of it: where there is no room for one, the update fails.
+
+use super::{
+    room::Room,
+    tables::{Change, WAITERS, WaiterKey, row_key},
+};
+use crate::{
+    error::Error,
+    store::{
+        lmdb::transaction::Txn,
+        record::{
+            key::Key,
+            row::{Found, Row, decode_any_row, u64_at, with_row},
+        },
+    },
+};
+use std::{
+    ops::Bound,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// One who waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    /// Its place in the order. Behind a throttle: when its turn comes, in ns of machine time; behind a lock: a
+    /// [number](WaitingLine::number).
+    pub(crate) turn: u64,
+    /// Tells apart those who have the same turn.
+    pub(crate) ticket: u64,
+    /// How long the row is kept, in ns of machine time; after that it may be swept.
+    pub(crate) until: u64,
+    /// Where it waits, see [`Instances`](crate::store::peers::instances::Instances).
+    pub(crate) instance: u64,
+    /// At most [`WAITER_MAX`] bytes.
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Bytes of a waiter's payload at most; a larger one waits without a row, or not at all.
+pub(crate) const WAITER_MAX: usize = 1024;
+
+/// What an update does to the line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Puts the waiter's row, in place of that with the same turn and ticket. Where there is no room, or it is too large, it
+    /// is left out; behind a lock, nothing at all is changed and the update fails with [`Error::Full`] or
+    /// [`Error::TooLarge`].
+    Join(Waiter),
+    /// Removes a waiter's row, if it is there.
+    Leave { turn: u64, ticket: u64 },
+}
+
+/// What a line is read from.
+pub(crate) trait Rows {
+    /// The first waiters from a turn and ticket on, in order, at most so many.
+    fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter>;
+
+    /// See [`WaitingLine::number`].
+    fn number(&self) -> u64;
+}
+
+/// The line as a transition sees it. Nothing is read until it is asked. Rows that do not decode are left out.
+pub(crate) struct WaitingLine<'a> {
+    rows: &'a dyn Rows,
+    now: u64,
+}
+
+impl<'a> WaitingLine<'a> {
+    pub(crate) fn new(rows: &'a dyn Rows, now: u64) -> WaitingLine<'a> {
+        WaitingLine { rows, now }
+    }
+
+    /// The first waiters whose turn has not come, in order of turn, at most so many.
+    pub(crate) fn waiting(&self, most: usize) -> Vec<Waiter> {
+        self.behind(self.now, u64::MAX, most)
+    }
+
+    /// The first waiters in order, at most so many, whatever the time: also those whose `until` is over.
+    pub(crate) fn first(&self, most: usize) -> Vec<Waiter> {
+        self.rows.read(Bound::Unbounded, most)
+    }
+
+    /// As [`first`](WaitingLine::first), of those who stand behind a turn and ticket.
+    pub(crate) fn behind(&self, turn: u64, ticket: u64, most: usize) -> Vec<Waiter> {
+        self.rows.read(Bound::Excluded((turn, ticket)), most)
+    }
+
+    /// Draws the next number of the directory, see [`sequence`](super::sequence): each call another one, greater than all
+    /// that were drawn in transactions before. Below 2^53 for decades. Drawn in vain if the update fails.
+    pub(crate) fn number(&self) -> u64 {
+        self.rows.number()
+    }
+}
+
+impl std::fmt::Debug for WaitingLine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WaitingLine").finish_non_exhaustive()
+    }
+}
+
+/// An updating function that sees the line behind its row: pure, and re-runnable. `now` is machine time in ns.
+pub(crate) trait Transition<R>:
+    Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static
+{
+}
+impl<R, F: Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static> Transition<R> for F {}
+
+fn waiter_key(hash: &[u8; 16], turn: u64, ticket: u64) -> WaiterKey {
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(hash);
+    key[16..24].copy_from_slice(&turn.to_be_bytes());
+    key[24..].copy_from_slice(&ticket.to_be_bytes());
+    key
+}
+
+/// Turn and ticket.
+fn split_key(key: &[u8]) -> Option<(u64, u64)> {
+    let number = |at: usize| Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?));
+    (key.len() == 32).then_some(())?;
+    Some((number(16)?, number(24)?))
+}
+
+/// `None`: damaged. `Some(None)`: it waits behind another row whose hash is the same.
+fn decode(key: &[u8], bytes: &[u8], echo: u64) -> Option<Option<Waiter>> {
+    let (turn, ticket) = split_key(key)?;
+    let (found, row) = decode_any_row(bytes)?;
+    let (until, instance) = (row.expires, u64_at(row.payload, 0)?);
+    Some((found == echo).then(|| Waiter { turn, ticket, until, instance, payload: row.payload[8..].to_vec() }))
+}
+
+/// The first of the line from a turn and ticket on.
+pub(super) fn read(
+    txn: &Txn<'_>,
+    key: &Key,
+    from: Bound<(u64, u64)>,
+    most: usize,
+    damaged: &AtomicU64,
+) -> Result<Vec<Waiter>, Error> {
+    if most == 0 {
+        return Ok(Vec::new());
+    }
+    let from = match from {
+        Bound::Unbounded => Bound::Included((0, 0)),
+        bound => bound,
+    };
+    let first = from.map(|(turn, ticket)| waiter_key(&key.hash, turn, ticket));
+    let last = waiter_key(&key.hash, u64::MAX, u64::MAX);
+    let range = (first.as_ref().map(|key| &key[..]), Bound::Included(&last[..]));
+    txn.rows_within(WAITERS, range, most, |at, bytes| {
+        decode(at, bytes, key.echo).unwrap_or_else(|| {
+            damaged.fetch_add(1, Relaxed);
+            None
+        })
+    })
+}
+
+/// Rows of its line, whose turn has passed, that an update takes with it at most.
+const CLEARED: usize = 8;
+
+impl Room {
+    /// Applies the steps; whether anything was changed. `crowded`: no row is added, since the transaction failed before.
+    pub(super) fn step(
+        &self,
+        txn: &mut Txn<'_>,
+        key: &Key,
+        now: u64,
+        steps: Vec<Step>,
+        crowded: bool,
+    ) -> Result<bool, Error> {
+        let mut changed = !crowded && clear_passed(txn, key, now)?;
+        for step in steps {
+            changed |= match step {
+                Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
+                Step::Join(waiter) => {
+                    // Left out or not: it is the sweep that makes room.
+                    let swept = self.sweep_waiters(txn, now)?;
+                    let joined = !crowded && waiter.payload.len() <= WAITER_MAX && self.has_room(txn)?;
+                    if joined {
+                        join(txn, key, &waiter)?;
+                    } else {
+                        self.left_out.fetch_add(1, Relaxed);
+                    }
+                    swept | joined
+                }
+            };
+        }
+        Ok(changed)
+    }
+
+    /// Whether the steps can all be taken, for those who cannot wait without a row: asked before anything is written.
+    /// Also answers whether anything was swept, which makes room.
+    pub(super) fn check_joins(
+        &self,
+        txn: &mut Txn<'_>,
+        key: &Key,
+        now: u64,
+        steps: &[Step],
+    ) -> Result<(bool, Result<(), Error>), Error> {
+        let mut swept = false;
+        for step in steps {
+            let Step::Join(waiter) = step else { continue };
+            let (size, limit) = (waiter.payload.len(), WAITER_MAX);
+            if size > limit {
+                return Ok((swept, Err(Error::TooLarge { size, limit })));
+            }
+            swept |= self.sweep_waiters(txn, now)?;
+            if !self.has_room(txn)? && !replaces(txn, key, waiter)? {
+                return Ok((swept, Err(Error::Full)));
+            }
+        }
+        Ok((swept, Ok(())))
+    }
+}
+
+/// Takes the steps behind a lock, for which there is room; whether anything was changed. Nothing is cleared on the way:
+/// turns are no times there.
+pub(super) fn step_all(txn: &mut Txn<'_>, key: &Key, steps: Vec<Step>) -> Result<bool, Error> {
+    let mut changed = false;
+    for step in steps {
+        changed |= match step {
+            Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
+            Step::Join(waiter) => join(txn, key, &waiter).map(|()| true)?,
+        };
+    }
+    Ok(changed)
+}
+
+/// Whether the waiter's row takes the place of one that is no shorter.
+fn replaces(txn: &Txn<'_>, key: &Key, waiter: &Waiter) -> Result<bool, Error> {
+    let before = txn.get(WAITERS, &waiter_key(&key.hash, waiter.turn, waiter.ticket))?.map(<[u8]>::len);
+    Ok(with_waiter(key, waiter, |bytes| before.is_some_and(|before| before >= bytes.len())))
+}
+
+fn with_waiter<T>(key: &Key, waiter: &Waiter, with: impl FnOnce(&[u8]) -> T) -> T {
+    let mut payload = Vec::with_capacity(8 + waiter.payload.len());
+    payload.extend_from_slice(&waiter.instance.to_le_bytes());
+    payload.extend_from_slice(&waiter.payload);
+    with_row(key, &Row { expires: waiter.until, tag: 0, payload: &payload }, with)
+}
+
+fn join(txn: &mut Txn<'_>, key: &Key, waiter: &Waiter) -> Result<(), Error> {
+    with_waiter(key, waiter, |bytes| txn.put(WAITERS, &waiter_key(&key.hash, waiter.turn, waiter.ticket), bytes))
+}
+
+fn clear_passed(txn: &mut Txn<'_>, key: &Key, now: u64) -> Result<bool, Error> {
+    let (first, last) = (waiter_key(&key.hash, 0, 0), waiter_key(&key.hash, now, u64::MAX));
+    let range = (Bound::Included(&first[..]), Bound::Included(&last[..]));
+    let passed = txn.rows_within(WAITERS, range, CLEARED, |at, _| Some(row_key::<32>(at)))?;
+    for key in &passed {
+        txn.delete(WAITERS, key)?;
+    }
+    Ok(!passed.is_empty())
+}
+
+#[cfg(test)]
+mod tests;
