@@ -101,8 +101,8 @@ impl<R: Rule> Acquiring<R> {
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, wake_ups, suspects }, now) = asked?;
-                queue::deliver(&scope, key, wake_ups);
+                let (Asked { answer, wait, to_wake, suspects }, now) = asked?;
+                queue::deliver(&scope, key, to_wake);
                 let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();
@@ -154,10 +154,10 @@ impl<R: Rule> Acquiring<R> {
         match &mut self.waiting {
             Some((_, before)) => std::mem::replace(before, in_line).end(),
             None => {
-                let (wake_ups, Turn { number, since }) = (self.scope.wake_ups(), in_line.turn);
-                let call = wake_ups.register(self.key, number, Watcher::new(&self.scope, since));
+                let (to_wake, Turn { number, since }) = (self.scope.wake_ups(), in_line.turn);
+                let call = to_wake.register(self.key, number, Watcher::new(&self.scope, since));
                 if transition::may_have_lapsed(since, self.scope.handle().now()) {
-                    wake_ups.wake(number);
+                    to_wake.wake(number);
                 }
                 self.waiting = Some((call, in_line));
             }

@@ -267,8 +267,8 @@ impl Leaving {
             key,
             move |found, line, now| transition::release(found, line, now, number, offers),
             move |released: Result<Released, Error>| {
-                let ours = released.map(|Released { ours, wake_ups }| {
-                    queue::deliver(&self.scope, key, wake_ups);
+                let ours = released.map(|Released { ours, to_wake }| {
+                    queue::deliver(&self.scope, key, to_wake);
                     if !ours {
                         lose(&self.scope, &self.lost);
                     }

@@ -2,7 +2,7 @@
 
 use super::row::{
     attempt::{Looked, Moment, Turn},
-    encoding::WakeUp,
+    encoding::ToWake,
     transition,
 };
 use crate::cache::Scope;
@@ -16,8 +16,8 @@ use std::{
 };
 
 /// Wakes the waiters that were offered a place. A place that was offered to a dead process goes to the next waiter.
-pub(super) fn deliver(scope: &Scope, key: Key, wake_ups: Vec<WakeUp>) {
-    let unreached = wake_ups.into_iter().filter(|to| scope.wake(to.instance, to.number) == Reached::No);
+pub(super) fn deliver(scope: &Scope, key: Key, to_wake: Vec<ToWake>) {
+    let unreached = to_wake.into_iter().filter(|to| scope.wake(to.instance, to.number) == Reached::No);
     let dead: Vec<u64> = unreached.map(|to| to.instance).filter(|&instance| scope.is_dead_now(instance)).collect();
     if !dead.is_empty() {
         look(scope, key, dead, None);
@@ -37,7 +37,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { wake_ups, suspects, next, mark }, now)) = looked else { return };
+            let Ok((Looked { to_wake, suspects, next, mark }, now)) = looked else { return };
             let dead = after.dead_among(&suspects);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {
@@ -51,7 +51,7 @@ fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
                 }
             }
             drop(on_behalf);
-            deliver(&after, key, wake_ups);
+            deliver(&after, key, to_wake);
             if !dead.is_empty() {
                 look(&after, key, dead, None);
             }
@@ -176,7 +176,7 @@ impl Drop for InLine {
             LOCKS,
             key,
             move |found, line, now| transition::leave(found, line, now, number),
-            move |wake_ups| deliver(&scope, key, wake_ups.unwrap_or_default()),
+            move |to_wake| deliver(&scope, key, to_wake.unwrap_or_default()),
         );
     }
 }

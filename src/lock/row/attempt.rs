@@ -1,6 +1,6 @@
 //! What goes into a transition of a lock's row, and what comes out of it.
 
-use super::encoding::WakeUp;
+use super::encoding::ToWake;
 use crate::{
     lock::owner::Owner,
     store::{Change, Step},
@@ -70,14 +70,14 @@ pub(crate) struct Asked {
     pub(crate) answer: Answer,
     /// In how many ns it may be the turn of this attempt, if that can be guessed.
     pub(crate) wait: Option<u64>,
-    pub(crate) wake_ups: Vec<WakeUp>,
+    pub(crate) to_wake: Vec<ToWake>,
     /// Instances in the way that may be dead.
     pub(crate) suspects: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Looked {
-    pub(crate) wake_ups: Vec<WakeUp>,
+    pub(crate) to_wake: Vec<ToWake>,
     pub(crate) suspects: Vec<u64>,
     /// When the next place ends by itself, in ns of machine time.
     pub(crate) next: u64,
@@ -89,7 +89,7 @@ pub(crate) struct Looked {
 pub(crate) struct Released {
     /// Whether it was held until now.
     pub(crate) ours: bool,
-    pub(crate) wake_ups: Vec<WakeUp>,
+    pub(crate) to_wake: Vec<ToWake>,
 }
 
 /// What a transition answers, what becomes of the row, and what of the line.

@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Answer, LockRequest, Moment, OFFER, Transition, Turn, WaitOptions},
-    encoding::{LockRow, PLACES_MAX, Place, Standing, Ticket, WAITER, WakeUp},
+    encoding::{LockRow, PLACES_MAX, Place, Standing, Ticket, ToWake, WAITER},
 };
 use crate::{
     lock::rule::{Demand, Holder, Lock, Rule},
@@ -30,20 +30,20 @@ pub(super) struct Draft<'a> {
     pub(super) moment: Moment<'a>,
     pub(super) changed: bool,
     pub(super) steps: Vec<Step>,
-    pub(super) wake_ups: Vec<WakeUp>,
+    pub(super) to_wake: Vec<ToWake>,
     /// Instances of waiters whose end would make room.
     pub(super) ahead: Vec<u64>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Draft<'a> {
-        Draft { row, line, moment, changed: false, steps: Vec::new(), wake_ups: Vec::new(), ahead: Vec::new() }
+        Draft { row, line, moment, changed: false, steps: Vec::new(), to_wake: Vec::new(), ahead: Vec::new() }
     }
 
     /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
     pub(super) fn tidy(&mut self) {
         let Moment { now, dead, held_here } = self.moment;
-        let (wake_ups, mut changed) = (&mut self.wake_ups, false);
+        let (to_wake, mut changed) = (&mut self.to_wake, false);
         self.row.places.retain_mut(|place| {
             let is_dead = dead.contains(&place.instance);
             if place.lease > now && !is_dead {
@@ -59,7 +59,7 @@ impl<'a> Draft<'a> {
                 return true;
             }
             if place.is_offered() && !is_dead {
-                wake_ups.push(place.wake_up());
+                to_wake.push(place.to_wake());
             }
             false
         });
@@ -237,7 +237,7 @@ impl<'a> Draft<'a> {
             weight: ticket.demand.map_or(1, Demand::weight),
             standing: if ticket.demand.is_some() { Standing::Offered } else { Standing::Asked },
         });
-        self.wake_ups.push(WakeUp { instance: waiter.instance, number: waiter.turn });
+        self.to_wake.push(ToWake { instance: waiter.instance, number: waiter.turn });
     }
 
     /// Joins the line, or says why not. A waiter that is in the line already stays, with a row whose time begins anew.
@@ -308,8 +308,8 @@ impl<'a> Draft<'a> {
         suspects
     }
 
-    pub(super) fn finish(self, label: &[u8]) -> Transition<Vec<WakeUp>> {
+    pub(super) fn finish(self, label: &[u8]) -> Transition<Vec<ToWake>> {
         let change = if self.changed { self.row.write(self.moment.now, label) } else { Change::Keep };
-        (self.wake_ups, change, self.steps)
+        (self.to_wake, change, self.steps)
     }
 }

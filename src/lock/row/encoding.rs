@@ -36,7 +36,7 @@ pub(in crate::lock) struct LockRow {
 
 /// A waiter that was offered a place or has lost an offer. It is woken to ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WakeUp {
+pub(crate) struct ToWake {
     pub(crate) instance: u64,
     pub(crate) number: u64,
 }
@@ -91,8 +91,8 @@ impl Place {
         self.is_offered() && self.number == number
     }
 
-    pub(in crate::lock) fn wake_up(&self) -> WakeUp {
-        WakeUp { instance: self.instance, number: self.number }
+    pub(in crate::lock) fn to_wake(&self) -> ToWake {
+        ToWake { instance: self.instance, number: self.number }
     }
 
     pub(in crate::lock) fn holder(&self) -> Holder {

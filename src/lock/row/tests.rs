@@ -95,7 +95,7 @@ impl Bench {
         self.apply(|found, line, now| release(found, line, now, number, true))
     }
 
-    fn leave(&mut self, number: u64) -> Vec<WakeUp> {
+    fn leave(&mut self, number: u64) -> Vec<ToWake> {
         self.apply(|found, line, now| leave(found, line, now, number))
     }
 
@@ -120,8 +120,8 @@ fn request<R>(rule: R, owner: u128, instance: u64) -> LockRequest<R> {
     LockRequest { rule, owner: Owner(owner), lease: LEASE, at_least: 0, tag: 7, instance, wait_options }
 }
 
-fn numbers(wake_ups: &[WakeUp]) -> Vec<u64> {
-    wake_ups.iter().map(|wake_up| wake_up.number).collect()
+fn numbers(to_wake: &[ToWake]) -> Vec<u64> {
+    to_wake.iter().map(|to_wake| to_wake.number).collect()
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn an_owner_may_enter_again_and_leaves_as_often() {
     let fence = lock.held(OneOwner, 1);
     let turn = lock.joined(OneOwner, 2, 1);
     assert_eq!(lock.held(OneOwner, 1), fence, "and does not queue behind one who waits for it");
-    assert!(lock.release(fence).wake_ups.is_empty());
-    assert_eq!(numbers(&lock.release(fence).wake_ups), [turn.number]);
+    assert!(lock.release(fence).to_wake.is_empty());
+    assert_eq!(numbers(&lock.release(fence).to_wake), [turn.number]);
 }
 
 #[test]
@@ -174,8 +174,8 @@ fn who_enters_again_waits_no_longer() {
     let Answer::Held(fence) = lock.accept(OneOwner, 2, first) else { panic!("its turn") };
     assert_eq!(lock.accept(OneOwner, 2, second), Answer::Held(fence));
     assert_eq!((lock.line.len(), lock.row().waiting), (1, 1));
-    assert!(lock.release(fence).wake_ups.is_empty());
-    assert_eq!(numbers(&lock.release(fence).wake_ups), [third.number]);
+    assert!(lock.release(fence).to_wake.is_empty());
+    assert_eq!(numbers(&lock.release(fence).to_wake), [third.number]);
 }
 
 /// Whose lock it is, is known in two processes.
@@ -186,13 +186,13 @@ fn an_owner_that_is_inside_in_two_processes_outlives_either() {
     assert_eq!(lock.ask(&request(OneOwner, 1, 12), None, &[], &[]).answer, Answer::Held(fence));
     let turn = lock.joined(OneOwner, 2, 13);
     let looked = lock.look(&[11, 12]);
-    assert_eq!((looked.wake_ups.len(), looked.suspects, looked.next), (0, vec![13], LEASE));
+    assert_eq!((looked.to_wake.len(), looked.suspects, looked.next), (0, vec![13], LEASE));
     // The outer one leaves first, and ends; then it is known again who is inside.
     lock.release(fence);
     assert!(lock.renew_in(12, fence, LEASE));
-    assert!(lock.look(&[11]).wake_ups.is_empty());
+    assert!(lock.look(&[11]).to_wake.is_empty());
     assert_eq!(lock.look(&[]).suspects, [12, 13]);
-    assert_eq!(numbers(&lock.look(&[12]).wake_ups), [turn.number]);
+    assert_eq!(numbers(&lock.look(&[12]).to_wake), [turn.number]);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_dead_writer_at_the_head_does_not_keep_readers_out() {
     lock.joined(ReadWrite.write(), 2, 12);
     let reader = lock.joined(ReadWrite.read(), 3, 13);
     assert_eq!(lock.look(&[]).suspects, [11, 12]);
-    assert_eq!(numbers(&lock.look(&[12]).wake_ups), [reader.number]);
+    assert_eq!(numbers(&lock.look(&[12]).to_wake), [reader.number]);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_released_lock_is_offered_in_the_order_of_coming() {
     let mut fence = lock.held(Lock, 1);
     let turns: Vec<Turn> = (2..10).map(|owner| lock.joined(Lock, owner, 1)).collect();
     for (turn, owner) in turns.iter().zip(2..) {
-        assert_eq!(numbers(&lock.release(fence).wake_ups), [turn.number]);
+        assert_eq!(numbers(&lock.release(fence).to_wake), [turn.number]);
         let newcomer = lock.joined(Lock, 99, 1);
         assert_eq!(lock.accept(Lock, 98, newcomer), Answer::Waiting(newcomer), "nobody overtakes an offer");
         assert!(lock.leave(newcomer.number).is_empty());
@@ -252,15 +252,15 @@ fn an_offer_that_nobody_takes_passes_on_and_keeps_its_place_in_the_line() {
     lock.release(fence);
     assert!(!lock.renew(first.number, LEASE), "what nobody took is not renewed");
     lock.now += OFFER - 1;
-    assert_eq!(numbers(&lock.look(&[]).wake_ups), [first.number], "woken once more");
+    assert_eq!(numbers(&lock.look(&[]).to_wake), [first.number], "woken once more");
     lock.now += 1;
-    assert_eq!(numbers(&lock.look(&[]).wake_ups), [first.number, second.number]);
+    assert_eq!(numbers(&lock.look(&[]).to_wake), [first.number, second.number]);
     assert_ne!(lock.look(&[]).mark, mark);
     let Answer::Waiting(again) = lock.accept(Lock, 2, first) else { panic!("too late") };
     assert_eq!(again, first);
     let Answer::Held(fence) = lock.accept(Lock, 3, second) else { panic!("its turn") };
     let third = lock.joined(Lock, 4, 7);
-    assert_eq!(numbers(&lock.release(fence).wake_ups), [first.number]);
+    assert_eq!(numbers(&lock.release(fence).to_wake), [first.number]);
     assert!(third.number > first.number);
 }
 
@@ -270,7 +270,7 @@ fn the_dead_lose_their_places_and_their_turns() {
     lock.ask(&request(Lock, 1, 11), None, &[], &[]);
     let (_dead, alive) = (lock.joined(Lock, 2, 12), lock.joined(Lock, 3, 13));
     assert_eq!(lock.look(&[]).suspects, [11, 12]);
-    assert_eq!(numbers(&lock.look(&[11, 12]).wake_ups), [alive.number]);
+    assert_eq!(numbers(&lock.look(&[11, 12]).to_wake), [alive.number]);
     assert_eq!((lock.line.len(), lock.row().waiting), (0, 0));
     let newcomer = lock.ask(&request(Lock, 4, 14), None, &[], &[]);
     assert_eq!(newcomer.suspects, [13], "whoever has an offer may be gone as well");
@@ -302,10 +302,10 @@ fn readers_enter_together_and_writers_do_not_starve() {
     let readers = [lock.held(ReadWrite.read(), 1), lock.held(ReadWrite.read(), 2)];
     let writer = lock.joined(ReadWrite.write(), 3, 1);
     let late = [lock.joined(ReadWrite.read(), 4, 1), lock.joined(ReadWrite.read(), 5, 1)];
-    assert!(lock.release(readers[0]).wake_ups.is_empty());
-    assert_eq!(numbers(&lock.release(readers[1]).wake_ups), [writer.number]);
+    assert!(lock.release(readers[0]).to_wake.is_empty());
+    assert_eq!(numbers(&lock.release(readers[1]).to_wake), [writer.number]);
     let Answer::Held(fence) = lock.accept(ReadWrite.write(), 3, writer) else { panic!("alone") };
-    assert_eq!(numbers(&lock.release(fence).wake_ups), late.map(|turn| turn.number), "both at once");
+    assert_eq!(numbers(&lock.release(fence).to_wake), late.map(|turn| turn.number), "both at once");
 }
 
 #[test]
@@ -323,9 +323,9 @@ fn weights_are_counted_and_a_heavy_one_is_not_overtaken() {
     let two = lock.held(Semaphore(3).weighing(2), 1);
     let heavy = lock.joined(Semaphore(3).weighing(9), 2, 1);
     let light = lock.joined(Semaphore(3), 3, 1);
-    assert_eq!(numbers(&lock.release(two).wake_ups), [heavy.number]);
+    assert_eq!(numbers(&lock.release(two).to_wake), [heavy.number]);
     let Answer::Held(fence) = lock.accept(Semaphore(3).weighing(9), 2, heavy) else { panic!("all of it") };
-    assert_eq!(numbers(&lock.release(fence).wake_ups), [light.number]);
+    assert_eq!(numbers(&lock.release(fence).to_wake), [light.number]);
 }
 
 #[test]
@@ -334,14 +334,14 @@ fn a_rule_of_ones_own_decides_when_it_is_asked() {
     let mut lock = Bench::default();
     let held = [lock.held(two, 1), lock.held(two, 2)];
     let (third, fourth) = (lock.joined(two, 3, 1), lock.joined(two, 4, 1));
-    assert!(lock.look(&[]).wake_ups.is_empty(), "nothing has changed");
-    assert_eq!(numbers(&lock.release(held[0]).wake_ups), [third.number]);
-    assert!(lock.look(&[]).wake_ups == [WakeUp { instance: 1, number: third.number }]);
+    assert!(lock.look(&[]).to_wake.is_empty(), "nothing has changed");
+    assert_eq!(numbers(&lock.release(held[0]).to_wake), [third.number]);
+    assert!(lock.look(&[]).to_wake == [ToWake { instance: 1, number: third.number }]);
     assert!(matches!(lock.accept(two, 3, third), Answer::Held(_)));
-    assert_eq!(numbers(&lock.look(&[]).wake_ups), [fourth.number], "asked when one entered");
+    assert_eq!(numbers(&lock.look(&[]).to_wake), [fourth.number], "asked when one entered");
     assert_eq!(lock.accept(two, 4, fourth), Answer::Waiting(fourth));
-    assert!(lock.look(&[]).wake_ups.is_empty(), "it has declined");
-    assert_eq!(numbers(&lock.release(held[1]).wake_ups), [fourth.number]);
+    assert!(lock.look(&[]).to_wake.is_empty(), "it has declined");
+    assert_eq!(numbers(&lock.release(held[1]).to_wake), [fourth.number]);
 }
 
 #[test]
@@ -352,12 +352,12 @@ fn a_minimum_time_outlasts_release_and_death() {
     let waiter = lock.joined(Lock, 2, 6);
     lock.now += 50;
     let released = lock.release(fence);
-    assert!(released.ours && released.wake_ups.is_empty());
+    assert!(released.ours && released.to_wake.is_empty());
     assert!(!lock.release(fence).ours);
     lock.now += 49;
-    assert!(lock.look(&[5]).wake_ups.is_empty());
+    assert!(lock.look(&[5]).to_wake.is_empty());
     lock.now += 1;
-    assert_eq!(numbers(&lock.look(&[]).wake_ups), [waiter.number]);
+    assert_eq!(numbers(&lock.look(&[]).to_wake), [waiter.number]);
     lock.leave(waiter.number);
 
     lock.ask(&request(7), None, &[], &[]);
@@ -375,7 +375,7 @@ fn the_queue_is_bounded_and_the_wait_is_estimated() {
     }
     assert_eq!(lock.ask(&bounded, None, &[], &[]).answer, Answer::QueueFull);
     lock.now += 500;
-    let first = lock.release(fence).wake_ups[0].number;
+    let first = lock.release(fence).to_wake[0].number;
     assert!(matches!(lock.accept(Lock, 9, Turn { number: first, since: 0 }), Answer::Held(_)));
     // It was held for 500 once, and one waits: the holder and that one come first.
     let hurried = polite(WaitOptions { deadline: 999, ..request(Lock, 9, 1).wait_options });
@@ -394,7 +394,7 @@ fn a_damaged_row_is_busy_until_the_lease_must_have_ended() {
     }
     assert!(matches!(lock.enter(Semaphore(9), 1), Answer::Waiting(_)));
     lock.now += LEASE;
-    assert!(!lock.look(&[]).wake_ups.is_empty());
+    assert!(!lock.look(&[]).to_wake.is_empty());
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn who_waits_behind_a_row_that_was_damaged_comes_first() {
     assert_eq!(lock.ask(&hasty, None, &[], &[]).answer, Answer::Busy);
     lock.now += LEASE;
     assert_eq!(lock.ask(&hasty, None, &[], &[]).answer, Answer::Busy);
-    assert_eq!(numbers(&lock.look(&[]).wake_ups), [turn.number]);
+    assert_eq!(numbers(&lock.look(&[]).to_wake), [turn.number]);
 }
 
 #[test]
@@ -542,8 +542,8 @@ proptest! {
             }
             // Offers to the slow end, and are made again.
             lock.now += OFFER;
-            let wake_ups = numbers(&lock.look(&dead).wake_ups);
-            for number in wake_ups {
+            let to_wake = numbers(&lock.look(&dead).to_wake);
+            for number in to_wake {
                 let Some(at) = waiting.iter().position(|waiter| waiter.0.number == number) else { continue };
                 let (turn, weight, instance) = waiting[at];
                 let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };

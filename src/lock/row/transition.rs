@@ -3,7 +3,7 @@
 use super::{
     attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
     draft::{Draft, LAST, NOBODY},
-    encoding::{self, LockRow, Place, WakeUp},
+    encoding::{self, LockRow, Place, ToWake},
 };
 use crate::{
     lock::rule::Rule,
@@ -44,8 +44,8 @@ pub(crate) fn ask<R: Rule>(
         _ => (draft.row.wait(moment.now), draft.suspects()),
     };
     draft.row.tag = request.tag;
-    let (wake_ups, change, steps) = draft.finish(label);
-    (Asked { answer, wait, wake_ups, suspects }, change, steps)
+    let (to_wake, change, steps) = draft.finish(label);
+    (Asked { answer, wait, to_wake, suspects }, change, steps)
 }
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: what is free is offered to the waiters, for
@@ -58,19 +58,19 @@ pub(crate) fn release(
     offers: bool,
 ) -> Transition<Released> {
     let Some(row) = LockRow::read(found) else {
-        return (Released { ours: false, wake_ups: Vec::new() }, Change::Keep, Vec::new());
+        return (Released { ours: false, to_wake: Vec::new() }, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     let ours = draft.leave_place(number);
     if ours && offers {
         draft.settle(NOBODY, true);
     }
-    let (wake_ups, change, steps) = draft.finish(label_of(found));
-    (Released { ours, wake_ups }, change, steps)
+    let (to_wake, change, steps) = draft.finish(label_of(found));
+    (Released { ours, to_wake }, change, steps)
 }
 
 /// Gives up a turn in the line, or the offer that came of it.
-pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<WakeUp>> {
+pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<ToWake>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     draft.give_up(number);
@@ -94,22 +94,22 @@ pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instanc
 /// Looks whether a lease that is over, or a death, has made room.
 pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>) -> Transition<Looked> {
     let Some(row) = LockRow::read(found) else {
-        let unknown = Looked { wake_ups: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
+        let unknown = Looked { to_wake: Vec::new(), suspects: Vec::new(), next: u64::MAX, mark: 0 };
         return (unknown, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, moment);
     draft.tidy();
     let tidied = draft.changed;
-    let lapsed = draft.wake_ups.len();
+    let lapsed = draft.to_wake.len();
     draft.settle(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
-    draft.wake_ups.truncate(lapsed);
-    draft.wake_ups.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::wake_up));
+    draft.to_wake.truncate(lapsed);
+    draft.to_wake.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::to_wake));
     let suspects = draft.suspects();
     let next = draft.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
     let mark = draft.row.mark();
-    let (wake_ups, change, steps) = draft.finish(label_of(found));
-    (Looked { wake_ups, suspects, next, mark }, change, steps)
+    let (to_wake, change, steps) = draft.finish(label_of(found));
+    (Looked { to_wake, suspects, next, mark }, change, steps)
 }
 
 /// Whether an offer can have been made and ended between two looks.
