@@ -172,7 +172,7 @@ fn violations(house: &BTreeMap<String, Reading>) -> Vec<String> {
     let mut imports: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (&file, reading) in &house {
         violations.extend(check_place(file, reading));
-        let paths: BTreeSet<_> = reading.paths.iter().map(|(module, path)| modules.from_root(module, path)).collect();
+        let paths: BTreeSet<_> = reading.paths.iter().map(|(module, path)| modules.rooted(module, path)).collect();
         for path in paths {
             if let Some(external) = path.strip_prefix("::") {
                 violations.extend(check_external(file, external));
@@ -314,14 +314,14 @@ impl<'a> Modules<'a> {
             let module = module_of(file);
             let exports = reading.exports.iter();
             let exports: Vec<_> =
-                exports.map(|(name, path)| (format!("{module}::{name}"), modules.from_root(&module, path))).collect();
+                exports.map(|(name, path)| (format!("{module}::{name}"), modules.rooted(&module, path))).collect();
             modules.exports.extend(exports);
         }
         modules
     }
 
     /// A path as a module names it, from the crate's root; `::name` of another crate.
-    fn from_root(&self, module: &str, path: &[String]) -> String {
+    fn rooted(&self, module: &str, path: &[String]) -> String {
         let mut base: Vec<&str> = module.split("::").filter(|part| !part.is_empty()).collect();
         let mut rest = path.iter().map(String::as_str).peekable();
         let first = rest.peek().copied().unwrap_or_default();

@@ -2,16 +2,22 @@
 
 use crate::{
     error::Error,
-    store::{Pending, Shared, Subject, WorkerPause},
+    store::{Pending, Shared, Subject, WorkerPause, block_on_until},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
+    time::{Duration, Instant, SystemTime},
 };
+
+/// How long a thread waits for a write at most where the clock may be paused. Processes leave the gate within microseconds.
+const PAUSED_FOR: Duration = Duration::from_millis(200);
 
 /// A future that an executor can run on its own.
 pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -62,9 +68,25 @@ impl Handle {
     }
 
     /// A write as the caller sees it. The runtime of a [paused](Clock::may_be_paused) clock must not count as idle
-    /// while the caller waits for a write, so there the thread waits.
-    pub(crate) fn settled<T>(&self, write: Pending<T>) -> Pending<T> {
-        if self.clock.may_be_paused() { Pending::ready(write.wait()) } else { write }
+    /// while a write is queued, so there the thread waits for it.
+    pub(crate) fn settled<T>(&self, mut write: Pending<T>) -> Pending<T> {
+        if self.clock.may_be_paused() && matches!(write, Pending::Queued(_)) {
+            let deadline = Instant::now() + PAUSED_FOR;
+            if let Some(settled) = block_on_until(Pin::new(&mut write), Some(deadline)) {
+                return Pending::ready(settled);
+            }
+        }
+        write
+    }
+
+    /// As `settled`, for a write that nobody awaits: `post` gets what it has to drop once the write has settled.
+    pub(crate) fn posted(&self, post: impl FnOnce(Option<Sender<()>>)) {
+        if !self.clock.may_be_paused() {
+            return post(None);
+        }
+        let (settled, wait) = mpsc::channel();
+        post(Some(settled));
+        let _ = wait.recv_timeout(PAUSED_FOR);
     }
 
     /// Queues a purge in every shard at once; the answer resolves when all are committed.

@@ -96,10 +96,9 @@ impl Scope {
         handle.settled(handle.shared.state.update_line(table, key, move || clock.now(), transition, settle))
     }
 
-    /// See [`State::post_line`].
+    /// As [`post_then`](Scope::post_then), without anything that follows.
     pub(crate) fn post_line(&self, table: Table, key: Key, transition: impl LineTransition<()>) {
-        let handle = self.handle().clone();
-        self.handle().shared.state.post_line(table, key, move || handle.now(), transition);
+        self.post_then(table, key, transition, drop);
     }
 
     /// See [`Env::is_orphaned`](crate::store::Env::is_orphaned).
@@ -115,8 +114,19 @@ impl Scope {
         transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
-        let handle = self.handle().clone();
-        self.handle().shared.state.post_then(table, key, move || handle.now(), transition, then);
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.posted(|settled| {
+            handle.shared.state.post_then(
+                table,
+                key,
+                move || clock.now(),
+                transition,
+                move |result| {
+                    then(result);
+                    drop(settled);
+                },
+            );
+        });
     }
 
     /// The last commit to `state/`, by any process. `None`: `state/` was found damaged.

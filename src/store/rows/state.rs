@@ -91,18 +91,8 @@ impl State {
     }
 
     /// As `update_line`, for an update that must happen however late, and whose result no caller awaits. Never blocks.
-    pub(crate) fn post_line(
-        &self,
-        table: Table,
-        key: Key,
-        now: impl Fn() -> u64 + Send + 'static,
-        transition: impl waiting_line::Transition<()>,
-    ) {
-        self.post_then(table, key, now, transition, drop);
-    }
-
-    /// As `post_line`, and calls `then` with the result: after the commit or the failure, outside the transaction and
-    /// the gate, on any thread. A panic of `then` goes no further.
+    /// Calls `then` with the result: after the commit or the failure, outside the transaction and the gate, on any thread.
+    /// A panic of `then` goes no further.
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
         table: Table,

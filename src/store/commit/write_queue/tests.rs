@@ -207,7 +207,7 @@ fn read_unless(queued: bool, cache: &Cache) -> u64 {
 fn a_post_whose_clock_panics_does_not() {
     let cache = cache();
     let put = |_: Found<'_>, _: &WaitingLine<'_>, _| ((), put(1), Vec::new());
-    state(&cache).post_line(LOCKS, cache.root().key(Kind::Lock, b"a"), || panic!("clock"), put);
+    state(&cache).post_then(LOCKS, cache.root().key(Kind::Lock, b"a"), || panic!("clock"), put, drop);
     assert_eq!(read(&cache, "a"), 0);
 }
 
