@@ -280,9 +280,7 @@ impl Leaving {
 }
 
 fn lose(scope: &Scope, lost: &Signal) {
-    if lost.set() {
-        scope.note(Event::LeaseLost);
-    }
+    lost.set(|| scope.note(Event::LeaseLost));
 }
 
 impl Renew for HeldLock {

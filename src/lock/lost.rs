@@ -17,6 +17,7 @@ use std::{
 /// Something that happens once, and those who wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
+    begun: AtomicBool,
     is_set: AtomicBool,
     next: AtomicU64,
     wakers: Mutex<Vec<(u64, Waker)>>,
@@ -27,15 +28,19 @@ impl Signal {
         self.is_set.load(SeqCst)
     }
 
-    /// Whether this is the first time.
-    pub(super) fn set(&self) -> bool {
-        let first = !self.is_set.swap(true, SeqCst);
+    /// Does `first` if this is the first time, before anybody is told.
+    pub(super) fn set(&self, first: impl FnOnce()) {
+        if self.begun.swap(true, SeqCst) {
+            return;
+        }
+        // Those who are to be told must not suffer from it.
+        let _ = catch_unwind(AssertUnwindSafe(first));
+        self.is_set.store(true, SeqCst);
         let wakers = std::mem::take(&mut *self.wakers());
         for (_, waker) in wakers {
             // Whoever else is to be told must not suffer from it.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
-        first
     }
 
     fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
@@ -129,7 +134,11 @@ mod tests {
         assert!(poll(&mut first, &Arc::new(Panicking).into()).is_pending());
         assert!(poll(&mut second, &told.clone().into()).is_pending());
         assert_eq!(Arc::strong_count(&told), 2);
-        assert!(signal.set() && !signal.set());
+        let mut before = Vec::new();
+        for _ in 0..2 {
+            signal.set(|| before.push((signal.is_set(), Arc::strong_count(&told))));
+        }
+        assert_eq!(before, [(false, 2)], "once, before anybody is told");
         assert_eq!(Arc::strong_count(&told), 1, "it was woken");
     }
 
