@@ -236,7 +236,7 @@ unsafe extern "C" {
 }
 
 /// What it inherited given up, the child opens the directory for itself. It may be that it never can, since the parent's
-/// housekeeping thread was at work at the moment of the fork.
+/// worker thread was at work at the moment of the fork.
 fn reopen(path: &Path, inherited: Option<(Cache, Cache)>) {
     drop(inherited);
     let cache = builder(path).open().unwrap();

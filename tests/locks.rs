@@ -212,7 +212,7 @@ fn child() {
             let guard = hold();
             processes::say("held");
             assert_eq!(processes::told().unwrap(), "lost?");
-            // It is noticed at the next renewal, which the housekeeping thread does when it can.
+            // It is noticed at the next renewal, which the worker thread does when it can.
             while !guard.is_lost() {
                 std::thread::yield_now();
             }

@@ -4,12 +4,12 @@ use super::{
     error::AcquireError,
     guard::Guard,
     lost::Signal,
-    queue::{self, InLine, Watcher},
     row::{
         attempt::{Answer, Asked, LockRequest, Moment, Turn},
         transition,
     },
     rule::{Lock, Rule},
+    waiters::{self, InLine, Watcher},
 };
 use crate::{
     cache::Scope,
@@ -102,7 +102,7 @@ impl<R: Rule> Acquiring<R> {
             },
             move |asked| {
                 let (Asked { answer, wait, to_wake, suspects }, now) = asked?;
-                queue::deliver(&scope, key, to_wake);
+                waiters::deliver(&scope, key, to_wake);
                 let answer = match answer {
                     Answer::Held(fence) => {
                         let orphaned = scope.is_orphaned();

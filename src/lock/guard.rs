@@ -5,8 +5,8 @@ use super::{
     fence::Fence,
     lost::{Lost, Signal},
     owner::Owner,
-    queue,
     row::{attempt::Released, transition},
+    waiters,
 };
 use crate::{
     cache::Scope,
@@ -268,7 +268,7 @@ impl Leaving {
             move |found, line, now| transition::release(found, line, now, number, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, to_wake }| {
-                    queue::deliver(&self.scope, key, to_wake);
+                    waiters::deliver(&self.scope, key, to_wake);
                     if !ours {
                         lose(&self.scope, &self.lost);
                     }

@@ -40,10 +40,10 @@ mod guard;
 mod lost;
 mod options;
 mod owner;
-mod queue;
 mod row;
 mod rule;
 mod stats;
+mod waiters;
 
 pub use acquire::Acquire;
 pub use acquiring::Acquiring;

@@ -1,7 +1,6 @@
 //! The owner of a lock, and its form as an HTTP header: a token that only processes of one cache can write.
 
-use crate::cache::Scope;
-use crate::store::Kind;
+use crate::{cache::Scope, store::Kind};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::{fmt, time::Duration};
 

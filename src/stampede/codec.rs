@@ -1,8 +1,10 @@
 //! How responses are turned into bytes and back.
 
 use super::{lives::Lives, status::CacheStatus};
-use crate::cache::{Task, decode_value, encode_value};
-use crate::store::SharedValue;
+use crate::{
+    cache::{Task, decode_value, encode_value},
+    store::SharedValue,
+};
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{

@@ -6,8 +6,10 @@ use super::{
     plan::Plan,
     serve::Call,
 };
-use crate::cache::{Cache, Scope};
-use crate::store::{Kind, block_on};
+use crate::{
+    cache::{Cache, Scope},
+    store::{Kind, block_on},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fmt,

@@ -1,7 +1,9 @@
 //! The wait of a leader for its own computation.
 
-use crate::cache::Task;
-use crate::store::{Pending, Slot};
+use crate::{
+    cache::Task,
+    store::{Pending, Slot},
+};
 use std::{
     any::Any,
     future::Future,

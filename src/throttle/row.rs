@@ -4,8 +4,10 @@ use super::{
     cell::Cell,
     limit::{algorithm::Moment, limits::Limits},
 };
-use crate::cache::Scope;
-use crate::store::{Change, Found};
+use crate::{
+    cache::Scope,
+    store::{Change, Found},
+};
 use std::time::UNIX_EPOCH;
 
 /// Brings cells up to date; read before the transaction.

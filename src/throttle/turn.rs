@@ -6,8 +6,10 @@ use super::{
     slots::Slots,
     terms::Terms,
 };
-use crate::cache::Scope;
-use crate::store::{CELLS, Change, Found, Key, Step};
+use crate::{
+    cache::Scope,
+    store::{CELLS, Change, Found, Key, Step},
+};
 use std::sync::Arc;
 
 /// What was taken for a request: given back when dropped, until it is [spent](Turn::spend).

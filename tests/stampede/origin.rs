@@ -165,7 +165,7 @@ pub(crate) fn ok(lines: &[(&str, &str)], text: impl Into<Bytes>) -> Outcome {
     respond(200, lines, full(text))
 }
 
-/// A small cache whose time is the test's, which is paused; its housekeeping thread lives in real time.
+/// A small cache whose time is the test's, which is paused; its worker thread lives in real time.
 pub(crate) fn cache() -> Cache {
     Cache::builder_temporary().state_size(1 << 20).patience(MINUTE).clock(Steady::new()).open().unwrap()
 }
@@ -290,7 +290,7 @@ where
     asking
 }
 
-/// Lets tasks and the housekeeping thread work until something has come about. Paused time stands still.
+/// Lets tasks and the worker thread work until something has come about. Paused time stands still.
 pub(crate) async fn until(what: impl Fn() -> bool) {
     let deadline = Instant::now() + 10 * SECOND;
     while !what() {

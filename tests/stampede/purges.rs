@@ -116,8 +116,8 @@ async fn a_late_landing_harms_no_newer_answer() {
     }
 }
 
-/// Purges between the landing and the commit, or at any other moment: whoever asks afterwards gets what was computed
-/// afterwards.
+/// Purges between the end of the computation and the commit, or at any other moment: a request that comes afterwards gets
+/// what was computed afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_gets_what_was_computed_before_a_purge() {
     let cache = Cache::builder_temporary().state_size(1 << 20).patience(MINUTE).open().unwrap();

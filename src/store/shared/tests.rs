@@ -1,8 +1,10 @@
-use crate::cache::{
-    Cache,
-    testing::{Hand, Holder, LONG, builder, nobody_starts, state},
+use crate::{
+    cache::{
+        Cache,
+        testing::{Hand, Holder, LONG, builder, nobody_starts, state},
+    },
+    store::{Holding, Kind, Renew},
 };
-use crate::store::{Holding, Kind, Renew};
 use std::{
     sync::{
         Arc, Weak,

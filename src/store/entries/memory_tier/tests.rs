@@ -1,9 +1,11 @@
 use super::*;
-use crate::cache::{
-    Cache, Scope,
-    testing::{Child, builder, hear, part, say},
+use crate::{
+    cache::{
+        Cache, Scope,
+        testing::{Child, builder, hear, part, say},
+    },
+    store::{Entry, Kind, Life},
 };
-use crate::store::{Entry, Kind, Life};
 use hyper::body::Bytes;
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::{

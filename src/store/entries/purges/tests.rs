@@ -1,9 +1,11 @@
 use super::*;
-use crate::cache::{
-    Cache, Purge as Asked, Scope,
-    testing::{Hand, builder, cache},
+use crate::{
+    cache::{
+        Cache, Purge as Asked, Scope,
+        testing::{Hand, builder, cache},
+    },
+    store::{Key, Kind, Life, block_on},
 };
-use crate::store::{Key, Kind, Life, block_on};
 use hyper::body::Bytes;
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::time::Duration;

@@ -1,14 +1,19 @@
 use super::*;
-use crate::cache::{
-    Cache, Scope,
-    testing::{Hand, Holder, builder, tamper},
+use crate::{
+    cache::{
+        Cache, Scope,
+        testing::{Hand, Holder, builder, tamper},
+    },
+    store::{
+        Edit, Kind, LONGEST_FLIGHT, Life, Table,
+        commit::operation::Operation,
+        entries::{
+            entry::claimed_expiry,
+            purges::PURGES_MAX,
+            table::{PURGES, footprint},
+        },
+    },
 };
-use crate::store::commit::operation::Operation;
-use crate::store::{
-    Edit, LONGEST_FLIGHT, Table,
-    entries::{entry::claimed_expiry, table::footprint},
-};
-use crate::store::{Kind, Life, entries::purges::PURGES_MAX, entries::table::PURGES};
 use proptest::{prelude::*, test_runner::RngSeed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

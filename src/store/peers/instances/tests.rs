@@ -1,11 +1,13 @@
 #![allow(unsafe_code)] // a fork
 
 use super::*;
-use crate::cache::{
-    Cache, Scope,
-    testing::{Child, LONG, builder, hear, nobody_starts, part, say, state},
+use crate::{
+    cache::{
+        Cache, Scope,
+        testing::{Child, LONG, builder, hear, nobody_starts, part, say, state},
+    },
+    store::{Change, Found, Kind, LOCKS, Step, Waiter, WaitingLine},
 };
-use crate::store::{Change, Found, Kind, LOCKS, Step, Waiter, WaitingLine};
 use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, fork},

@@ -1,11 +1,13 @@
 #![allow(unsafe_code)] // a fork
 
 use super::*;
-use crate::cache::{
-    Cache,
-    testing::{Child, LONG, cache, hear, part, say, state},
+use crate::{
+    cache::{
+        Cache,
+        testing::{Child, LONG, cache, hear, part, say, state},
+    },
+    store::{Key, Kind, Watch},
 };
-use crate::store::{Key, Kind, Watch};
 use nix::{
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, fork},

@@ -1,6 +1,8 @@
 use super::*;
-use crate::cache::testing::{Holder, cache, state, tamper};
-use crate::store::{Change, Found, Kind, Step, WaitingLine};
+use crate::{
+    cache::testing::{Holder, cache, state, tamper},
+    store::{Change, Found, Kind, Step, WaitingLine},
+};
 
 #[test]
 fn every_lock_is_listed_once_with_those_who_wait_first() {

@@ -1,10 +1,12 @@
 use super::*;
-use crate::cache::{
-    Cache,
-    testing::{Child, Holder, LONG, cache, hear, nobody_starts, part, say, state, tamper},
+use crate::{
+    cache::{
+        Cache,
+        testing::{Child, Holder, LONG, cache, hear, nobody_starts, part, say, state, tamper},
+    },
+    store::directory::first_number,
+    store::{CELLS, Change, Found, Key, Kind, Step, Waiter, WaitingLine, lmdb::transaction::Txn},
 };
-use crate::store::directory::first_number;
-use crate::store::{CELLS, Change, Found, Key, Kind, Step, Waiter, WaitingLine, lmdb::transaction::Txn};
 use proptest::{
     prelude::*,
     test_runner::{RngSeed, TestRunner},

@@ -1,10 +1,12 @@
 use super::*;
-use crate::cache::{
-    Cache,
-    testing::{Hand, Holder, builder, cache, state, tamper},
+use crate::{
+    cache::{
+        Cache,
+        testing::{Hand, Holder, builder, cache, state, tamper},
+    },
+    store::rows::tables::{LOCKS, PAYLOAD_MAX},
+    store::{CELLS, Kind, lmdb::transaction::Table},
 };
-use crate::store::rows::tables::{LOCKS, PAYLOAD_MAX};
-use crate::store::{CELLS, Kind, lmdb::transaction::Table};
 use proptest::{
     prelude::*,
     test_runner::{RngSeed, TestRunner},

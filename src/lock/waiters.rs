@@ -5,8 +5,10 @@ use super::row::{
     encoding::ToWake,
     transition,
 };
-use crate::cache::Scope;
-use crate::store::{Key, LOCKS, Reached, Watch};
+use crate::{
+    cache::Scope,
+    store::{Key, LOCKS, Reached, Watch},
+};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
