@@ -4,8 +4,8 @@ use super::handle::Handle;
 use crate::{
     error::Error,
     store::{
-        Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, ScopeId, Subject,
-        Table, Transition, WakeUps, scope_mark,
+        Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, RowTransition,
+        ScopeId, Subject, Table, WakeUps, scope_mark,
     },
 };
 use std::{fmt, future::Future, sync::Arc};
@@ -65,25 +65,25 @@ impl Scope {
         self.handle().shared.events.note(event, &self.inner.name);
     }
 
-    /// See [`State::update`].
+    /// See `State::update`.
     pub(crate) fn update<R: Send + 'static, G: Send + 'static>(
         &self,
         table: Table,
         key: Key,
-        transition: impl Transition<R>,
+        transition: impl RowTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G> {
         let (handle, clock) = (self.handle(), self.handle().clone());
         handle.settled(handle.shared.state.update(table, key, move || clock.now(), transition, settle))
     }
 
-    /// See [`State::read_recent`].
+    /// See `State::read_recent`.
     pub(crate) fn read_recent<T>(&self, key: &Key, f: impl FnOnce(Found<'_>, u64) -> T) -> Option<T> {
         let handle = self.handle();
         handle.shared.state.read_recent(key, |found| f(found, handle.now()))
     }
 
-    /// See [`State::update_line`].
+    /// See `State::update_line`.
     #[inline]
     pub(crate) fn update_line<R: Send + 'static, G: Send + 'static>(
         &self,
@@ -101,12 +101,12 @@ impl Scope {
         self.post_then(table, key, transition, drop);
     }
 
-    /// See [`Env::is_orphaned`](crate::store::Env::is_orphaned).
+    /// See `Env::is_orphaned`.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.handle().shared.state.queue.env.is_orphaned()
     }
 
-    /// See [`State::post_then`].
+    /// See `State::post_then`.
     pub(crate) fn post_then<R: Send + 'static>(
         &self,
         table: Table,
@@ -136,7 +136,7 @@ impl Scope {
         env.is_sound().then(|| env.last_transaction())
     }
 
-    /// Lists the locks of all scopes, see [`State::list_locks`].
+    /// Lists the locks of all scopes, see `State::list_locks`.
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
         after: Option<[u8; 16]>,
@@ -152,12 +152,12 @@ impl Scope {
         scope_mark(key) == scope_mark(&self.key(Kind::Lock, b"").hash)
     }
 
-    /// The number of this opening of the directory, see [`Instances::instance`](crate::store::Instances::instance).
+    /// The number of this opening of the directory, see `Instances::instance`.
     pub(crate) fn instance(&self) -> Option<u64> {
         self.handle().shared.instances.instance()
     }
 
-    /// Whether an opening is gone for good, see [`Instances::is_dead`](crate::store::Instances::is_dead).
+    /// Whether an opening is gone for good, see `Instances::is_dead`.
     pub(crate) fn is_dead(&self, instance: u64) -> bool {
         self.handle().shared.instances.is_dead(instance)
     }
@@ -173,13 +173,13 @@ impl Scope {
         self.handle().shared.instances.add_dead(instance);
     }
 
-    /// The process id of an instance, see [`Instances::process`](crate::store::Instances::process).
+    /// The process id of an instance, see `Instances::process`.
     pub(crate) fn process(&self, instance: u64) -> Option<u32> {
         self.handle().shared.instances.process(instance)
     }
 
     /// Whether an instance that should have answered is gone, see
-    /// [`Instances::is_dead_now`](crate::store::Instances::is_dead_now).
+    /// `Instances::is_dead_now`.
     pub(crate) fn is_dead_now(&self, instance: u64) -> bool {
         self.handle().shared.instances.is_dead_now(instance)
     }
@@ -189,7 +189,7 @@ impl Scope {
         &self.handle().shared.wake_ups
     }
 
-    /// Wakes the waiter with a number in an instance, this one or another: see [`WakeUps::wake`]. Never blocks.
+    /// Wakes the waiter with a number in an instance, this one or another: see `WakeUps::wake`. Never blocks.
     pub(crate) fn wake(&self, instance: u64, number: u64) -> Reached {
         self.handle().shared.wake(instance, number)
     }
@@ -212,8 +212,8 @@ impl Scope {
     }
 
     /// The purge sequence that a computation starting now must carry.
-    pub(crate) fn sequence(&self, key: &Key) -> Result<u64, Error> {
-        self.handle().shared.shard(key).sequence()
+    pub(crate) fn purge_sequence(&self, key: &Key) -> Result<u64, Error> {
+        self.handle().shared.shard(key).purge_sequence()
     }
 
     /// Bytes that a stored payload may have at most.

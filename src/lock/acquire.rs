@@ -24,8 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The same of a claim.
-const CLAIM: Duration = Duration::from_secs(10);
+/// The lease of a claim: how long it stays held once its process hangs.
+const CLAIM_LEASE: Duration = Duration::from_secs(10);
 
 /// A lock about to be acquired: choose rule, lease and patience, then [`acquire`](Acquire::acquire) it.
 ///
@@ -55,7 +55,7 @@ impl Acquire {
         name[..16].copy_from_slice(&of.hash);
         name[16..].copy_from_slice(&sequence.to_le_bytes());
         let key = scope.key(Kind::Claim, &name);
-        let options = LockOptions { lease: CLAIM, patience, ..LockOptions::new() };
+        let options = LockOptions { lease: CLAIM_LEASE, patience, ..LockOptions::new() };
         Acquire { scope: scope.clone(), first: (key, Arc::default()), others: Vec::new(), rule: Lock, options }
     }
 }

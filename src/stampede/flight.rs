@@ -46,7 +46,7 @@ impl<C> Core<C> {
     /// come between.
     pub(super) fn begin(&self, name: &[u8]) -> Beginning {
         let key = self.key(name);
-        Beginning { key, at: self.now(), sequence: self.scope.sequence(&key) }
+        Beginning { key, at: self.now(), sequence: self.scope.purge_sequence(&key) }
     }
 
     /// Waits for a service within the hard timeout.

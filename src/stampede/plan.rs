@@ -173,8 +173,8 @@ impl<C> Core<C> {
                         return Ok(Ok(self.hit(asking, &found, answer)?));
                     }
                     Replay::Other(suffix) => return Ok(Err(suffix)),
-                    Replay::Answer(answer) => (self.scope.sequence(key)?, Some((found.value, answer, now))),
-                    Replay::Unusable => (self.scope.sequence(key)?, None),
+                    Replay::Answer(answer) => (self.scope.purge_sequence(key)?, Some((found.value, answer, now))),
+                    Replay::Unusable => (self.scope.purge_sequence(key)?, None),
                 }
             }
         };
@@ -278,7 +278,7 @@ impl<C> Core<C> {
         if mark == Some(Mark::Uncacheable) || Mark::is_backing_off(mark, *now) {
             return Ok(Plan::Hit(answer));
         }
-        let sequence = self.scope.sequence(asking.key)?;
+        let sequence = self.scope.purge_sequence(asking.key)?;
         Ok(self.refresh(asking, sequence, answer, (Replaced::of(stored), mark)))
     }
 
@@ -377,7 +377,7 @@ impl<C> Core<C> {
                     }));
                 }
                 computation.replaces = Replaced::of(&stored);
-                self.scope.sequence(key)?
+                self.scope.purge_sequence(key)?
             }
             Err(sequence) => sequence,
         };

@@ -32,6 +32,7 @@ pub(crate) enum Event {
     LeaseLost,
 }
 
+/// `LeaseLost` stays the last kind: this is counted by it.
 const KINDS: usize = Event::LeaseLost as usize + 1;
 
 #[derive(Debug, Default)]

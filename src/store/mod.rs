@@ -52,8 +52,8 @@ pub(crate) use {
     rows::{
         listing::Listed,
         tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
-        update::Transition,
-        waiting_line::{Step, Transition as LineTransition, Waiter, WaitingLine},
+        update::RowTransition,
+        waiting_line::{LineTransition, Step, Waiter, WaitingLine},
     },
     shared::Shared,
     singleflight::{Flight, Lead, Outcome, Progress, Role, SharedValue},

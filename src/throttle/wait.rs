@@ -30,7 +30,7 @@ impl Turn {
         Waiting { sleep, due, slept_at: now, began: now, patience, scope, turn, look: None }
     }
 
-    /// Whether to ask before the turn is used: the foreign server may have reply something since it was given out.
+    /// Whether to ask before the turn is used: the foreign server may have replied something since it was given out.
     pub(super) fn may_be_overtaken(&self) -> bool {
         self.taken().is_some_and(|taken| taken.terms.learns)
     }

@@ -17,7 +17,7 @@ pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
 /// Where the line is full, so many waiters at its head are checked for being alive.
 const SUSPECTS: usize = 8;
 /// The number of a candidate that has none yet.
-pub(super) const LAST: u64 = u64::MAX;
+pub(super) const NO_NUMBER_YET: u64 = u64::MAX;
 
 fn has_left(steps: &[Step], number: u64) -> bool {
     steps.iter().any(|step| matches!(step, Step::Leave { turn, .. } if *turn == number))
@@ -32,12 +32,12 @@ pub(super) struct Draft<'a> {
     pub(super) steps: Vec<Step>,
     pub(super) to_wake: Vec<ToWake>,
     /// Instances of waiters whose end would make room.
-    pub(super) ahead: Vec<u64>,
+    pub(super) instances_ahead: Vec<u64>,
 }
 
 impl<'a> Draft<'a> {
     pub(super) fn new(row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Draft<'a> {
-        Draft { row, line, moment, changed: false, steps: Vec::new(), to_wake: Vec::new(), ahead: Vec::new() }
+        Draft { row, line, moment, changed: false, steps: Vec::new(), to_wake: Vec::new(), instances_ahead: Vec::new() }
     }
 
     /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
@@ -74,7 +74,7 @@ impl<'a> Draft<'a> {
 
     /// Adds the first waiters to the suspects: if they are dead, the line is shorter than it seems.
     pub(super) fn suspect_waiters(&mut self) {
-        self.ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
+        self.instances_ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
     }
 
     fn holders(&self) -> Vec<Holder> {
@@ -118,7 +118,7 @@ impl<'a> Draft<'a> {
             None if self.is_in_line(number) => self.leave_line(number),
             None => return,
         }
-        self.settle(NOBODY, true);
+        self.offer_places(NOBODY, true);
     }
 
     /// Takes the place that was offered to the number, if there is one.
@@ -131,7 +131,7 @@ impl<'a> Draft<'a> {
         }
         // Its own rule decides, and the waiters behind it have waited for that.
         let fence = self.enter(request)?;
-        self.settle(NOBODY, true);
+        self.offer_places(NOBODY, true);
         Some(Answer::Held(fence))
     }
 
@@ -167,7 +167,7 @@ impl<'a> Draft<'a> {
     /// its number. It enters at once if it is its turn; then the answer is its fence.
     ///
     /// `eager`: something has changed, so a waiter whose rule only its own process knows is to ask again.
-    pub(super) fn settle<R: Rule>(
+    pub(super) fn offer_places<R: Rule>(
         &mut self,
         mut candidate: Option<(u64, &LockRequest<R>)>,
         eager: bool,
@@ -202,7 +202,7 @@ impl<'a> Draft<'a> {
                     Some(ticket) if self.may_offer(&ticket, eager) => self.offer(&waiter, ticket),
                     Some(_) => {
                         self.row.waiting = self.row.waiting.max(1);
-                        self.ahead.push(waiter.instance);
+                        self.instances_ahead.push(waiter.instance);
                         return won;
                     }
                 }
@@ -301,7 +301,7 @@ impl<'a> Draft<'a> {
 
     /// The instances whose end would make room, without those that are known to have ended.
     pub(super) fn suspects(&self) -> Vec<u64> {
-        let all = self.row.places.iter().map(|place| place.instance).chain(self.ahead.iter().copied());
+        let all = self.row.places.iter().map(|place| place.instance).chain(self.instances_ahead.iter().copied());
         let mut suspects: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
         suspects.sort_unstable();
         suspects.dedup();

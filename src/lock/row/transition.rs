@@ -2,7 +2,7 @@
 
 use super::{
     attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
-    draft::{Draft, LAST, NOBODY},
+    draft::{Draft, NO_NUMBER_YET, NOBODY},
     encoding::{self, LockRow, Place, ToWake},
 };
 use crate::{
@@ -29,8 +29,8 @@ pub(crate) fn ask<R: Rule>(
     let answer =
         draft.enter_again(request, lease, turn).or_else(|| draft.accept(request, turn?.number)).unwrap_or_else(|| {
             let first = turn.is_none() && draft.row.waiting == 0;
-            let number = turn.map_or(LAST, |turn| turn.number);
-            let won = if first { draft.enter(request) } else { draft.settle(Some((number, request)), tidied) };
+            let number = turn.map_or(NO_NUMBER_YET, |turn| turn.number);
+            let won = if first { draft.enter(request) } else { draft.offer_places(Some((number, request)), tidied) };
             match won {
                 Some(fence) => Answer::Held(fence),
                 None => draft.wait(request, turn),
@@ -63,7 +63,7 @@ pub(crate) fn release(
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
     let ours = draft.leave_place(number);
     if ours && offers {
-        draft.settle(NOBODY, true);
+        draft.offer_places(NOBODY, true);
     }
     let (to_wake, change, steps) = draft.finish(label_of(found));
     (Released { ours, to_wake }, change, steps)
@@ -101,7 +101,7 @@ pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>)
     draft.tidy();
     let tidied = draft.changed;
     let lapsed = draft.to_wake.len();
-    draft.settle(NOBODY, tidied);
+    draft.offer_places(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
     draft.to_wake.truncate(lapsed);
     draft.to_wake.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::to_wake));

@@ -34,25 +34,25 @@ pub(super) struct Queued {
 }
 
 pub(super) struct Awaited<R, S, G> {
-    pub(super) run: R,
+    pub(super) operation: R,
     pub(super) settle: S,
     pub(super) slot: Arc<Slot<G>>,
 }
 
 impl<R: Operation, S, G> Operation for Awaited<R, S, G> {
     fn prepare(&mut self) {
-        self.run.prepare();
+        self.operation.prepare();
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.run.run(txn)
+        self.operation.run(txn)
     }
 }
 
 impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> Job for Awaited<R, S, G> {
     fn finish(self: Box<Self>, result: Result<(), Error>) {
-        let Awaited { run, settle, slot } = *self;
-        slot.fill(settle(run, result));
+        let Awaited { operation, settle, slot } = *self;
+        slot.fill(settle(operation, result));
     }
 
     fn abandoned(&self) -> bool {
@@ -61,23 +61,23 @@ impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) -> G + Send, G: Send> 
 }
 
 pub(super) struct Posted<R, S> {
-    pub(super) run: R,
+    pub(super) operation: R,
     pub(super) settle: S,
 }
 
 impl<R: Operation, S> Operation for Posted<R, S> {
     fn prepare(&mut self) {
-        self.run.prepare();
+        self.operation.prepare();
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.run.run(txn)
+        self.operation.run(txn)
     }
 }
 
 impl<R: Operation + Send, S: FnOnce(R, Result<(), Error>) + Send> Job for Posted<R, S> {
     fn finish(self: Box<Self>, result: Result<(), Error>) {
-        (self.settle)(self.run, result);
+        (self.settle)(self.operation, result);
     }
 
     fn abandoned(&self) -> bool {

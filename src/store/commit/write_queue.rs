@@ -123,7 +123,7 @@ impl WriteQueue {
             return Pending::ready(settle(run, result));
         }
         let slot = Slot::new();
-        self.push(Box::new(Awaited { run, settle, slot: slot.clone() }), true);
+        self.push(Box::new(Awaited { operation: run, settle, slot: slot.clone() }), true);
         Pending::Queued(slot)
     }
 
@@ -139,7 +139,7 @@ impl WriteQueue {
                 let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
             }
             // A disk may be full only for a moment, so the worker thread tries once more.
-            None | Some(Err(_)) => self.push(Box::new(Posted { run, settle }), false),
+            None | Some(Err(_)) => self.push(Box::new(Posted { operation: run, settle }), false),
         }
     }
 
@@ -158,7 +158,7 @@ impl WriteQueue {
             (false, true) => Error::Busy,
             (false, false) => {
                 let slot = Slot::new();
-                self.enqueue(Box::new(Awaited { run, settle, slot: slot.clone() }), true);
+                self.enqueue(Box::new(Awaited { operation: run, settle, slot: slot.clone() }), true);
                 self.worker.notify();
                 return Pending::Queued(slot);
             }
@@ -176,7 +176,7 @@ impl WriteQueue {
         run: R,
         settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
     ) {
-        self.enqueue(Box::new(Posted { run, settle }), false);
+        self.enqueue(Box::new(Posted { operation: run, settle }), false);
     }
 
     /// Whether the gate could not be taken for a whole `patience`, and still cannot. The gate is tried here because,

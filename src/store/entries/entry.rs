@@ -10,7 +10,7 @@ use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The longest part of a name that is kept beside a value, to be read by people and compared on a hit.
-pub(crate) const ECHO_MAX: usize = 256;
+pub(crate) const KEPT_NAME_MAX: usize = 256;
 /// Tags a record can carry.
 pub(crate) const TAGS_MAX: usize = 64;
 
@@ -78,13 +78,13 @@ const ENTRY_HEAD: usize = 96;
 const ENTRY_CHECK: usize = 8;
 
 /// Bytes that [`encode_entry`] adds to a payload at most.
-pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + ECHO_MAX;
+pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + KEPT_NAME_MAX;
 
 /// The bytes of an entry: head, tags, name, payload, checksum. The name makes the row readable from outside.
 pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
-    let name_echo = &name[..name.len().min(ECHO_MAX)];
-    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + name_echo.len() + entry.payload.len() + ENTRY_CHECK);
+    let kept_name = &name[..name.len().min(KEPT_NAME_MAX)];
+    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + kept_name.len() + entry.payload.len() + ENTRY_CHECK);
     out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
     out.push(tags.len() as u8);
     let Life { stored, fresh, revalidate, if_error } = entry.life;
@@ -92,7 +92,7 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend_from_slice(&(name_echo.len() as u16).to_le_bytes());
+    out.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
     out.extend_from_slice(&entry.scope);
     for number in [fresh, revalidate, if_error, entry.spread] {
         out.extend_from_slice(&number.to_le_bytes());
@@ -100,7 +100,7 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     for tag in tags {
         out.extend_from_slice(&tag.to_le_bytes());
     }
-    out.extend_from_slice(name_echo);
+    out.extend_from_slice(kept_name);
     out.extend_from_slice(&entry.payload);
     let check = xxh3_64(&out);
     out.extend_from_slice(&check.to_le_bytes());
@@ -130,7 +130,7 @@ pub(crate) enum Stored {
 /// Decodes the entry of `key` and `name`; the payload is a slice of `bytes`.
 pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     let Some(head) = decode_head(bytes).filter(|_| checksum_holds(bytes)) else { return Stored::Damaged };
-    if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.name_echo) {
+    if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.kept_name) {
         return Stored::Other;
     }
     Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
@@ -148,7 +148,7 @@ impl RowDigest {
 
 /// Everything of an entry but its payload, and the beginning of its name; unchecked against damage of the payload.
 pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<(Entry, &[u8])> {
-    decode_head(bytes).map(|head| (head.entry, head.name_echo))
+    decode_head(bytes).map(|head| (head.entry, head.kept_name))
 }
 
 /// The bytes of an entry with another life and sequence.
@@ -176,7 +176,7 @@ struct Head<'a> {
     entry: Entry,
     echo: u64,
     name_len: u32,
-    name_echo: &'a [u8],
+    kept_name: &'a [u8],
     payload: Range<usize>,
 }
 
@@ -187,7 +187,7 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
     }
     let tags_end = ENTRY_HEAD + body[1] as usize * 8;
     let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
-    let name_echo = body.get(tags_end..name_end)?;
+    let kept_name = body.get(tags_end..name_end)?;
     let entry = Entry {
         life: Life {
             stored: u64_at(body, 10)?,
@@ -204,7 +204,7 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
         is_mark: body[0] == MARK_VERSION,
     };
     let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
-    Some(Head { entry, echo: u64_at(body, 34)?, name_len, name_echo, payload: name_end..body.len() })
+    Some(Head { entry, echo: u64_at(body, 34)?, name_len, kept_name, payload: name_end..body.len() })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The purge rule: which purges match an entry, and what they leave of it.
 
 use super::{
-    entry::{ECHO_MAX, Entry, Life},
+    entry::{Entry, KEPT_NAME_MAX, Life},
     table::{PREFIXED, PURGES, SEQUENCE, SOFT, number},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 use std::ops::Bound;
 
 /// Bytes that a prefix may have: as many as are kept of a name beside its entry.
-pub(crate) const PREFIX_MAX: usize = ECHO_MAX;
+pub(crate) const PREFIX_MAX: usize = KEPT_NAME_MAX;
 
 /// The subject of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,19 +35,28 @@ pub(super) const SOFTLY: u8 = 0x80;
 
 impl Subject {
     pub(super) fn key(&self, soft: bool) -> PurgeKey {
-        let mut key = PurgeKey { bytes: [0; PurgeKey::MAX], len: 1 };
-        let kind = match self {
-            Subject::All => 0,
-            Subject::Scope(scope) => key.push(scope, 1),
-            Subject::Tag(tag) => key.push(&tag.to_be_bytes(), 2),
-            Subject::Name(name) => key.push(name, NAME),
+        let mut key = PurgeKey::of(&[if soft { self.kind() | SOFTLY } else { self.kind() }]);
+        match self {
+            Subject::All => {}
+            Subject::Tag(tag) => key.push(&tag.to_be_bytes()),
+            Subject::Scope(id) | Subject::Name(id) => key.push(id),
             Subject::Prefix(scope, prefix) => {
-                key.push(scope, PREFIX);
-                key.push(&prefix[..prefix.len().min(PREFIX_MAX)], PREFIX)
+                key.push(scope);
+                key.push(&prefix[..prefix.len().min(PREFIX_MAX)]);
             }
-        };
-        key.bytes[0] = if soft { kind | SOFTLY } else { kind };
+        }
         key
+    }
+
+    /// The first byte of its rows.
+    fn kind(&self) -> u8 {
+        match self {
+            Subject::All => 0,
+            Subject::Scope(_) => 1,
+            Subject::Tag(_) => 2,
+            Subject::Name(_) => NAME,
+            Subject::Prefix(..) => PREFIX,
+        }
     }
 }
 
@@ -61,10 +70,9 @@ pub(super) struct PurgeKey {
 impl PurgeKey {
     const MAX: usize = 1 + 16 + PREFIX_MAX;
 
-    fn push<T>(&mut self, bytes: &[u8], then: T) -> T {
+    fn push(&mut self, bytes: &[u8]) {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
-        then
     }
 
     pub(super) fn of(row: &[u8]) -> PurgeKey {

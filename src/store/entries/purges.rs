@@ -79,7 +79,7 @@ impl Operation for Purge {
                 remove(txn, name, None)?;
             }
             (Subject::Name(name), true) => {
-                settle(txn, name)?;
+                apply_purges(txn, name)?;
             }
             _ => {}
         }
@@ -88,7 +88,7 @@ impl Operation for Purge {
 }
 
 /// Rewrites or removes an entry as purges have left it. Returns whether anything was changed.
-pub(super) fn settle(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<bool, Error> {
+pub(super) fn apply_purges(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<bool, Error> {
     let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(false) };
     let standing = match decode_without_payload(bytes) {
         Some((entry, name)) => standing(&txn.reader(), key, name, &entry)?.map(|life| (life, entry)),

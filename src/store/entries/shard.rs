@@ -33,11 +33,11 @@ pub(super) const BITE: usize = 16;
 pub(crate) struct Walk {
     pub(super) at: Option<[u8; 16]>,
     /// The sequence when this round began.
-    pub(super) began: u64,
+    pub(super) round_upto: u64,
     /// The sequence up to which everything has been walked.
-    pub(crate) done: u64,
+    pub(crate) walked_upto: u64,
     /// The purge row up to which all have been looked at.
-    pub(super) purge: Option<PurgeKey>,
+    pub(super) next_purge_row: Option<PurgeKey>,
 }
 
 /// One shard of the stored answers.
@@ -197,7 +197,7 @@ impl Entries {
         }
     }
 
-    pub(crate) fn sequence(&self) -> Result<u64, Error> {
+    pub(crate) fn purge_sequence(&self) -> Result<u64, Error> {
         self.queue.env.read(|reader| number(reader, SEQUENCE))
     }
 
@@ -221,7 +221,7 @@ impl Entries {
     /// after a soft purge, such answers have ended.
     pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
-        let walked = self.walk().done;
+        let walked = self.walk().walked_upto;
         self.queue.delegate(Purge { subject, soft, now, walked }, |_, result| result)
     }
 

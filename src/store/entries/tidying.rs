@@ -3,7 +3,7 @@
 
 use super::{
     purge_rule::{PurgeKey, times},
-    purges::{LONGEST_FLIGHT, settle},
+    purges::{LONGEST_FLIGHT, apply_purges},
     shard::{Entries, Walk},
     table::{ENTRIES, PURGES, SEQUENCE, number},
 };
@@ -40,7 +40,9 @@ impl Entries {
     /// Whether another step is wanted soon: there is a purge to follow, or more to clear away.
     pub(crate) fn is_untidy(&self) -> bool {
         let walk = *self.walk();
-        self.more.load(Relaxed) || walk.at.is_some() || self.sequence().is_ok_and(|sequence| walk.done < sequence)
+        self.more.load(Relaxed)
+            || walk.at.is_some()
+            || self.purge_sequence().is_ok_and(|sequence| walk.walked_upto < sequence)
     }
 }
 
@@ -74,8 +76,8 @@ impl Tidy {
     fn walk_on(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let walk = &mut self.walk;
         if walk.at.is_none() {
-            walk.began = number(&txn.reader(), SEQUENCE)?;
-            if walk.done >= walk.began {
+            walk.round_upto = number(&txn.reader(), SEQUENCE)?;
+            if walk.walked_upto >= walk.round_upto {
                 return Ok(false);
             }
         }
@@ -83,24 +85,24 @@ impl Tidy {
         let keys = txn.rows(ENTRIES, from, STEP, |key, _| <[u8; 16]>::try_from(key).unwrap_or_default())?;
         walk.at = (keys.len() == STEP).then(|| keys[STEP - 1]);
         if walk.at.is_none() {
-            walk.done = walk.began;
+            walk.walked_upto = walk.round_upto;
         }
         let mut changed = false;
         for key in keys {
-            changed |= settle(txn, &key)?;
+            changed |= apply_purges(txn, &key)?;
         }
         Ok(changed)
     }
 
     /// Drops purges whose entries are all gone, and that are older than every computation still under way.
     fn drop_old_purges(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let (done, now) = (self.walk.done, self.now);
-        let from = self.walk.purge.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
+        let (done, now) = (self.walk.walked_upto, self.now);
+        let from = self.walk.next_purge_row.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
         let rows = txn.rows(PURGES, from, PURGES_STEP, |key, row| {
             let (sequence, time) = times(row).next_back().unwrap_or_default();
             (PurgeKey::of(key), sequence <= done && time.saturating_add(2 * LONGEST_FLIGHT) < now)
         })?;
-        self.walk.purge = (rows.len() == PURGES_STEP).then(|| rows[PURGES_STEP - 1].0);
+        self.walk.next_purge_row = (rows.len() == PURGES_STEP).then(|| rows[PURGES_STEP - 1].0);
         let mut changed = false;
         for (key, _) in rows.into_iter().filter(|row| row.1) {
             changed |= txn.delete(PURGES, key.as_bytes())?;

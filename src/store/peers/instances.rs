@@ -126,7 +126,7 @@ impl Instances {
             Some(Known::AliveAt { asked: before, .. }) if asked.saturating_duration_since(*before) < memory => {
                 return false;
             }
-            Some(Known::AliveAt { asked: before, file: Some(file) }) if !may_lock(file) => {
+            Some(Known::AliveAt { asked: before, file: Some(file) }) if !is_unlocked(file) => {
                 *before = asked;
                 return false;
             }
@@ -218,14 +218,14 @@ fn is_known_dead(run: &Path, name: &str) -> bool {
     }
 }
 
-fn may_lock(file: &File) -> bool {
+fn is_unlocked(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockShared).is_ok()
 }
 
 /// Whether no process holds the file, and the file is no copy of one that a process may hold.
 fn is_free(path: &Path) -> io::Result<bool> {
     let file = File::open(path)?;
-    if !may_lock(&file) {
+    if !is_unlocked(&file) {
         return Ok(false);
     }
     let said = io::read_to_string(&file).unwrap_or_default();

@@ -5,8 +5,8 @@ use super::{
     room::Room,
     sequence::Sequence,
     tables::{CELLS, row_key},
-    update::{Local, Transition, Update, beside_the_line},
-    waiting_line,
+    update::{Local, RowTransition, Update, beside_the_line},
+    waiting_line::LineTransition,
 };
 use crate::{
     error::Error,
@@ -52,7 +52,7 @@ impl State {
         table: Table,
         key: Key,
         now: impl Fn() -> u64 + Send + 'static,
-        transition: impl Transition<R>,
+        transition: impl RowTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
@@ -79,7 +79,7 @@ impl State {
         table: Table,
         key: Key,
         now: impl Fn() -> u64 + Send + 'static,
-        transition: impl waiting_line::Transition<R>,
+        transition: impl LineTransition<R>,
         settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
@@ -98,7 +98,7 @@ impl State {
         table: Table,
         key: Key,
         now: impl Fn() -> u64 + Send + 'static,
-        transition: impl waiting_line::Transition<R>,
+        transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let update = Update::new(&self.local, table, key, now, transition);

@@ -5,7 +5,7 @@ use super::{
     room::Room,
     sequence::Sequence,
     tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
-    waiting_line::{self, Rows, Waiter, WaitingLine},
+    waiting_line::{self, LineTransition, Rows, Waiter, WaitingLine},
 };
 use crate::{
     error::Error,
@@ -29,8 +29,8 @@ use std::{
 };
 
 /// An updating function: pure, and re-runnable. `now` is machine time in ns.
-pub(crate) trait Transition<R>: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static {}
-impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> Transition<R> for F {}
+pub(crate) trait RowTransition<R>: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static {}
+impl<R, F: Fn(Found<'_>, u64) -> (R, Change) + Send + 'static> RowTransition<R> for F {}
 
 /// The state that this process keeps beside the rows.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(super) struct Update<C, F, R> {
     outcome: Option<Result<R, Error>>,
     /// The update has run before, in a transaction that failed, mostly for want of room. Now a throttle lists no
     /// waiter.
-    again: bool,
+    is_retry: bool,
 }
 
 /// The outcome of writing an update's row.
@@ -66,7 +66,7 @@ enum Written {
 impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     pub(super) fn new(local: &Arc<Local>, table: Table, key: Key, clock: C, transition: F) -> Self {
         let local = local.clone();
-        Update { local, table, key, clock, now: 0, transition, outcome: None, again: false }
+        Update { local, table, key, clock, now: 0, transition, outcome: None, is_retry: false }
     }
 
     #[inline]
@@ -102,13 +102,13 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     }
 }
 
-impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Operation for Update<C, F, R> {
+impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let again = std::mem::replace(&mut self.again, true);
+        let is_retry = std::mem::replace(&mut self.is_retry, true);
         let bytes = match self.table {
             LOCKS => read_lock(txn, &self.key)?,
             table => txn.get(table, &self.key.hash)?,
@@ -157,7 +157,7 @@ impl<C: Fn() -> u64, F: waiting_line::Transition<R>, R> Operation for Update<C, 
         let stepped = match (steps.is_empty(), self.table) {
             (true, _) => false,
             (false, LOCKS) => waiting_line::step_all(txn, &self.key, steps)?,
-            (false, _) => self.local.room.step(txn, &self.key, self.now, steps, again)?,
+            (false, _) => self.local.room.step(txn, &self.key, self.now, steps, is_retry)?,
         };
         if stepped || matches!(written, Written::Put) {
             let made = self.table == CELLS && before.is_none() && matches!(written, Written::Put);
@@ -212,7 +212,7 @@ impl Rows for Behind<'_> {
 }
 
 /// A transition that does not look at the line and leaves it as it is.
-pub(super) fn beside_the_line<R>(transition: impl Transition<R>) -> impl waiting_line::Transition<R> {
+pub(super) fn beside_the_line<R>(transition: impl RowTransition<R>) -> impl LineTransition<R> {
     move |found: Found<'_>, _: &WaitingLine<'_>, now: u64| {
         let (result, change) = transition(found, now);
         (result, change, Vec::new())

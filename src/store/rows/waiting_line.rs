@@ -103,11 +103,11 @@ impl std::fmt::Debug for WaitingLine<'_> {
 }
 
 /// An updating function that sees the line behind its row: pure, and re-runnable. `now` is machine time in ns.
-pub(crate) trait Transition<R>:
+pub(crate) trait LineTransition<R>:
     Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static
 {
 }
-impl<R, F: Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static> Transition<R> for F {}
+impl<R, F: Fn(Found<'_>, &WaitingLine<'_>, u64) -> (R, Change, Vec<Step>) + Send + 'static> LineTransition<R> for F {}
 
 fn waiter_key(hash: &[u8; 16], turn: u64, ticket: u64) -> WaiterKey {
     let mut key = [0; 32];
@@ -162,7 +162,7 @@ pub(super) fn read(
 const CLEARED: usize = 8;
 
 impl Room {
-    /// Applies the steps; returns whether anything was changed. `crowded`: no row is added, since the transaction
+    /// Applies the steps; returns whether anything was changed. `is_retry`: no row is added, since the transaction
     /// failed before.
     pub(super) fn step(
         &self,
@@ -170,16 +170,16 @@ impl Room {
         key: &Key,
         now: u64,
         steps: Vec<Step>,
-        crowded: bool,
+        is_retry: bool,
     ) -> Result<bool, Error> {
-        let mut changed = !crowded && clear_passed(txn, key, now)?;
+        let mut changed = !is_retry && clear_passed(txn, key, now)?;
         for step in steps {
             changed |= match step {
                 Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
                 Step::Join(waiter) => {
                     // The sweep comes first, whether the waiter is left out or not: it makes room.
                     let swept = self.sweep_waiters(txn, now)?;
-                    let joined = !crowded && waiter.payload.len() <= WAITER_MAX && self.has_room(txn)?;
+                    let joined = !is_retry && waiter.payload.len() <= WAITER_MAX && self.has_room(txn)?;
                     if joined {
                         join(txn, key, &waiter)?;
                     } else {

@@ -23,7 +23,7 @@ fn entry(scope: &Scope, name: &str, payload: impl Into<Bytes>) -> Entry {
         life: Life::without_grace(now, u64::MAX),
         cost: 0,
         spread: 0,
-        sequence: scope.sequence(&key(scope, name)).unwrap(),
+        sequence: scope.purge_sequence(&key(scope, name)).unwrap(),
         scope: scope.id(),
         tags: vec![scope.tag("tag")],
         payload: payload.into(),

@@ -33,7 +33,7 @@ fn store(scope: &Scope, name: &str, tag: &str, sequence: u64) -> Life {
 }
 
 fn begin(scope: &Scope, name: &str) -> u64 {
-    scope.sequence(&key(scope, name)).unwrap()
+    scope.purge_sequence(&key(scope, name)).unwrap()
 }
 
 /// The life of the entry that is there, read in both ways.

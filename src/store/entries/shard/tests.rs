@@ -46,7 +46,7 @@ fn commit(scope: &Scope, name: &str, entry: Entry) {
 }
 
 fn sequence(scope: &Scope, name: &str) -> u64 {
-    scope.sequence(&key(scope, name)).unwrap()
+    scope.purge_sequence(&key(scope, name)).unwrap()
 }
 
 fn has(scope: &Scope, name: &str) -> bool {
