@@ -5,7 +5,7 @@
 //! comes twice when the calendar goes back or a row is damaged. Until the year 2255, or for some 3,000 generations, the
 //! numbers stay below 2^53, so that they survive in JSON and in a double.
 
-use std::time::SystemTime;
+use crate::store::os::boot::since_epoch;
 
 /// How far the sequence leaps after a damaged row. A new generation leaps twice as far.
 pub(crate) const LEAP: u64 = 1 << 40;
@@ -24,6 +24,5 @@ pub(crate) fn after(last: Option<u64>, now: u64) -> u64 {
 
 /// Microseconds since 1970.
 pub(crate) fn calendar() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(MOST)
+    since_epoch() / 1_000
 }

@@ -4,8 +4,8 @@ use super::{
     entry::{Entry, Stored, decode_entry, encode_entry},
     purge_rule::standing,
     purges::as_of_now,
-    shard::{BITE, Entries},
-    table::{ENTRIES, SEQUENCE, footprint, number, put, remove},
+    shard::Entries,
+    table::{BITE, ENTRIES, SEQUENCE, footprint, number, put, remove},
 };
 use crate::{
     error::Error,

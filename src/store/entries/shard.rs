@@ -6,7 +6,7 @@ use super::{
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, as_of_now},
     read_rate::ReadRate,
-    table::{BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
+    table::{BITE, BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
 };
 use crate::{
     error::Error,
@@ -24,9 +24,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
-
-/// Rows that one write clears away, besides the rows whose room it needs.
-pub(super) const BITE: usize = 16;
 
 /// The walk over all entries that follows a purge, after which the purge's row can go.
 #[derive(Clone, Copy, Debug, Default)]

@@ -30,6 +30,9 @@ pub(super) const PREFIXED: &[u8] = b"prefixed";
 /// Computations begun before this sequence are not stored: purges of their names have been forgotten.
 pub(super) const FLOOR: &[u8] = b"floor";
 
+/// Rows that one write clears away, besides the rows whose room it needs.
+pub(super) const BITE: usize = 16;
+
 /// A number of [`META`]; 0 if it is not there.
 pub(super) fn number(reader: &Reader<'_>, name: &[u8]) -> Result<u64, Error> {
     Ok(reader.get(META, name)?.and_then(|bytes| u64_at(bytes, 0)).unwrap_or(0))
@@ -107,12 +110,9 @@ pub(super) fn put(txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8])
     add(txn, BYTES, footprint(bytes.len()) as i64)
 }
 
-/// Entries that are dropped at once to make room.
-const ROOM_ROWS: usize = 16;
-
 /// Called when the map or the disk is full: drops the entries that end first.
 pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
-    let rows = txn.rows(INDEX, Bound::Unbounded, ROOM_ROWS, |key, _| split_index_key(key))?;
+    let rows = txn.rows(INDEX, Bound::Unbounded, BITE, |key, _| split_index_key(key))?;
     for &(expires, key) in &rows {
         remove(txn, &key, Some(expires))?;
     }

@@ -14,6 +14,9 @@ use std::{
 /// The place of the transaction id in a meta page, see [`metas_are_sound`].
 const META_TRANSACTION: usize = 16 + 128;
 
+/// The place of the page size in the first meta page.
+const PAGE_SIZE: usize = 16 + 24;
+
 /// Offsets within a 64-bit LMDB 0.9 meta page, behind the 16-byte page header: magic, version, (address), map size, two
 /// database records of 48 bytes whose first field is the page size and last the root, last page, transaction id.
 pub(super) fn metas_are_sound(head: &[u8], length: u64) -> bool {
@@ -21,10 +24,7 @@ pub(super) fn metas_are_sound(head: &[u8], length: u64) -> bool {
     const NO_PAGE: u64 = u64::MAX;
     let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| u64_at(head, at);
-    let page_size = u32_at(16 + 24).unwrap_or(0);
-    if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
-        return false;
-    }
+    let Some(page_size) = page_size(head) else { return false };
     let meta = |page: usize| {
         let at = page * page_size as usize + 16;
         let last_page = u64_at(at + 120)?;
@@ -45,6 +45,12 @@ pub(super) fn metas_are_sound(head: &[u8], length: u64) -> bool {
             .is_some_and(|bytes| bytes <= length)
 }
 
+/// The page size that the first meta page names, if there can be such pages.
+fn page_size(head: &[u8]) -> Option<u32> {
+    let size = u32::from_le_bytes(head.get(PAGE_SIZE..PAGE_SIZE + 4)?.try_into().ok()?);
+    ((512..=65_536).contains(&size) && size.is_power_of_two()).then_some(size)
+}
+
 /// The two meta pages of a data file, as they are now.
 #[derive(Debug)]
 pub(super) struct Metas {
@@ -60,12 +66,9 @@ unsafe impl Sync for Metas {}
 impl Metas {
     /// Maps the two pages once more, since LMDB does not give out its own map.
     pub(super) fn map(mut data: &File) -> Result<Metas, Error> {
-        let mut head = [0; 16 + 24 + 4];
+        let mut head = [0; PAGE_SIZE + 4];
         data.read_exact(&mut head)?;
-        let page_size = u32::from_le_bytes([head[40], head[41], head[42], head[43]]) as usize;
-        if !(512..=65_536).contains(&page_size) || !page_size.is_power_of_two() {
-            return Err(Error::Damaged);
-        }
+        let page_size = page_size(&head).ok_or(Error::Damaged)? as usize;
         // SAFETY: a new shared mapping, only read; the result is checked. If the file is cut, a process that reads it
         // is killed, here as in LMDB, which begins each transaction with these pages.
         let map = unsafe {
