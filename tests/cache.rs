@@ -322,7 +322,7 @@ fn works(dir: &Path, what: &str) {
 #[test]
 fn files_that_are_short_garbage_empty_or_gone_begin_anew() {
     let _alone = nobody_starts();
-    for environment in ["state-", "entries-"] {
+    for environment in ["/state/", "/entries-"] {
         for name in ["data.mdb", "lock.mdb", "gate"] {
             let garbage: Vec<u8> = (0..100_000_u32).map(|i| (i * 31 % 251) as u8).collect();
             for length in [Some(0), Some(1), Some(40), Some(4096), Some(8192), Some(12_288), Some(20_000), None] {
@@ -376,7 +376,7 @@ fn a_layout_that_is_gone_or_nonsense_begins_anew_unless_somebody_uses_it() {
     assert!(cache.insert("newer", &1).wait().unwrap());
     let numbers = dir.path().join(files(dir.path(), "users")[0].parent().unwrap());
     drop(cache);
-    fs::create_dir(numbers.join(format!("state-{}", u64::MAX))).unwrap();
+    fs::create_dir(numbers.join(format!("state/gen-{}", u64::MAX))).unwrap();
     builder(dir.path()).open().unwrap();
 }
 

@@ -91,7 +91,7 @@ impl Place {
     }
 
     fn state(&self) -> PathBuf {
-        self.home_entry("state-")
+        self.home_entry("state")
     }
 
     fn home(&self) -> PathBuf {
@@ -269,8 +269,9 @@ const CASES: &[(&str, Damage)] = &[
     ("data: replaced by an old copy", |place| place.replace("data.mdb", &place.before)),
     ("data: replaced by garbage", |place| place.replace("data.mdb", &[1; 3 * PAGE])),
     ("data: made unreadable", |place| {
-        place.remove("data.mdb");
-        fs::create_dir(place.state().join("data.mdb")).unwrap();
+        let data = place.file("data.mdb");
+        fs::remove_file(&data).unwrap();
+        fs::create_dir(data).unwrap();
     }),
     ("lock.mdb: removed", |place| place.remove("lock.mdb")),
     ("lock.mdb: replaced by nothing", |place| place.replace("lock.mdb", &[])),

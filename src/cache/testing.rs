@@ -64,14 +64,14 @@ pub(crate) struct Holder {
 
 impl Holder {
     pub(crate) fn of(queue: &WriteQueue) -> Holder {
-        Holder::at(queue.env.path().join("gate"))
+        Holder::at(queue.env.path().with_file_name("gate"))
     }
 
     pub(crate) fn at(path: PathBuf) -> Holder {
         let (release, released) = mpsc::channel::<()>();
         let (hold, held) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let gate = Gate::open(&path, false).unwrap();
+            let gate = Gate::open(&path).unwrap();
             let turn = gate.lock_for(LONG).unwrap().unwrap();
             hold.send(()).unwrap();
             let _ = released.recv();

@@ -22,6 +22,7 @@ impl Chores for Shared {
     fn work(&self) -> Duration {
         // From here on, a new holding notifies the worker, unless it is due later than planned.
         self.planned.store(u64::MAX, SeqCst);
+        self.queues().for_each(|queue| queue.env.change_generation_if_due());
         self.look_after();
         let next = self.holdings.renew(TIDY).min(self.tidy()).min(LOOK);
         self.wake_ups.ensure_listening();
@@ -39,6 +40,7 @@ impl Shared {
         }
         *looked = Instant::now();
         self.state.queue.env.look();
+        self.queues().for_each(|queue| queue.env.remove_old_generations());
         self.instances.keep_own_file();
     }
 

@@ -6,9 +6,9 @@ use super::{
         layout::{Directory, Layout, Wanted},
         registry::{DirectoryId, Registry},
     },
-    entries::{memory_tier::MemoryTier, shard::Entries, table},
+    entries::{memory_tier::MemoryTier, purges, shard::Entries, table},
     events::Events,
-    lmdb::{env::Env, opening::Options},
+    lmdb::{env::Env, generations::Generations, opening::Options},
     os::file_system::FileSystem,
     peers::{
         holdings::Holdings,
@@ -85,10 +85,12 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         if alone {
             instances::clear(&directory.run_path());
         }
-        let state = open_state(directory, layout, alone, settings)?;
+        let state = state_options(directory, layout, settings)?;
+        let state = open_environment(&directory.state_path(), &state, alone, &mut layout.state)?;
+        let options = entries_options(layout, settings);
         let mut entries = Vec::new();
-        for shard in 0..layout.shards as usize {
-            entries.push(open_entries(directory, layout, shard, alone, settings)?);
+        for (generation, shard) in layout.entries.iter_mut().zip(0..) {
+            entries.push(open_environment(&directory.entries_path(shard), &options, alone, generation)?);
         }
         if alone && settings.wanted.sync {
             std::iter::once(&state).chain(&entries).try_for_each(Env::sync)?;
@@ -108,7 +110,11 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     let budget = settings.size / entries.len() as u64;
     let instances = Arc::new(Instances::new(directory.run_path()));
     let sockets = Sockets::new(directory.run_path(), &instances);
-    let queue = |env, make_room| WriteQueue::new(env, settings.patience, worker.clone(), make_room);
+    let queue = |env: Env, make_room| {
+        let notified = worker.clone();
+        env.on_change(move || notified.notify());
+        WriteQueue::new(env, settings.patience, worker.clone(), make_room)
+    };
     Ok(Shared {
         temporary,
         secret: Secret::new(directory.layout().secret),
@@ -144,52 +150,42 @@ fn entries_map(shards: u32) -> usize {
     ENTRIES_MAP / shards as usize / PAGE_MAX * PAGE_MAX
 }
 
-fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {
-    let options = Options {
+fn state_options(directory: &Directory, layout: &Layout, settings: &Settings) -> Result<Options, Error> {
+    Ok(Options {
         tables: &tables::TABLES,
         map_size: usize::try_from(layout.state_size).map_err(|_| Error::Full)?,
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
-        alone,
-        guarded: Some(directory.root()),
-    };
-    open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
+        guarded: Some(directory.root().to_path_buf()),
+        carry_over: None,
+    })
 }
 
-fn open_entries(
-    directory: &Directory,
-    layout: &mut Layout,
-    shard: usize,
-    alone: bool,
-    settings: &Settings,
-) -> Result<Env, Error> {
-    let options = Options {
+fn entries_options(layout: &Layout, settings: &Settings) -> Options {
+    Options {
         tables: &table::TABLES,
         map_size: entries_map(layout.shards),
         write_map: false,
         sync: settings.wanted.sync,
-        alone,
         guarded: None,
-    };
-    open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
-        directory.entries_path(shard, generation)
-    })
+        carry_over: Some(purges::carry_over),
+    }
 }
 
-/// Opens an environment. Damaged files that no other process uses stay behind, and a fresh generation takes their
-/// place.
-fn open_or_begin_anew(
-    directory: &Directory,
-    options: &Options<'_>,
-    generation: &mut u64,
-    path: impl Fn(u64) -> PathBuf,
-) -> Result<Env, Error> {
-    match Env::open(&path(*generation), options) {
-        Err(Error::Damaged) if options.alone => {
-            tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
-            *generation = directory.next_number(*generation);
-            Env::open(&path(*generation), options)
+/// Opens an environment; `generation` is that of the last opening, then the current one. Damaged files that no other
+/// process uses are replaced.
+fn open_environment(path: &Path, options: &Options, alone: bool, generation: &mut u64) -> Result<Env, Error> {
+    let opened = match alone {
+        true => Env::open_alone(path, *generation, options),
+        false => Env::open_beside(path, options),
+    };
+    let env = match opened {
+        Err(Error::Damaged) if alone => {
+            tracing::error!(path = %path.display(), "damaged: starting with empty files");
+            Env::open_alone(path, Generations::of(path).next(*generation), options)?
         }
-        opened => opened,
-    }
+        opened => opened?,
+    };
+    *generation = env.generation();
+    Ok(env)
 }

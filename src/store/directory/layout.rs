@@ -5,8 +5,8 @@
 //! <cache>/<fingerprint>/open.lock      held while a process opens or closes
 //! <cache>/<fingerprint>/users          each user of this build holds a shared flock on it too
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
-//! <cache>/<fingerprint>/state-N/       one LMDB environment a generation: data.mdb, lock.mdb, gate
-//! <cache>/<fingerprint>/entries-K-N/
+//! <cache>/<fingerprint>/state/         an environment: its gate, and gen-N/, one LMDB environment a generation
+//! <cache>/<fingerprint>/entries-K/
 //! <cache>/<fingerprint>/run/           a file for each opening that others may wait for, held by an exclusive flock
 //! ```
 
@@ -35,7 +35,10 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 5;
+const SCHEMA: u32 = 6;
+
+/// The name of the environment of throttle cells and locks.
+const STATE: &str = "state";
 
 /// The fingerprint of a build. Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -58,6 +61,7 @@ pub(crate) struct Layout {
     closed: u64,
     /// Every commit is synced, by every user of this boot.
     synced: bool,
+    /// The generations at the last opening. Since then, later ones may have taken their places.
     pub(crate) state: u64,
     /// The first sequence number of that generation, see [`first_number`].
     pub(crate) numbers: u64,
@@ -78,9 +82,11 @@ impl Layout {
             clean: number("clean")? == 1,
             closed: number("closed")?,
             synced: number("synced")? == 1,
-            state: number("state")?,
+            state: number("state").filter(is_generation)?,
             numbers: number("numbers").filter(|first| (1..=first_number::MOST).contains(first))?,
-            entries: (0..shards).map(|shard| number(&format!("entries-{shard}"))).collect::<Option<_>>()?,
+            entries: (0..shards)
+                .map(|shard| number(&format!("entries-{shard}")).filter(is_generation))
+                .collect::<Option<_>>()?,
         })
     }
 
@@ -106,6 +112,11 @@ impl Layout {
         }
         text
     }
+}
+
+/// Whether a generation may have this number. Each takes the place of files that were lost or have grown too much.
+pub(crate) fn is_generation(number: &u64) -> bool {
+    *number < 1 << 23
 }
 
 /// Whether the file of throttle cells and locks may have this size.
@@ -204,10 +215,10 @@ impl Directory {
                 clean: true,
                 closed: 0,
                 synced: sync,
-                state: fresh_number(&home),
+                state: next_generation(&home.join(STATE)),
                 // Only the calendar tells of the numbers that were drawn under a damaged layout.
                 numbers: first_number::after(text.as_ref().map(|_| 0), first_number::calendar()),
-                entries: vec![fresh_number(&home); shards as usize],
+                entries: (0..shards).map(|shard| next_generation(&entries_path(&home, shard))).collect(),
             },
         };
         let found = layout.state;
@@ -217,16 +228,18 @@ impl Directory {
                 "the cache was made with other sizes than asked for; those are kept"
             );
         }
-        if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
+        if alone && text.is_some() && latest_generation(&home.join(STATE)).is_none_or(|latest| latest < layout.state) {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
-            layout.state = next_number(&home, layout.state);
+            layout.state += 1;
         }
         if layout.boot != boot {
             // Files that were written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
-                layout.state = next_number(&home, layout.state);
-                layout.entries.fill(fresh_number(&home));
+                layout.state = next_generation(&home.join(STATE)).max(layout.state + 1);
+                for (generation, shard) in layout.entries.iter_mut().zip(0..) {
+                    *generation = next_generation(&entries_path(&home, shard)).max(*generation + 1);
+                }
             }
             layout.boot = boot;
             // A calendar that has gone back meanwhile must not take machine time back with it.
@@ -245,7 +258,6 @@ impl Directory {
         }
         directory.layout = layout;
         if alone {
-            directory.remove_old_generations();
             directory.users.let_others_in().map_err(io("its users file"))?;
         }
         Ok((directory, opened))
@@ -259,22 +271,17 @@ impl Directory {
         &self.root
     }
 
-    pub(crate) fn state_path(&self, generation: u64) -> PathBuf {
-        self.home.join(format!("state-{generation}"))
+    pub(crate) fn state_path(&self) -> PathBuf {
+        self.home.join(STATE)
     }
 
-    pub(crate) fn entries_path(&self, shard: usize, generation: u64) -> PathBuf {
-        self.home.join(format!("entries-{shard}-{generation}"))
+    pub(crate) fn entries_path(&self, shard: u32) -> PathBuf {
+        entries_path(&self.home, shard)
     }
 
     /// The directory of the instances' files.
     pub(crate) fn run_path(&self) -> PathBuf {
         self.home.join("run")
-    }
-
-    /// A number that no generation has had, and greater than the given one.
-    pub(crate) fn next_number(&self, generation: u64) -> u64 {
-        next_number(&self.home, generation)
     }
 
     /// Called when this process closes the cache. If it is the last user, `sync` makes the files safe to keep over a
@@ -295,20 +302,6 @@ impl Directory {
         File::open(&new)?.sync_all()?;
         fs::rename(new, self.home.join("layout"))?;
         File::open(&self.home)?.sync_all()
-    }
-
-    fn remove_old_generations(&self) {
-        let layout = &self.layout;
-        let mut current = vec![self.state_path(layout.state)];
-        current
-            .extend(layout.entries.iter().enumerate().map(|(shard, &generation)| self.entries_path(shard, generation)));
-        for entry in fs::read_dir(&self.home).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let is_generation = ["state-", "entries-"].iter().any(|kind| name.to_string_lossy().starts_with(kind));
-            if is_generation && !current.contains(&entry.path()) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
     }
 }
 
@@ -345,14 +338,18 @@ fn check_root(root: &Path) -> Result<(File, FileSystem), String> {
     }
 }
 
-fn fresh_number(home: &Path) -> u64 {
-    let used = fs::read_dir(home).into_iter().flatten().flatten();
-    let highest = used.filter_map(|entry| entry.file_name().to_str()?.rsplit_once('-')?.1.parse::<u64>().ok()).max();
-    highest.map_or(0, |highest| highest.saturating_add(1))
+fn entries_path(home: &Path, shard: u32) -> PathBuf {
+    home.join(format!("entries-{shard}"))
 }
 
-fn next_number(home: &Path, generation: u64) -> u64 {
-    fresh_number(home).max(generation.saturating_add(1))
+/// The latest generation of an environment, whether or not it was ever used.
+fn latest_generation(environment: &Path) -> Option<u64> {
+    let found = fs::read_dir(environment).into_iter().flatten().flatten();
+    found.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("gen-")?.parse().ok()).filter(is_generation).max()
+}
+
+fn next_generation(environment: &Path) -> u64 {
+    latest_generation(environment).map_or(0, |latest| latest + 1)
 }
 
 #[cfg(test)]

@@ -98,6 +98,10 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let (outcome, edit) = (self.edit)(fresh, moment);
         self.outcome = Some(outcome);
         let edit = match edit {
+            Edit::Store(entry) if !self.entries.has_room(footprint(entry.payload.len())) => {
+                self.outcome = Some(Err(Error::Full));
+                Edit::Keep
+            }
             Edit::Store(entry) => match as_of_now(&txn.reader(), key, &self.name, &entry)? {
                 Some(entry) if !entry.life.is_over(self.now) => {
                     remove(txn, key, None)?;

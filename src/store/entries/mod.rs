@@ -1,5 +1,6 @@
 //! Stored answers: their form, their tables, purges, eviction, the memory tier and read rates.
 
+mod budget;
 pub(crate) mod editing;
 pub(crate) mod entry;
 pub(crate) mod memory_tier;

@@ -15,6 +15,7 @@ use crate::{
     store::{
         commit::operation::Operation,
         lmdb::transaction::{Reader, Txn},
+        os::boot::since_epoch,
         record::key::ScopeId,
     },
 };
@@ -85,6 +86,17 @@ impl Operation for Purge {
         }
         Ok(true)
     }
+}
+
+/// Begins the purge sequence of a new generation above that of the one before. Computations that began before are not
+/// stored in it, since it knows of no purge that they may have missed.
+pub(crate) fn carry_over(before: Option<&Reader<'_>>, txn: &mut Txn<'_>) -> Result<(), Error> {
+    // Purges are counted from the calendar on where the sequence is lost. No directory sees a million purges a second for
+    // long, so that is above it.
+    let lost = || since_epoch() / 1_000;
+    let sequence = before.map_or_else(|| Ok(lost()), |before| number(before, SEQUENCE))?.saturating_add(1);
+    txn.put(META, SEQUENCE, &sequence.to_le_bytes())?;
+    txn.put(META, FLOOR, &sequence.to_le_bytes())
 }
 
 /// Rewrites or removes an entry as purges have left it. Returns whether anything was changed.

@@ -1,6 +1,7 @@
 //! One shard of the stored answers: inline reads, writes batched by the worker thread, a byte budget.
 
 use super::{
+    budget::Budget,
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
     memory_tier::{Item, MemoryTier},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
@@ -41,7 +42,7 @@ pub(crate) struct Walk {
 #[derive(Debug)]
 pub(crate) struct Entries {
     pub(crate) queue: WriteQueue,
-    budget: u64,
+    budget: Budget,
     pub(crate) counts: Counts,
     pub(crate) walk: Mutex<Walk>,
     /// A step of tidying is queued. There is one at a time: otherwise steps would pile up behind a gate that stays
@@ -74,7 +75,7 @@ impl Entries {
     pub(crate) fn new(queue: WriteQueue, budget: u64) -> Entries {
         Entries {
             queue,
-            budget,
+            budget: Budget(budget),
             counts: Counts::default(),
             walk: Mutex::default(),
             tidying: AtomicBool::new(false),
@@ -85,7 +86,7 @@ impl Entries {
 
     /// Bytes that a payload may have.
     pub(crate) fn largest(&self) -> usize {
-        usize::try_from(self.budget / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - ENTRY_OVERHEAD
+        usize::try_from(self.budget.0 / 4).unwrap_or(usize::MAX).min(u32::MAX as usize) - ENTRY_OVERHEAD
     }
 
     /// Reads an entry whose life is not over, fresh or not. Returns it with the time at which that was so; or the purge
@@ -226,10 +227,21 @@ impl Entries {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the files have room for so many bytes more. If they have grown too much, a new generation is begun soon.
+    pub(super) fn has_room(&self, incoming: u64) -> bool {
+        let env = &self.queue.env;
+        let (bytes, besides) = (env.bytes(), env.bytes_besides());
+        if bytes > self.budget.of_file(besides) {
+            env.want_rotation();
+        }
+        bytes + besides + incoming <= self.budget.most()
+    }
+
     /// Clears away some entries that have ended and, while `incoming` bytes more would exceed the budget, those that
     /// end first. Returns whether `most` rows were not enough, and whether anything was changed.
     pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
         let mut bytes = number(&txn.reader(), BYTES)?.saturating_add(incoming);
+        let budget = self.budget.of_entries(self.queue.env.bytes_besides());
         let mut cleared = 0;
         while cleared < most {
             // Rows are read a bite at a time: mostly the first one says that nothing need be done.
@@ -238,7 +250,7 @@ impl Entries {
                 return Ok((false, cleared > 0));
             }
             for (expires, key) in rows {
-                if expires > now && bytes <= self.budget {
+                if expires > now && bytes <= budget {
                     return Ok((false, cleared > 0));
                 }
                 if expires > now {

@@ -1,68 +1,150 @@
-//! One LMDB environment.
-
-#![allow(unsafe_code)]
+//! One environment: its gate, and the generation of its files that is in use.
+//!
+//! Another generation takes the place of files that were found damaged, or that have grown too much since a snapshot pins
+//! their pages. Its number stands in the gate's page. Every write, under the gate, and every read compares it with the
+//! generation that this process has open. A process that is behind opens the new one, and closes the old one when none
+//! of its threads uses it any more.
 
 use super::{
     ending_threads,
-    error::from_heed,
-    file_identity::FileIdentity,
-    files::FileState,
+    files::{self, FileState, Files},
     gate::{Gate, Held},
-    opening::{self, Opened, Options},
-    transaction::{Db, Reader, Txn},
+    generation::Generation,
+    generations::{Changing, Generations},
+    opening::{self, Options},
+    transaction::{Reader, Txn},
 };
-use crate::{error::Error, store::os::fork};
-use heed::{RwTxn, WithTls};
-use std::{mem::ManuallyDrop, path::Path, time::Duration};
+use crate::{error::Error, log_limit::LogLimit, store::os::fork};
+use arc_swap::ArcSwap;
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::{Duration, Instant},
+};
 
-/// How long a reader that must pass the gate waits for writers. Its thread blocks meanwhile.
-const AT_THE_GATE: Duration = Duration::from_millis(20);
+/// How long a rotation waits for the gate.
+const ROTATION: Duration = Duration::from_millis(100);
+/// How long an opening waits for another process that replaces damaged files.
+const OPENING: Duration = Duration::from_secs(2);
 
 /// An open environment with its gate.
 pub(crate) struct Env {
-    /// The drop of [`Env`] closes it.
-    heed: ManuallyDrop<heed::Env<WithTls>>,
-    tables: Vec<Db>,
+    current: ArcSwap<Generation>,
     pub(crate) gate: Gate,
-    map_size: usize,
-    /// See [`Opened::shares_pid`].
-    shares_pid: bool,
+    generations: Generations,
+    options: Options,
+    /// Locked while this process changes to another generation.
+    changing: Mutex<()>,
+    /// Generations that this process no longer uses, except in threads that are about to finish.
+    retired: Mutex<Vec<Arc<Generation>>>,
+    /// Bytes on disk of the generations that are no longer current, as of the last look.
+    bytes_besides: AtomicU64,
+    /// A rotation is wanted, though the files are sound.
+    outgrown: AtomicBool,
+    notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    failed: LogLimit,
     /// See [`fork::forks`].
     forks: u32,
-    identity: Option<FileIdentity>,
 }
 
 impl Env {
-    /// Opens an environment. A process that is alone creates it if it is missing.
+    /// Opens an environment that no other process uses, and creates it if it is missing. Its generation is that which the
+    /// gate names, and no earlier one than `at_least`.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the files are not sound. Beside other processes, also if they are not the files that those
-    /// use.
-    pub(crate) fn open(path: &Path, options: &Options<'_>) -> Result<Env, Error> {
-        fork::watch_forks();
-        ending_threads::watch_this_thread();
-        let Opened { heed, tables, gate, files, shares_pid } = opening::open(path, options)?;
-        let identity = options.guarded.map(|root| FileIdentity::new(root, path, files)).transpose()?;
-        Ok(Env {
-            heed: ManuallyDrop::new(heed),
-            tables,
+    /// [`Error::Damaged`] if the files are not sound.
+    pub(crate) fn open_alone(path: &Path, at_least: u64, options: &Options) -> Result<Env, Error> {
+        watch();
+        match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
+            made => made?,
+        }
+        let generations = Generations::of(path);
+        let gate_path = path.join(files::GATE);
+        let named = Gate::last_generation(&gate_path);
+        let number = named.or_else(|| generations.latest_since(at_least)).unwrap_or(at_least).max(at_least);
+        let own = generations.path(number);
+        match DirBuilder::new().recursive(true).mode(0o700).create(&own) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
+            made => made?,
+        }
+        Files::check_kinds(&files::paths(path, &own))?;
+        let gate = Gate::make(&gate_path, number)?;
+        let opened = gate.survive(|| opening::open_alone(&generations, number, options))?;
+        gate.go_on_with(number, &opened.files);
+        if let Some(changing) = generations.begin_change()? {
+            generations.remove_unused(&changing, |other| other == number);
+        }
+        let generation = Generation::new(&generations, number, options, opened)?;
+        Ok(Env::new(generation, gate, generations, options))
+    }
+
+    /// Opens the current generation of an environment that other processes use. One that is damaged is replaced, where
+    /// that is possible.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if the files are not sound, or not the files that the other processes use.
+    pub(crate) fn open_beside(path: &Path, options: &Options) -> Result<Env, Error> {
+        watch();
+        let generations = Generations::of(path);
+        let gate = Gate::open(&path.join(files::GATE))?;
+        let generation = open_or_replace(&generations, options, &gate)?;
+        let env = Env::new(generation, gate, generations, options);
+        env.count_bytes();
+        Ok(env)
+    }
+
+    fn new(generation: Generation, gate: Gate, generations: Generations, options: &Options) -> Env {
+        Env {
+            current: ArcSwap::from_pointee(generation),
             gate,
-            map_size: options.map_size,
-            shares_pid,
+            generations,
+            options: options.clone(),
+            changing: Mutex::default(),
+            retired: Mutex::default(),
+            bytes_besides: AtomicU64::new(0),
+            outgrown: AtomicBool::new(false),
+            notify: OnceLock::new(),
+            failed: LogLimit::new(),
             forks: fork::forks(),
-            identity,
-        })
+        }
+    }
+
+    /// Sets what is called when a rotation is wanted or a generation can be closed: it wakes the thread that will see to
+    /// it.
+    pub(crate) fn on_change(&self, notify: impl Fn() + Send + Sync + 'static) {
+        let _ = self.notify.set(Box::new(notify));
     }
 
     #[cfg(test)]
-    pub(crate) fn path(&self) -> &Path {
-        self.heed.path()
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.current.load().path().to_path_buf()
     }
 
-    /// The last transaction that was committed, by any process. Takes some nanoseconds.
+    /// The number of the generation that this process has open.
+    pub(crate) fn generation(&self) -> u64 {
+        self.current.load().number
+    }
+
+    /// The last transaction that was committed, by any process, over all generations. Takes some nanoseconds.
     pub(crate) fn last_transaction(&self) -> u64 {
-        self.heed.info().last_txn_id as u64
+        let generation = self.current.load();
+        match generation.number == self.gate.generation() {
+            true => generation.last_transaction(),
+            // Nothing that was read before is current.
+            false => u64::MAX,
+        }
     }
 
     /// Whether this process is a forked child of the one that opened the environment.
@@ -73,7 +155,7 @@ impl Env {
     /// Whether the cache's directory was removed or replaced. Held locks can be renewed and released, since other
     /// processes may use the same files, but nothing may be granted.
     pub(crate) fn is_orphaned(&self) -> bool {
-        self.identity.as_ref().is_some_and(FileIdentity::is_orphaned)
+        self.current.load().identity.as_ref().is_some_and(|identity| identity.is_orphaned())
     }
 
     /// Whether the environment was not found damaged, so that its files can be touched.
@@ -91,83 +173,13 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        let result = self.begin().and_then(|rw| {
-            let before = rw.id() as u64 - 1;
-            let mut txn = Txn::new(rw, &self.tables);
-            let (result, changed) = f(&mut txn)?;
-            let commits = changed && txn.commit()?;
-            // The files that were read, or that the commit went to, may have gone back in time meanwhile. Then no
-            // caller gets the result.
-            self.check_time(before + u64::from(commits))?;
-            Ok(result)
-        });
-        if let (Err(Error::Damaged), Some(identity)) = (&result, &self.identity) {
-            self.condemn(identity);
+        self.catch_up()?;
+        let generation = self.current.load();
+        let result = generation.write(&self.gate, f);
+        if matches!(result, Err(Error::Damaged)) {
+            self.condemn(&generation, "damaged");
         }
         result
-    }
-
-    fn begin(&self) -> Result<RwTxn<'_>, Error> {
-        let begun = self.heed.write_txn();
-        if self.identity.is_none() {
-            return begun.map_err(from_heed);
-        }
-        let rw = begun.map_err(|error| match from_heed(error) {
-            Error::Io(error) if error.raw_os_error().is_none_or(|code| code == libc::ENOMEM) => Error::Io(error),
-            // The last page is behind the end of the map, which is smaller than the maps of other processes.
-            Error::Full if self.heed.info().map_size < self.map_size => Error::Full,
-            _ => Error::Damaged,
-        })?;
-        // LMDB takes the number of a transaction from its lock file and the rest from the data file, and does not
-        // compare the two.
-        self.check_time((rw.id() as u64).wrapping_sub(1))?;
-        Ok(rw)
-    }
-
-    /// Fails unless the data file is of the time when this transaction was the last, and no process knows of a later
-    /// one.
-    ///
-    /// One thing has the same numbers and goes unnoticed: a copy of the very last commit, written over the file while the
-    /// next transaction is under way, whose pages are then lost.
-    fn check_time(&self, last: u64) -> Result<(), Error> {
-        let Some(identity) = &self.identity else { return Ok(()) };
-        if identity.metas.end_with(last) && self.gate.is_not_behind(last) { Ok(()) } else { Err(Error::Damaged) }
-    }
-
-    fn condemn(&self, identity: &FileIdentity) {
-        if self.gate.condemn() {
-            tell_of_loss(identity, "damaged");
-        }
-    }
-
-    /// Checks the files if no thread has for a hundredth of a second, so that a file that was cut does not kill this
-    /// process. A thread that holds the gate must not call it.
-    pub(crate) fn look_if_due(&self) {
-        if self.identity.as_ref().is_some_and(FileIdentity::is_due) {
-            self.look();
-        }
-    }
-
-    /// Checks the files.
-    pub(crate) fn look(&self) {
-        let Some(identity) = &self.identity else { return };
-        if self.forked() || self.gate.is_shut() {
-            return;
-        }
-        match identity.look() {
-            FileState::Intact | FileState::Gone => {}
-            FileState::Cut => self.condemn(identity),
-            FileState::CutOff => self.give_up(identity),
-        }
-    }
-
-    /// From now on, this process neither uses nor even touches the environment.
-    fn give_up(&self, identity: &FileIdentity) {
-        if self.gate.shut() {
-            tell_of_loss(identity, "truncated");
-            // Closing it would look into the lock file.
-            std::mem::forget(heed::Env::clone(&self.heed));
-        }
     }
 
     /// Runs `f` in a read transaction. `f` must not begin another one: heed has one reader for each thread.
@@ -175,69 +187,305 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        if self.shares_pid {
-            return self.read_writing(f);
+        self.catch_up()?;
+        let generation = self.current.load();
+        let result = generation.read(&self.gate, f);
+        if matches!(result, Err(Error::Damaged)) {
+            self.condemn(&generation, "damaged");
         }
-        ending_threads::watch_this_thread();
-        let txn = self.heed.read_txn().map_err(from_heed)?;
-        f(&Reader { ro: &txn, tables: &self.tables, seen: txn.id() as u64 })
+        result
     }
 
-    /// As `read`, in a write transaction that is not committed.
-    fn read_writing<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let _held = self.gate.lock_for(AT_THE_GATE)?.ok_or(Error::Busy)?;
-        let txn = self.heed.write_txn().map_err(from_heed)?;
-        // The transaction's own number is that of a commit that will not happen.
-        f(&Reader { ro: &txn, tables: &self.tables, seen: txn.id() as u64 - 1 })
+    /// Opens the current generation, if another process has made a new one. That takes some milliseconds.
+    #[inline]
+    fn catch_up(&self) -> Result<(), Error> {
+        if self.current.load().number == self.gate.generation() {
+            return Ok(());
+        }
+        self.open_current()
+    }
+
+    #[cold]
+    fn open_current(&self) -> Result<(), Error> {
+        let _changing = lock(&self.changing);
+        if self.current.load().number == self.gate.generation() {
+            return Ok(());
+        }
+        let number = self.gate.generation();
+        match open_current(&self.generations, &self.options, &self.gate) {
+            Ok(new) => {
+                self.change_to(new);
+                Ok(())
+            }
+            Err(Error::Damaged) => {
+                if self.gate.condemn(number) {
+                    self.notify();
+                }
+                Err(Error::Damaged)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn change_to(&self, new: Generation) {
+        let old = self.current.swap(Arc::new(new));
+        self.outgrown.store(false, SeqCst);
+        lock(&self.retired).push(old);
+        self.count_bytes();
+        self.notify();
+    }
+
+    fn notify(&self) {
+        if let Some(notify) = self.notify.get() {
+            notify();
+        }
+    }
+
+    fn condemn(&self, generation: &Generation, what: &str) {
+        let rotates = self.options.carry_over.is_some();
+        let path = match &generation.identity {
+            Some(identity) => identity.path(),
+            None if rotates => generation.path(),
+            None => return,
+        };
+        if !self.gate.condemn(generation.number) {
+            return;
+        }
+        let path = path.display();
+        match rotates {
+            true => tracing::error!(%path, "{what}: going on with empty files"),
+            false => tracing::error!(
+                %path,
+                "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
+            ),
+        }
+        self.notify();
+    }
+
+    /// Has another generation take the place of files that have grown too much.
+    pub(crate) fn want_rotation(&self) {
+        if self.options.carry_over.is_some() && !self.outgrown.swap(true, SeqCst) {
+            self.notify();
+        }
+    }
+
+    /// Begins a new generation if the current one was found damaged or has grown too much, and closes those that no thread
+    /// of this process uses any more. For the worker thread.
+    pub(crate) fn change_generation_if_due(&self) {
+        if self.forked() || self.gate.is_shut() {
+            return;
+        }
+        let due = self.gate.is_condemned() || self.outgrown.load(SeqCst);
+        if due
+            && self.options.carry_over.is_some()
+            && let Err(error) = self.rotate()
+            && self.failed.allows()
+        {
+            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+        }
+        let is_unused = |generation: &mut Arc<Generation>| Arc::strong_count(generation) == 1;
+        let finished: Vec<_> = lock(&self.retired).extract_if(.., is_unused).collect();
+        if !finished.is_empty() {
+            drop(finished);
+            self.remove_old_generations();
+        }
+    }
+
+    /// Removes the files of earlier generations that no process uses any more. For the worker thread.
+    pub(crate) fn remove_old_generations(&self) {
+        if self.bytes_besides() == 0 || self.forked() || self.gate.is_shut() {
+            return;
+        }
+        if let Ok(Some(changing)) = self.generations.begin_change() {
+            self.generations.remove_unused(&changing, |number| number == self.gate.generation());
+        }
+        self.count_bytes();
+    }
+
+    fn rotate(&self) -> Result<(), Error> {
+        let Some(right_to_change) = self.generations.begin_change()? else { return Ok(()) };
+        let old = self.current.load_full();
+        if old.number != self.gate.generation() {
+            // Another process has done it.
+            return self.open_current();
+        }
+        let _changing = lock(&self.changing);
+        let made = make_next(&self.generations, &self.options, &self.gate, Some(&old), &right_to_change)?;
+        let Some((new, held)) = made else { return Err(Error::Busy) };
+        tracing::info!(path = %new.path().display(), "new files were begun");
+        drop(old);
+        self.change_to(new);
+        drop(held);
+        Ok(())
+    }
+
+    fn count_bytes(&self) {
+        self.bytes_besides.store(self.generations.bytes_besides(self.gate.generation()), Relaxed);
+    }
+
+    /// Bytes of the current data file.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.current.load().bytes()
+    }
+
+    /// Bytes on disk of the generations that are no longer current, but still used by some process.
+    pub(crate) fn bytes_besides(&self) -> u64 {
+        self.bytes_besides.load(Relaxed)
+    }
+
+    /// Checks the files if no thread has for a hundredth of a second, so that a file that was cut does not kill this
+    /// process. A thread that holds the gate must not call it.
+    pub(crate) fn look_if_due(&self) {
+        if self.current.load().identity.as_ref().is_some_and(|identity| identity.is_due()) {
+            self.look();
+        }
+    }
+
+    /// Checks the files.
+    pub(crate) fn look(&self) {
+        let generation = self.current.load();
+        let Some(identity) = &generation.identity else { return };
+        if self.forked() || self.gate.is_shut() {
+            return;
+        }
+        match identity.look() {
+            FileState::Intact | FileState::Gone => {}
+            FileState::Cut => self.condemn(&generation, "damaged"),
+            FileState::CutOff => self.give_up(&generation),
+        }
+    }
+
+    /// From now on, this process neither uses nor even touches the environment.
+    fn give_up(&self, generation: &Generation) {
+        if self.gate.shut() {
+            tracing::error!(
+                path = %generation.path().display(),
+                "truncated: no lock is granted any more; stop every process that uses the cache, the next one starts with empty \
+                 files"
+            );
+            generation.leave_open();
+        }
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
         if self.gate.is_shut() {
             return Err(Error::Damaged);
         }
-        self.heed.force_sync().map_err(from_heed)
+        self.current.load().sync()?;
+        Ok(self.gate.sync()?)
     }
 
     pub(crate) fn clear_stale_readers(&self) {
         if !self.gate.is_shut() {
-            let _ = self.heed.clear_stale_readers();
+            let _ = self.current.load().heed.clear_stale_readers();
         }
     }
 
     /// Pages of the map.
     pub(crate) fn pages(&self) -> usize {
-        self.map_size / self.heed.unnamed_database_stat().page_size.max(1) as usize
+        self.current.load().pages()
     }
 
     /// Closes the environment and returns when it is closed, so that it can be opened again.
     #[cfg(test)]
     pub(crate) fn close(self) {
-        let closed = heed::Env::clone(&self.heed).prepare_for_closing();
+        let closed = heed::Env::clone(&self.current.load().heed).prepare_for_closing();
         drop(self);
         closed.wait();
     }
 }
 
-impl Drop for Env {
-    fn drop(&mut self) {
-        let _closing = (!self.forked()).then(ending_threads::wait_for_ending_threads);
-        // SAFETY: nothing touches it after the drop.
-        unsafe { ManuallyDrop::drop(&mut self.heed) };
+fn watch() {
+    fork::watch_forks();
+    ending_threads::watch_this_thread();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens the current generation, whichever that is by the time.
+fn open_current(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
+    loop {
+        let number = gate.generation();
+        gate.check()?;
+        let opened = opening::open_beside(generations, number, options, gate)
+            .and_then(|opened| Generation::new(generations, number, options, opened));
+        // Whoever holds a generation that is current keeps its files there.
+        if gate.generation() == number {
+            return opened;
+        }
     }
 }
 
-fn tell_of_loss(identity: &FileIdentity, what: &str) {
-    tracing::error!(
-        path = %identity.path().display(),
-        "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
-    );
+/// Opens the current generation or, if it is damaged, a new one.
+fn open_or_replace(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
+    let deadline = Instant::now() + OPENING;
+    loop {
+        match open_current(generations, options, gate) {
+            Err(Error::Damaged) if options.carry_over.is_some() => {}
+            opened => return opened,
+        }
+        gate.condemn(gate.generation());
+        if let Some(right_to_change) = generations.begin_change()?
+            && let Some((new, _held)) = make_next(generations, options, gate, None, &right_to_change)?
+        {
+            return Ok(new);
+        }
+        // Another process is about to replace it, or is at the gate.
+        if Instant::now() >= deadline {
+            return Err(Error::Busy);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Makes a new generation and, under the gate, the current one. Returns the gate with it, so that the caller goes over to
+/// it before any write. `None`: the gate could not be had.
+fn make_next<'a>(
+    generations: &Generations,
+    options: &Options,
+    gate: &'a Gate,
+    old: Option<&Generation>,
+    changing: &Changing,
+) -> Result<Option<(Generation, Held<'a>)>, Error> {
+    let number = generations.next(gate.generation());
+    generations.make(changing, number)?;
+    let made = opening::open_alone(generations, number, options)
+        .and_then(|opened| Generation::new(generations, number, options, opened))
+        .and_then(|new| {
+            let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
+            let carry_over = |reader: Option<&Reader<'_>>| match options.carry_over {
+                Some(carry_over) => new.fill(|txn| carry_over(reader, txn)),
+                None => Ok(()),
+            };
+            match old.filter(|_| !gate.is_condemned()) {
+                Some(old) => old.read_writing(|reader| carry_over(Some(reader)))?,
+                None => carry_over(None)?,
+            }
+            if options.sync {
+                new.sync()?;
+                File::open(generations.environment())?.sync_all()?;
+            }
+            gate.go_on_with(number, &new.files);
+            if options.sync {
+                gate.sync()?;
+            }
+            Ok(Some((new, held)))
+        });
+    if !matches!(made, Ok(Some(_))) {
+        let _ = std::fs::remove_dir_all(generations.path(number));
+    }
+    made
 }
 
 impl std::fmt::Debug for Env {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Env").field("path", &self.heed.path()).finish_non_exhaustive()
+        f.debug_struct("Env").field("path", &self.current.load().path()).finish_non_exhaustive()
     }
 }
 
+#[cfg(test)]
+mod rotation_tests;
 #[cfg(test)]
 mod tests;

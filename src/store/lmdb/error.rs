@@ -20,8 +20,6 @@ pub(super) fn from_heed(error: heed::Error) -> Error {
             Error::Full
         }
         heed::Error::EnvAlreadyOpened => Error::Busy,
-        // A write failed on the way to the disk. The files are as before; this process would have to open them again.
-        heed::Error::Mdb(MdbError::Panic) => Error::Io(io::Error::other("a write failed: restart the process")),
         _ => Error::Damaged,
     }
 }

@@ -1,7 +1,7 @@
 //! File identity: whether an environment's files are still in their place, and still the same.
 
 use super::{
-    files::{FileState, Files, Id, NAMES, id_of},
+    files::{FileState, Files, Id, id_of},
     metas::Metas,
 };
 use crate::{error::Error, log_limit::LogLimit, store::os::boot::coarse_time};
@@ -22,8 +22,7 @@ pub(crate) struct FileIdentity {
     root: PathBuf,
     root_id: Id,
     orphaned: AtomicBool,
-    /// The environment's directory.
-    path: PathBuf,
+    paths: [PathBuf; Files::COUNT],
     files: Files,
     pub(super) metas: Metas,
     /// When its files were last checked, in ns of [`coarse_time`].
@@ -32,8 +31,12 @@ pub(crate) struct FileIdentity {
 }
 
 impl FileIdentity {
-    pub(crate) fn new(root: &Path, path: &Path, files: Files) -> Result<FileIdentity, Error> {
-        let data = fs::File::open(path.join(NAMES[0]))?;
+    pub(super) fn new(
+        root: &Path,
+        data: &fs::File,
+        paths: [PathBuf; Files::COUNT],
+        files: Files,
+    ) -> Result<FileIdentity, Error> {
         if id_of(&data.metadata()?) != files.ids[0] {
             return Err(Error::Damaged);
         }
@@ -41,16 +44,16 @@ impl FileIdentity {
             root: root.to_path_buf(),
             root_id: id_of(&fs::metadata(root)?),
             orphaned: AtomicBool::new(false),
-            path: path.to_path_buf(),
+            paths,
             files,
-            metas: Metas::map(&data)?,
+            metas: Metas::map(data)?,
             looked: AtomicU64::new(0),
             gone: LogLimit::new(),
         })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.paths[0]
     }
 
     /// Whether the cache's directory is gone from its path, so that another process may have made a new one.
@@ -74,10 +77,10 @@ impl FileIdentity {
                 "removed or replaced while in use: no lock is granted any more; stop every process that uses it"
             );
         }
-        let found = self.files.look(&self.path);
+        let found = self.files.look(&self.paths);
         if found == FileState::Gone && self.gone.allows() {
             tracing::error!(
-                path = %self.path.display(),
+                path = %self.path().display(),
                 "removed or replaced while in use: no other process can join before every one that uses the cache has been \
                  stopped"
             );

@@ -3,20 +3,23 @@
 //! LMDB's own lock has no try and no timeout: a thread of a runtime that waits for it behind a stopped process freezes
 //! its runtime. The gate can be tried, and a thread can wait for it with a bound.
 //!
-//! The page also says what every process must know of the environment: the files that it is made of, the last
-//! transaction that was committed, and whether it was found damaged.
+//! The page also says what every process must know of the environment: its current generation and the files of it, the
+//! last transaction that was committed, and whether the generation was found damaged.
 
 #![allow(unsafe_code)]
 
 use super::files::{Files, GATE_SIZE, Id};
-use crate::{error::Error, store::os::syscalls};
+use crate::{
+    error::Error,
+    store::{os::syscalls, record::row::u64_at},
+};
 use std::{
     cell::UnsafeCell,
-    fs::File,
+    fs::{self, File},
     io,
     io::Write,
     marker::PhantomData,
-    mem::size_of,
+    mem::{offset_of, size_of},
     os::fd::AsRawFd,
     path::Path,
     ptr::NonNull,
@@ -29,11 +32,21 @@ use std::{
 
 #[repr(C)]
 struct Page {
-    /// [`MAGIC`], or [`CONDEMNED`].
+    /// [`MAGIC`].
     magic: AtomicU64,
     mutex: UnsafeCell<libc::pthread_mutex_t>,
     /// How often in a row a thread died while it held the gate, or a process while it opened the environment alone.
     deaths: AtomicU64,
+    /// The number of the current generation, and in the lowest bit which of `sides` describes it: all change in one step.
+    current: AtomicU64,
+    /// The generation that was found damaged, plus one; 0: none.
+    condemned: AtomicU64,
+    sides: [Side; 2],
+}
+
+/// What every process must know of the files of a generation.
+#[repr(C)]
+struct Side {
     map_size: AtomicU64,
     files: [[AtomicU64; 2]; Files::COUNT],
     /// The last transaction that is known to have been committed, by any process.
@@ -44,8 +57,7 @@ struct Page {
 const MAPPED: usize = GATE_SIZE as usize;
 const _: () = assert!(size_of::<Page>() <= MAPPED);
 
-const MAGIC: u64 = u64::from_le_bytes(*b"fldgate2");
-const CONDEMNED: u64 = u64::from_le_bytes(*b"flddmgd2");
+const MAGIC: u64 = u64::from_le_bytes(*b"fldgate3");
 
 /// A process that is killed while it writes leaves sound files behind, so one death says nothing. But damaged files
 /// kill every process that reads them, again and again.
@@ -71,26 +83,58 @@ pub(crate) struct Held<'a> {
 }
 
 impl Gate {
-    /// Maps the gate in `file`. `fresh` makes it anew, which is allowed only while no other process can be using it.
+    /// Maps the gate of an environment that other processes may be using.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the file is no gate, or the gate of an environment that was found damaged.
-    pub(crate) fn open(path: &Path, fresh: bool) -> Result<Gate, Error> {
-        let file = File::options().read(true).write(true).create(fresh).truncate(false).open(path);
-        let file = match file {
-            Err(error) if !fresh && error.kind() == io::ErrorKind::NotFound => return Err(Error::Damaged),
+    /// [`Error::Damaged`] if the file is no gate.
+    pub(crate) fn open(path: &Path) -> Result<Gate, Error> {
+        let file = match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Damaged),
             file => file?,
         };
-        let short = file.metadata()?.len() < GATE_SIZE;
-        if short && !fresh {
+        if file.metadata()?.len() < GATE_SIZE {
             return Err(Error::Damaged);
         }
-        if short {
+        let gate = Gate::map(&file)?;
+        if gate.page().magic.load(Acquire) != MAGIC { Err(Error::Damaged) } else { Ok(gate) }
+    }
+
+    /// Makes the gate for this generation, which is allowed only while no other process can be using it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if the generation was found damaged.
+    pub(crate) fn make(path: &Path, generation: u64) -> Result<Gate, Error> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.len() < GATE_SIZE {
             // Written, not only lengthened: on a full disk, the first touch of a hole would kill the process.
             (&file).write_all(&[0; MAPPED])?;
         }
-        // SAFETY: a new shared mapping of a file that we have just made long enough; the result is checked.
+        let gate = Gate::map(&file)?;
+        let page = gate.page();
+        let sound = page.magic.load(Acquire) == MAGIC;
+        if sound && gate.generation() == generation {
+            if gate.is_condemned() || page.deaths.load(Relaxed) >= DEATHS_MAX {
+                return Err(Error::Damaged);
+            }
+        } else {
+            page.deaths.store(0, Relaxed);
+            page.condemned.store(0, Relaxed);
+            page.current.store(generation << 1, Relaxed);
+        }
+        gate.init()?;
+        Ok(gate)
+    }
+
+    /// The generation that the gate in a file names; `None` if there is no sound gate.
+    pub(crate) fn last_generation(path: &Path) -> Option<u64> {
+        let page = fs::read(path).ok()?;
+        (u64_at(&page, offset_of!(Page, magic))? == MAGIC).then_some(u64_at(&page, offset_of!(Page, current))? >> 1)
+    }
+
+    fn map(file: &File) -> Result<Gate, Error> {
+        // SAFETY: a new shared mapping of a file that the callers have found or made long enough; the result is checked.
         let page = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -105,18 +149,7 @@ impl Gate {
             return Err(io::Error::last_os_error().into());
         }
         let page = NonNull::new(page.cast()).ok_or(io::Error::from(io::ErrorKind::OutOfMemory))?;
-        let gate = Gate { page, shut: AtomicBool::new(false) };
-        let page = gate.page();
-        match (page.magic.load(Acquire), fresh) {
-            (MAGIC, false) => {}
-            (MAGIC, true) if page.deaths.load(Relaxed) < DEATHS_MAX => gate.init()?,
-            (CONDEMNED, _) | (MAGIC, true) | (_, false) => return Err(Error::Damaged),
-            (_, true) => {
-                page.deaths.store(0, Relaxed);
-                gate.init()?;
-            }
-        }
-        Ok(gate)
+        Ok(Gate { page, shut: AtomicBool::new(false) })
     }
 
     fn page(&self) -> &Page {
@@ -144,15 +177,28 @@ impl Gate {
         Ok(())
     }
 
-    /// Writes down the environment's files.
-    pub(crate) fn describe(&self, files: &Files) {
+    /// The current generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.page().current.load(Acquire) >> 1
+    }
+
+    fn side(&self) -> &Side {
         let page = self.page();
-        page.map_size.store(files.map_size, Relaxed);
-        for (kept, id) in page.files.iter().flatten().zip(files.ids.iter().flatten()) {
+        &page.sides[(page.current.load(Acquire) & 1) as usize]
+    }
+
+    /// Makes a generation with these files the current one. The caller holds the gate, or is alone.
+    pub(crate) fn go_on_with(&self, generation: u64, files: &Files) {
+        let page = self.page();
+        let side = page.current.load(Relaxed) & 1 ^ 1;
+        let new = &page.sides[side as usize];
+        new.map_size.store(files.map_size, Relaxed);
+        for (kept, id) in new.files.iter().flatten().zip(files.ids.iter().flatten()) {
             kept.store(*id, Relaxed);
         }
-        // No process is left that knows of a newer transaction.
-        page.newest.store(0, Relaxed);
+        // No process knows of a newer transaction in these files.
+        new.newest.store(0, Relaxed);
+        page.current.store(generation << 1 | side, Release);
     }
 
     /// Whether the last transaction of the data file is not older than one that any process knows of. The caller holds
@@ -162,7 +208,7 @@ impl Gate {
     /// that dies after its commit and before it has raised this number leaves it too low; the next writer makes up for
     /// that.
     pub(crate) fn is_not_behind(&self, last: u64) -> bool {
-        let newest = &self.page().newest;
+        let newest = &self.side().newest;
         let sound = newest.load(Relaxed) <= last;
         if sound {
             newest.store(last, Relaxed);
@@ -170,11 +216,17 @@ impl Gate {
         sound
     }
 
-    /// The files that were written down.
+    /// The files of the current generation.
     pub(crate) fn described(&self) -> Files {
-        let page = self.page();
-        let id = |at: usize| -> Id { [page.files[at][0].load(Relaxed), page.files[at][1].load(Relaxed)] };
-        Files { map_size: page.map_size.load(Relaxed), length: 0, ids: std::array::from_fn(id) }
+        let side = self.side();
+        let id = |at: usize| -> Id { [side.files[at][0].load(Relaxed), side.files[at][1].load(Relaxed)] };
+        Files { map_size: side.map_size.load(Relaxed), length: 0, ids: std::array::from_fn(id) }
+    }
+
+    /// Writes the page to the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        // SAFETY: the mapping is ours and begins at a page.
+        check(unsafe { libc::msync(self.page.as_ptr().cast(), MAPPED, libc::MS_SYNC) })
     }
 
     /// Runs a function in which damaged files may kill this process, and keeps a record of such a death. Only for a
@@ -187,10 +239,15 @@ impl Gate {
         survived
     }
 
-    /// Marks the environment as damaged: from now on, no process gets through. Returns whether this was the first
+    /// Marks a generation as damaged: from now on, no process gets through to it. Returns whether this was the first
     /// report.
-    pub(crate) fn condemn(&self) -> bool {
-        !self.shut.load(Relaxed) && self.page().magic.swap(CONDEMNED, Release) == MAGIC
+    pub(crate) fn condemn(&self, generation: u64) -> bool {
+        !self.is_shut() && self.page().condemned.swap(generation + 1, Release) != generation + 1
+    }
+
+    /// Whether the current generation was found damaged.
+    pub(crate) fn is_condemned(&self) -> bool {
+        !self.is_shut() && self.page().condemned.load(Relaxed) == self.generation() + 1
     }
 
     /// Shuts the gate for this process. Returns whether it was open before.
@@ -202,22 +259,38 @@ impl Gate {
         self.shut.load(Relaxed)
     }
 
-    /// Fails unless the page is sound and says that the environment is sound.
+    /// Fails unless the page is sound and says that the current generation is sound.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.is_shut() || self.page().magic.load(Relaxed) != MAGIC { Err(Error::Damaged) } else { Ok(()) }
+        if !self.is_sound() || self.is_condemned() { Err(Error::Damaged) } else { Ok(()) }
+    }
+
+    /// Whether the page can be used.
+    fn is_sound(&self) -> bool {
+        !self.is_shut() && self.page().magic.load(Relaxed) == MAGIC
     }
 
     /// Takes the gate if no thread holds it. Never blocks.
     pub(crate) fn try_lock(&self) -> Result<Option<Held<'_>>, Error> {
         self.check()?;
         // SAFETY: the mutex was initialised when the gate was made and is mapped until drop.
-        self.taken(unsafe { libc::pthread_mutex_trylock(self.mutex()) })
+        let held = self.taken(unsafe { libc::pthread_mutex_trylock(self.mutex()) })?;
+        self.check().map(|()| held)
     }
 
     /// Waits for the gate, at most for `patience`. It blocks: for the worker thread, for openings, and for readers that
     /// must pass the gate.
     pub(crate) fn lock_for(&self, patience: Duration) -> Result<Option<Held<'_>>, Error> {
         self.check()?;
+        let held = self.lock_whatever_its_state(patience)?;
+        // The generation may have been condemned while we waited.
+        self.check().map(|()| held)
+    }
+
+    /// As `lock_for`, also where the current generation was found damaged.
+    pub(super) fn lock_whatever_its_state(&self, patience: Duration) -> Result<Option<Held<'_>>, Error> {
+        if !self.is_sound() {
+            return Err(Error::Damaged);
+        }
         // SAFETY: as in `try_lock`.
         self.taken(unsafe { syscalls::mutex_lock_for(self.mutex(), patience) })
     }
@@ -235,11 +308,9 @@ impl Gate {
             // Not recoverable, or no mutex at all.
             _ => return Err(Error::Damaged),
         }
-        let held = Held { gate: self, _this_thread: PhantomData };
         let deaths = &self.page().deaths;
         deaths.store(deaths.load(Relaxed).saturating_add(1), Relaxed);
-        // It may have been condemned while we waited.
-        self.check().map(|()| Some(held))
+        Ok(Some(Held { gate: self, _this_thread: PhantomData }))
     }
 }
 
@@ -269,8 +340,8 @@ mod tests {
     #[test]
     fn one_holder_at_a_time_and_a_dead_one_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let gate = Gate::open(&dir.path().join("gate"), true).unwrap();
-        let again = Gate::open(&dir.path().join("gate"), false).unwrap();
+        let gate = Gate::make(&dir.path().join("gate"), 0).unwrap();
+        let again = Gate::open(&dir.path().join("gate")).unwrap();
         let held = gate.try_lock().unwrap().unwrap();
         std::thread::scope(|threads| {
             threads.spawn(|| {
@@ -292,24 +363,27 @@ mod tests {
     fn a_file_that_is_no_gate_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gate");
-        assert!(Gate::open(&path, false).is_err());
+        assert!(Gate::open(&path).is_err());
         assert!(!path.exists());
         std::fs::write(&path, [1; 200]).unwrap();
-        assert!(Gate::open(&path, false).is_err());
-        assert!(Gate::open(&path, true).is_ok());
-        assert!(Gate::open(&path, false).is_ok());
+        assert!(Gate::open(&path).is_err());
+        assert!(Gate::make(&path, 0).is_ok());
+        assert!(Gate::open(&path).is_ok());
     }
 
     #[test]
     fn a_condemned_gate_lets_nobody_through_and_stays_so() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gate");
-        let (gate, again) = (Gate::open(&path, true).unwrap(), Gate::open(&path, false).unwrap());
+        let (gate, again) = (Gate::make(&path, 0).unwrap(), Gate::open(&path).unwrap());
         let held = gate.try_lock().unwrap();
-        assert!(again.condemn() && !gate.condemn(), "once");
+        assert!(again.condemn(0) && !gate.condemn(0), "once");
         drop(held);
         assert!(gate.try_lock().is_err() && again.lock_for(Duration::from_secs(1)).is_err());
-        assert!(Gate::open(&path, false).is_err() && Gate::open(&path, true).is_err());
+        assert!(Gate::open(&path).unwrap().is_condemned() && Gate::make(&path, 0).is_err());
+        gate.go_on_with(1, &gate.described());
+        assert!(!again.is_condemned() && again.try_lock().unwrap().is_some(), "the next generation is sound");
+        assert_eq!(Gate::last_generation(&path), Some(1));
     }
 
     #[test]
@@ -325,16 +399,16 @@ mod tests {
             });
         };
         for _ in 0..2 * DEATHS_MAX {
-            let gate = Gate::open(&path, true).unwrap();
+            let gate = Gate::make(&path, 0).unwrap();
             die(&gate);
             drop(gate.lock_for(Duration::from_secs(5)).unwrap().unwrap());
         }
         for _ in 0..DEATHS_MAX {
-            let gate = Gate::open(&path, true).unwrap();
+            let gate = Gate::make(&path, 0).unwrap();
             // An opening that ends well says nothing of what comes after.
             gate.survive(|| ());
             die(&gate);
         }
-        assert!(matches!(Gate::open(&path, true), Err(Error::Damaged)));
+        assert!(matches!(Gate::make(&path, 0), Err(Error::Damaged)));
     }
 }

@@ -1,4 +1,5 @@
-//! One LMDB environment: its files and their identity, the gate before its writer lock, opening, transactions.
+//! One LMDB environment: the generations of its files and their identity, the gate before its writer lock, opening,
+//! transactions.
 
 mod ending_threads;
 pub(crate) mod env;
@@ -6,6 +7,8 @@ mod error;
 mod file_identity;
 mod files;
 pub(crate) mod gate;
+mod generation;
+pub(crate) mod generations;
 mod metas;
 pub(crate) mod opening;
 pub(crate) mod transaction;

@@ -1,21 +1,22 @@
-//! The opening of an environment. A process that is alone checks and creates it; beside other processes, nothing may be
+//! The opening of a generation. A process that is alone checks and creates it; beside other processes, nothing may be
 //! changed.
 
 #![allow(unsafe_code)]
 
 use super::{
     error::from_heed,
-    files::{FileState, Files, LOCK_SIZE, MAX_READERS},
+    files::{self, FileState, Files, LOCK_SIZE, MAX_READERS},
     gate::Gate,
+    generations::Generations,
     metas::metas_are_sound,
-    transaction::Db,
+    transaction::{Db, Reader, Txn},
 };
 use crate::{error::Error, store::os::syscalls};
 use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithTls};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -26,77 +27,73 @@ const OPENING: Duration = Duration::from_secs(2);
 const METAS: Duration = Duration::from_millis(250);
 
 /// How to open an environment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Options<'a> {
-    pub(crate) tables: &'a [&'static str],
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) tables: &'static [&'static str],
     pub(crate) map_size: usize,
     /// Write straight to the map, its blocks reserved so that a full disk does nothing to it.
     pub(crate) write_map: bool,
     /// Sync every commit.
     pub(crate) sync: bool,
-    /// No other process has it open.
-    pub(crate) alone: bool,
     /// Set where a loss must not go unnoticed: once the environment is found damaged, every process gives it up at
     /// once. The path is the cache's directory, without which the environment is of no use.
-    pub(crate) guarded: Option<&'a Path>,
+    pub(crate) guarded: Option<PathBuf>,
+    /// What a new generation takes over from the one before.
+    pub(crate) carry_over: Option<CarryOver>,
 }
 
-/// The parts of an open environment.
+/// Writes the first rows of a new generation: out of the generation before, if that one can be read.
+pub(crate) type CarryOver = fn(Option<&Reader<'_>>, &mut Txn<'_>) -> Result<(), Error>;
+
+/// The parts of an open generation.
 pub(super) struct Opened {
     pub(super) heed: heed::Env<WithTls>,
     pub(super) tables: Vec<Db>,
-    pub(super) gate: Gate,
+    /// Says that this process uses the generation, see [`Generations::hold`].
+    pub(super) data: File,
     pub(super) files: Files,
     /// A process with the same pid reads it, so this one can read it only in write transactions.
     pub(super) shares_pid: bool,
 }
 
-/// See [`Env::open`](super::env::Env::open).
-pub(super) fn open(path: &Path, options: &Options<'_>) -> Result<Opened, Error> {
-    let gate_path = path.join("gate");
-    if !options.alone {
-        let gate = Gate::open(&gate_path, false)?;
-        let (heed, tables, files, shares_pid) = open_beside(path, options, &gate)?;
-        return Ok(Opened { heed, tables, gate, files, shares_pid });
-    }
-    match fs::DirBuilder::new().recursive(true).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Damaged),
-        made => made?,
-    }
-    Files::check_kinds(path)?;
-    let gate = Gate::open(&gate_path, true)?;
-    let (heed, tables, files, shares_pid) = gate.survive(|| open_alone(path, options, &gate))?;
-    Ok(Opened { heed, tables, gate, files, shares_pid })
-}
-
-type Parts = (heed::Env<WithTls>, Vec<Db>, Files, bool);
-
-/// Creates the files that are missing, and writes down in the gate which files the environment is made of.
-fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
-    let data = path.join("data.mdb");
-    check_before_opening(&data, true)?;
+/// Opens a generation that no other process uses, and creates the files that are missing.
+pub(super) fn open_alone(generations: &Generations, number: u64, options: &Options) -> Result<Opened, Error> {
+    let path = generations.path(number);
+    let paths = files::paths(generations.environment(), &path);
+    let [data, lock, _] = &paths;
+    check_before_opening(data, true)?;
     // LMDB maps this file writable: on a full disk, a reader's first look at a hole would kill the process.
-    reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
-    let (heed, shares_pid) = open_twice(path, options)?;
+    reserve(lock, LOCK_SIZE)?;
+    let (heed, shares_pid) = open_twice(&path, options)?;
     if options.write_map {
-        reserve(&data, options.map_size as u64)?;
+        reserve(data, options.map_size as u64)?;
     }
-    let files = Files::at(path, options.map_size)?;
-    gate.describe(&files);
-    let tables = match find_tables(&heed, gate, options.tables, shares_pid)? {
+    let files = Files::at(&paths, options.map_size)?;
+    let tables = match find_tables(&heed, options.tables)? {
         Some(tables) => tables,
-        None => make_tables(&heed, gate, options.tables)?,
+        None => make_tables(&heed, options.tables)?,
     };
-    Ok((heed, tables, files, shares_pid))
+    let data = generations.hold(number)?;
+    Ok(Opened { heed, tables, data, files, shares_pid })
 }
 
-/// Creates no file and lengthens none: LMDB would make an empty file sound again, and the rows of all processes would
-/// be gone.
-fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, Error> {
-    let data = path.join("data.mdb");
+/// Opens the current generation beside other processes. Creates no file and lengthens none: LMDB would make an empty file
+/// sound again, and the rows of all processes would be gone.
+pub(super) fn open_beside(
+    generations: &Generations,
+    number: u64,
+    options: &Options,
+    gate: &Gate,
+) -> Result<Opened, Error> {
+    let path = generations.path(number);
+    let paths = files::paths(generations.environment(), &path);
+    let data = generations.hold(number).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => Error::Damaged,
+        _ => Error::Io(error),
+    })?;
     let ours = || {
-        let files = Files::at(path, options.map_size).map_err(|_| Error::Damaged)?;
-        let sound = files.are(&gate.described()) && files.look(path) == FileState::Intact;
+        let files = Files::at(&paths, options.map_size).map_err(|_| Error::Damaged)?;
+        let sound = files.are(&gate.described()) && files.look(&paths) == FileState::Intact;
         if sound { Ok(files) } else { Err(Error::Damaged) }
     };
     let length = ours()?.length;
@@ -105,16 +102,22 @@ fn open_beside(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts,
     }
     let deadline = Instant::now() + METAS;
     loop {
-        match check_before_opening(&data, options.write_map) {
+        match check_before_opening(&paths[0], options.write_map) {
             // The meta pages change while they are read.
             Err(Error::Damaged) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             checked => break checked?,
         }
     }
-    let (heed, shares_pid) = open_twice(path, options)?;
+    let (heed, shares_pid) = open_twice(&path, options)?;
     let files = ours()?;
-    let tables = find_tables(&heed, gate, options.tables, shares_pid)?.ok_or(Error::Damaged)?;
-    Ok((heed, tables, files, shares_pid))
+    let tables = match shares_pid {
+        true => {
+            let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+            find_tables_writing(&heed, options.tables)?
+        }
+        false => find_tables(&heed, options.tables)?,
+    };
+    Ok(Opened { heed, tables: tables.ok_or(Error::Damaged)?, data, files, shares_pid })
 }
 
 /// Reserves disk blocks for a file that is mapped writable, where the file system can.
@@ -128,7 +131,7 @@ fn reserve(path: &Path, size: u64) -> Result<(), Error> {
 }
 
 /// Opens the environment, and finds out whether it can be read only in write transactions.
-fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>, bool), Error> {
+fn open_twice(path: &Path, options: &Options) -> Result<(heed::Env<WithTls>, bool), Error> {
     // A dead predecessor with our pid (both are 1 in a container) left reader slots: only closing clears them.
     let first = open_heed(path, options)?;
     let shares_pid = match first.read_txn() {
@@ -146,7 +149,7 @@ fn open_twice(path: &Path, options: &Options<'_>) -> Result<(heed::Env<WithTls>,
     Ok((heed, shares_pid))
 }
 
-fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, Error> {
+fn open_heed(path: &Path, options: &Options) -> Result<heed::Env<WithTls>, Error> {
     let mut flags = EnvFlags::empty();
     if !options.sync {
         flags |= EnvFlags::NO_SYNC;
@@ -178,19 +181,16 @@ fn open_heed(path: &Path, options: &Options<'_>) -> Result<heed::Env<WithTls>, E
 }
 
 /// Opens the tables; `None` if one of them is missing.
-fn find_tables(
-    heed: &heed::Env<WithTls>,
-    gate: &Gate,
-    names: &[&str],
-    shares_pid: bool,
-) -> Result<Option<Vec<Db>>, Error> {
-    let held = if shares_pid { Some(gate.lock_for(OPENING)?.ok_or(Error::Busy)?) } else { None };
-    let find = |name| if held.is_some() { find_table_writing(heed, name) } else { find_table(heed, name) };
-    names.iter().map(|name| find(name)).collect::<heed::Result<_>>().map_err(from_heed)
+fn find_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Option<Vec<Db>>, Error> {
+    names.iter().map(|name| find_table(heed, name)).collect::<heed::Result<_>>().map_err(from_heed)
 }
 
-fn make_tables(heed: &heed::Env<WithTls>, gate: &Gate, names: &[&str]) -> Result<Vec<Db>, Error> {
-    let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+/// As `find_tables`, for a process that cannot begin a read transaction. It holds the gate.
+fn find_tables_writing(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Option<Vec<Db>>, Error> {
+    names.iter().map(|name| find_table_writing(heed, name)).collect::<heed::Result<_>>().map_err(from_heed)
+}
+
+fn make_tables(heed: &heed::Env<WithTls>, names: &[&str]) -> Result<Vec<Db>, Error> {
     names.iter().map(|name| make_table(heed, name).map_err(from_heed)?.ok_or(Error::Damaged)).collect()
 }
 

@@ -20,8 +20,16 @@ pub(crate) struct Reader<'e> {
     pub(super) seen: u64,
 }
 
+/// Bits of a transaction's number within its generation.
+const WITHIN: u32 = 40;
+
+/// The number of a transaction over all generations: those of a later generation are greater.
+pub(super) fn over_all(generation: u64, transaction: u64) -> u64 {
+    generation << WITHIN | transaction
+}
+
 impl<'e> Reader<'e> {
-    /// The last committed transaction that its snapshot contains.
+    /// The last committed transaction that its snapshot contains, over all generations.
     pub(crate) fn seen(&self) -> u64 {
         self.seen
     }
@@ -61,13 +69,14 @@ impl<'e> Reader<'e> {
 pub(crate) struct Txn<'e> {
     rw: RwTxn<'e>,
     tables: &'e [Db],
+    generation: u64,
     written: bool,
     _this_thread: PhantomData<*const ()>,
 }
 
 impl<'e> Txn<'e> {
-    pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db]) -> Txn<'e> {
-        Txn { rw, tables, written: false, _this_thread: PhantomData }
+    pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db], generation: u64) -> Txn<'e> {
+        Txn { rw, tables, generation, written: false, _this_thread: PhantomData }
     }
 
     /// Commits. Returns whether anything was written: LMDB gives no number to a transaction in which nothing was.
@@ -78,12 +87,16 @@ impl<'e> Txn<'e> {
 
     /// A reader, which also sees what this transaction has written.
     pub(crate) fn reader(&self) -> Reader<'_> {
-        Reader { ro: &self.rw, tables: self.tables, seen: self.rw.id() as u64 - 1 }
+        Reader { ro: &self.rw, tables: self.tables, seen: self.last() }
     }
 
     /// The last committed transaction that it sees. `None`: it also sees its own writes, which may never be committed.
     pub(crate) fn seen(&self) -> Option<u64> {
-        (!self.written).then(|| self.rw.id() as u64 - 1)
+        (!self.written).then(|| self.last())
+    }
+
+    fn last(&self) -> u64 {
+        over_all(self.generation, self.rw.id() as u64 - 1)
     }
 
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<&[u8]>, Error> {

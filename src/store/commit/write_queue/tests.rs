@@ -288,7 +288,7 @@ fn nothing_is_lost_or_forgotten_while_another_comes_and_goes() {
     let cache = cache();
     let done = std::sync::atomic::AtomicBool::new(false);
     let gates = [&state(&cache).queue, &cache.handle().shared.entries[0].queue];
-    let gates = gates.map(|queue| Gate::open(&queue.env.path().join("gate"), false).unwrap());
+    let gates = gates.map(|queue| Gate::open(&queue.env.path().with_file_name("gate")).unwrap());
     std::thread::scope(|threads| {
         threads.spawn(|| {
             for turn in 0_u32.. {

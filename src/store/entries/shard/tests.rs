@@ -74,7 +74,7 @@ fn check(cache: &Cache) {
     assert_eq!(index, claimed);
     let bytes: u64 = entries.iter().map(|row| footprint(row.1.len())).sum();
     assert_eq!(shard(cache).size().unwrap(), (entries.len() as u64, bytes));
-    assert!(bytes <= shard(cache).budget);
+    assert!(bytes <= shard(cache).budget.0);
 }
 
 #[tokio::test]

@@ -6,14 +6,19 @@ use crate::{
 use std::fs::{self, File};
 use std::ops::Bound;
 
-const TABLES: [&str; 2] = ["a", "b"];
+pub(super) const TABLES: [&str; 2] = ["a", "b"];
 
-fn options() -> Options<'static> {
-    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, alone: true, guarded: None }
+fn options() -> Options {
+    let carry_over = None;
+    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, guarded: None, carry_over }
+}
+
+fn open(path: &Path) -> Result<Env, Error> {
+    Env::open_alone(path, 0, &options())
 }
 
 fn filled(path: &Path) {
-    let env = Env::open(path, &options()).unwrap();
+    let env = open(path).unwrap();
     let held = env.gate.try_lock().unwrap().unwrap();
     env.write(&held, |txn| {
         for i in 0..200_u32 {
@@ -29,7 +34,7 @@ fn filled(path: &Path) {
 #[test]
 fn what_is_not_committed_is_not_there() {
     let dir = tempfile::tempdir().unwrap();
-    let env = Env::open(dir.path(), &options()).unwrap();
+    let env = open(dir.path()).unwrap();
     let held = env.gate.try_lock().unwrap().unwrap();
     env.write(&held, |txn| txn.put(Table(0), b"kept", b"1").map(|()| ((), true))).unwrap();
     env.write(&held, |txn| txn.put(Table(0), b"aborted", b"1").map(|()| ((), false))).unwrap();
@@ -42,21 +47,21 @@ fn what_is_not_committed_is_not_there() {
 fn truncated_and_garbled_files_are_found_before_they_can_kill_us() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
-    let data = dir.path().join("data.mdb");
+    let data = dir.path().join("gen-0/data.mdb");
     let healthy = fs::read(&data).unwrap();
     assert!(metas_are_sound(&healthy, healthy.len() as u64));
     for length in [1, 100, 4095, 4096, 8191, 8192, healthy.len() / 2, healthy.len() - 4096] {
         fs::write(&data, &healthy[..length]).unwrap();
-        assert!(matches!(Env::open(dir.path(), &options()), Err(Error::Damaged)), "{length} bytes");
+        assert!(matches!(open(dir.path()), Err(Error::Damaged)), "{length} bytes");
     }
     for (at, byte) in [(16, 0), (20, 9), (40, 3), (41, 0), (4096 + 16, 1)] {
         let mut garbled = healthy.clone();
         garbled[at] = byte;
         fs::write(&data, garbled).unwrap();
-        assert!(matches!(Env::open(dir.path(), &options()), Err(Error::Damaged)), "byte {at}");
+        assert!(matches!(open(dir.path()), Err(Error::Damaged)), "byte {at}");
     }
     fs::write(&data, &healthy).unwrap();
-    Env::open(dir.path(), &options()).unwrap().close();
+    open(dir.path()).unwrap().close();
 }
 
 #[test]
@@ -64,12 +69,11 @@ fn beside_others_nothing_is_made_and_only_their_files_are_opened() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("env");
     filled(&path);
-    let beside = Options { alone: false, ..options() };
-    let open = || Env::open(&path, &beside).map(Env::close);
+    let open = || Env::open_beside(&path, &options()).map(Env::close);
     open().unwrap();
-    assert!(matches!(Env::open(&path, &Options { map_size: 1 << 21, ..beside }), Err(Error::Damaged)));
-    for name in ["data.mdb", "lock.mdb", "gate"] {
-        let (file, away) = (path.join(name), dir.path().join(name));
+    assert!(matches!(Env::open_beside(&path, &Options { map_size: 1 << 21, ..options() }), Err(Error::Damaged)));
+    for name in ["gen-0/data.mdb", "gen-0/lock.mdb", "gate"] {
+        let (file, away) = (path.join(name), dir.path().join("away"));
         fs::rename(&file, &away).unwrap();
         assert!(matches!(open(), Err(Error::Damaged)), "{name} is not there");
         assert!(!file.exists());
@@ -88,11 +92,11 @@ fn beside_others_nothing_is_made_and_only_their_files_are_opened() {
 #[test]
 fn an_environment_that_was_put_back_is_damaged_for_everybody_from_then_on() {
     let dir = tempfile::tempdir().unwrap();
-    let (path, data) = (dir.path().join("env"), dir.path().join("env/data.mdb"));
+    let (path, data) = (dir.path().join("env"), dir.path().join("env/gen-0/data.mdb"));
     filled(&path);
     let before = fs::read(&data).unwrap();
-    let guarded = Options { guarded: Some(dir.path()), ..options() };
-    let env = Env::open(&path, &guarded).unwrap();
+    let guarded = Options { guarded: Some(dir.path().to_path_buf()), ..options() };
+    let env = Env::open_alone(&path, 0, &guarded).unwrap();
     let put = |value: &[u8]| {
         let held = env.gate.try_lock()?.unwrap();
         env.write(&held, |txn| txn.put(Table(0), b"x", value).map(|()| ((), true)))
@@ -102,13 +106,13 @@ fn an_environment_that_was_put_back_is_damaged_for_everybody_from_then_on() {
     assert!(matches!(put(b"2"), Err(Error::Damaged)));
     assert!(matches!(put(b"3"), Err(Error::Damaged)));
     env.close();
-    assert!(matches!(Env::open(&path, &guarded), Err(Error::Damaged)), "even alone");
+    assert!(matches!(Env::open_alone(&path, 0, &guarded), Err(Error::Damaged)), "even alone");
 }
 
 #[test]
 fn a_full_map_is_an_error_and_nothing_of_the_batch_stays() {
     let dir = tempfile::tempdir().unwrap();
-    let env = Env::open(dir.path(), &Options { map_size: 1 << 18, ..options() }).unwrap();
+    let env = Env::open_alone(dir.path(), 0, &Options { map_size: 1 << 18, ..options() }).unwrap();
     let held = env.gate.try_lock().unwrap().unwrap();
     let filled = env.write(&held, |txn| {
         for i in 0..10_000_u32 {
@@ -123,19 +127,20 @@ fn a_full_map_is_an_error_and_nothing_of_the_batch_stays() {
 #[test]
 fn spawned_programs_do_not_inherit_the_data_file() {
     let dir = tempfile::tempdir().unwrap();
-    let env = Env::open(dir.path(), &options()).unwrap();
+    let env = open(dir.path()).unwrap();
     let _starting = crate::cache::testing::starting();
     let inherited = std::process::Command::new("ls").args(["-l", "/proc/self/fd"]).output().unwrap();
     // Other tests may be opening their environments at this very moment.
-    let ours = dir.path().join("data.mdb");
+    let ours = dir.path().join("gen-0/data.mdb");
     assert!(!String::from_utf8_lossy(&inherited.stdout).contains(ours.to_str().unwrap()));
     env.close();
 }
 
 /// Opens an environment as `state/` is opened.
 fn guarded(root: &Path, alone: bool) -> Result<Env, Error> {
-    let options = Options { write_map: true, alone, guarded: Some(root), ..options() };
-    Env::open(&root.join("env"), &options)
+    let options = Options { write_map: true, guarded: Some(root.to_path_buf()), ..options() };
+    let path = root.join("env");
+    if alone { Env::open_alone(&path, 0, &options) } else { Env::open_beside(&path, &options) }
 }
 
 fn write<T>(env: &Env, f: impl FnOnce(&mut Txn<'_>) -> (T, bool)) -> Result<T, Error> {
@@ -153,7 +158,7 @@ fn has(env: &Env, key: &[u8]) -> Result<bool, Error> {
 
 /// Cuts the data file and writes its earlier contents over it.
 fn write_again(root: &Path, bytes: &[u8]) {
-    fs::write(root.join("env/data.mdb"), bytes).unwrap();
+    fs::write(root.join("env/gen-0/data.mdb"), bytes).unwrap();
 }
 
 #[test]
@@ -181,7 +186,7 @@ fn older_files_are_found_out_whoever_has_seen_the_newer_ones() {
         let root = tempfile::tempdir().unwrap();
         let env = guarded(root.path(), true).unwrap();
         put(&env, b"ours").unwrap();
-        let before = fs::read(root.path().join("env/data.mdb")).unwrap();
+        let before = fs::read(root.path().join("env/gen-0/data.mdb")).unwrap();
         let mut child = Child::start("store::lmdb::env::tests::child", part, root.path());
         assert_eq!(child.line(), says);
         write_again(root.path(), &before);
@@ -196,7 +201,7 @@ fn older_files_are_found_out_whoever_has_seen_the_newer_ones() {
 fn grown(root: &Path, newer: u8) -> (Env, Vec<u8>) {
     let env = guarded(root, true).unwrap();
     (0..20).for_each(|_| put(&env, b"ours").unwrap());
-    let before = fs::read(root.join("env/data.mdb")).unwrap();
+    let before = fs::read(root.join("env/gen-0/data.mdb")).unwrap();
     (0..newer).for_each(|_| put(&env, b"ours").unwrap());
     (env, before)
 }
@@ -223,9 +228,10 @@ fn a_commit_to_older_files_is_found_out_by_the_next() {
     for newer in 1..9 {
         let root = tempfile::tempdir().unwrap();
         let (env, before) = grown(root.path(), newer);
-        let mut txn = env.heed.write_txn().unwrap();
+        let generation = env.current.load();
+        let mut txn = generation.heed.write_txn().unwrap();
         write_again(root.path(), &before);
-        let put = env.tables[0].put(&mut txn, b"theirs", b"");
+        let put = generation.tables[0].put(&mut txn, b"theirs", b"");
         committed += usize::from(put.and_then(|()| txn.commit()).is_ok());
         assert!(matches!(has(&env, b"ours"), Err(Error::Damaged)), "{newer}");
     }
@@ -262,8 +268,9 @@ fn whoever_is_killed_after_a_commit_leaves_sound_files() {
     let env = guarded(root.path(), true).unwrap();
     for i in 0..9_u8 {
         // A commit, and nothing else.
-        let mut txn = env.heed.write_txn().unwrap();
-        env.tables[0].put(&mut txn, &[i], b"").unwrap();
+        let generation = env.current.load();
+        let mut txn = generation.heed.write_txn().unwrap();
+        generation.tables[0].put(&mut txn, &[i], b"").unwrap();
         txn.commit().unwrap();
         if i % 3 == 0 {
             assert!(has(&env, &[i]).unwrap());
@@ -271,7 +278,7 @@ fn whoever_is_killed_after_a_commit_leaves_sound_files() {
         }
     }
     assert!(env.is_sound());
-    let data = root.path().join("env/data.mdb");
+    let data = root.path().join("env/gen-0/data.mdb");
     let before = fs::read(&data).unwrap();
     put(&env, b"newer").unwrap();
     env.close();

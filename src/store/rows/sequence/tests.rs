@@ -36,9 +36,13 @@ fn next(cache: &Cache) -> u64 {
     draw(cache, "a", 1, Change::Keep, vec![]).unwrap()[0]
 }
 
+/// The layout's file.
+fn layout(cache: &Cache) -> std::path::PathBuf {
+    state(cache).queue.env.path().ancestors().nth(2).unwrap().join("layout")
+}
+
 fn first_of(cache: &Cache) -> u64 {
-    let layout = state(cache).queue.env.path().with_file_name("layout");
-    let text = std::fs::read_to_string(layout).unwrap();
+    let text = std::fs::read_to_string(layout(cache)).unwrap();
     text.lines().find_map(|line| line.strip_prefix("numbers=")).unwrap().parse().unwrap()
 }
 
@@ -96,7 +100,7 @@ fn they_go_on_over_restarts_and_generations() {
     assert!(starts[1] > last && starts[1] >= first_start + 2 * LEAP);
 
     // And one more, since the machine went down and the calendar has gone back as well.
-    let layout = state(&cache).queue.env.path().with_file_name("layout");
+    let layout = layout(&cache);
     drop(cache);
     let future = starts[1] + 1_000 * LEAP;
     let text = std::fs::read_to_string(&layout).unwrap();
