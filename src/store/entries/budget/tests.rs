@@ -63,12 +63,12 @@ fn bytes(below: &Path) -> u64 {
         .sum()
 }
 
-/// Overwrites 17 MiB of values again and again, 340 MiB altogether; returns the greatest size of all files and how many
+/// Overwrites 17 MiB of values again and again, 136 MiB altogether; returns the greatest size of all files and how many
 /// writes were refused.
 fn overwrite(cache: &Cache) -> (u64, usize) {
     let (mut most, mut refused) = (0, 0);
     let (state, value) = (1 << 20, "x".repeat(1 << 20));
-    for round in 0..20 {
+    for round in 0..8 {
         for name in 0..17 {
             refused += usize::from(cache.insert(&name.to_string(), &(round, &value)).wait().is_err());
             most = most.max(bytes(cache.path()) - state);
