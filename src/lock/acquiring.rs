@@ -88,15 +88,15 @@ impl<R: Rule> Acquiring<R> {
 
     fn ask(&mut self, dead: Vec<u64>) {
         let (request, scope, key) = (self.request.clone(), self.scope.clone(), self.key);
-        let held_here = scope.handle().shared.held_here(&key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
         let (label, is_labelled) = (self.label.clone(), !self.label.is_empty());
         let (owner, lease, lost) = (request.owner.clone(), request.lease, self.lost.clone());
+        let here = self.scope.clone();
         self.asking = Some(self.scope.update_line(
             LOCKS,
             key,
             move |found, line, now| {
-                let moment = Moment { now, dead: &dead, held_here: &held_here };
+                let moment = Moment { now, dead: &dead, is_held_here: &|number| here.holds(number) };
                 let (asked, change, steps) = transition::ask(found, line, moment, &request, &label, turn);
                 ((asked, now), change, steps)
             },

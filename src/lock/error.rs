@@ -29,6 +29,7 @@ impl AcquireError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             AcquireError::Busy { retry_after } | AcquireError::QueueFull { retry_after } => *retry_after,
+            AcquireError::Cache(Error::DamagedLock { retry_after }) => Some(*retry_after),
             AcquireError::Cache(_) => None,
         }
     }

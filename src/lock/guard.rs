@@ -97,7 +97,7 @@ impl Guard {
         // The process may have been suspended just now, and the lease be over.
         let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
         let due = Instant::now() + every.saturating_sub(late);
-        held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
+        held.scope.handle().shared.hold(Holding { number: fence, due, every, renew });
         Guard { held, phase: ACQUIRED }
     }
 
@@ -220,7 +220,7 @@ impl HeldLock {
 
     /// Gives up the place, however late, and wakes the waiters that it is offered to.
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
-        self.scope.handle().shared.release(&self.key, self);
+        self.scope.handle().shared.release(self.fence.to_u64(), self);
         let others = std::mem::take(&mut *self.others());
         let leaving =
             Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
@@ -305,7 +305,8 @@ impl Renew for HeldLock {
             },
             move |ours| {
                 let held = &renewing.0;
-                if let Ok(false) = ours {
+                // Once a damaged record is made anew, others are let in.
+                if let Ok(false) | Err(Error::DamagedLock { .. }) = ours {
                     lose(&held.scope, &held.lost);
                 }
             },

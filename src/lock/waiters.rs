@@ -7,6 +7,7 @@ use super::row::{
 };
 use crate::{
     cache::Scope,
+    error::Error,
     store::{Key, LOCKS, Reached, Watch},
 };
 use std::{
@@ -28,18 +29,27 @@ pub(super) fn deliver(scope: &Scope, key: Key, to_wake: Vec<ToWake>) {
 
 /// Offers the places of dead processes, and those whose lease is over, to the waiters.
 fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
-    let held_here = scope.handle().shared.held_here(&key);
     let after = scope.clone();
+    let here = scope.clone();
     scope.post_then(
         LOCKS,
         key,
         move |found, line, now| {
             let (looked, change, steps) =
-                transition::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
+                transition::look(found, line, Moment { now, dead: &dead, is_held_here: &|number| here.holds(number) });
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { to_wake, suspects, next, mark }, now)) = looked else { return };
+            let (Looked { to_wake, suspects, next, mark }, now) = match looked {
+                Ok(looked) => looked,
+                Err(error) => {
+                    if let Error::DamagedLock { .. } = error {
+                        // They are refused, and learn of it when they ask.
+                        after.wake_ups().wake_all(&key);
+                    }
+                    return;
+                }
+            };
             let dead = after.dead_among(&suspects);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {

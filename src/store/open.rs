@@ -17,7 +17,7 @@ use super::{
         wake_ups::WakeUps,
     },
     record::key::Secret,
-    rows::{room, state::State, tables},
+    rows::{room, sequence, state::State, tables},
     shared::{Shared, Tidied},
 };
 use crate::error::Error;
@@ -153,7 +153,19 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         alone,
         guarded: Some(directory.root()),
     };
-    open_or_begin_anew(directory, &options, &mut layout.state, |generation| directory.state_path(generation))
+    let mut generation = layout.state;
+    let state = open_or_begin_anew(directory, &options, &mut generation, |at| directory.state_path(at))?;
+    if generation != layout.state {
+        layout.begin_state(generation);
+    }
+    if state.is_new {
+        sequence::begin(&state.env, layout.numbers)?;
+    } else if alone && !sequence::is_known(&state.env)? {
+        tracing::error!(cache = %directory.root().display(), "the counter of fencing tokens is damaged: it leaps");
+        layout.leap();
+        sequence::begin(&state.env, layout.numbers)?;
+    }
+    Ok(state.env)
 }
 
 fn open_entries(
@@ -171,9 +183,16 @@ fn open_entries(
         alone,
         guarded: None,
     };
-    open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
+    let entries = open_or_begin_anew(directory, &options, &mut layout.entries[shard], |generation| {
         directory.entries_path(shard, generation)
-    })
+    })?;
+    Ok(entries.env)
+}
+
+/// An environment, and whether its files were made by this opening.
+struct Opened {
+    env: Env,
+    is_new: bool,
 }
 
 /// Opens an environment. Damaged files that no other process uses stay behind, and a fresh generation takes their
@@ -183,12 +202,16 @@ fn open_or_begin_anew(
     options: &Options<'_>,
     generation: &mut u64,
     path: impl Fn(u64) -> PathBuf,
-) -> Result<Env, Error> {
-    match Env::open(&path(*generation), options) {
+) -> Result<Opened, Error> {
+    let open = |path: &Path| {
+        let is_new = options.alone && !path.join("data.mdb").exists();
+        Env::open(path, options).map(|env| Opened { env, is_new })
+    };
+    match open(&path(*generation)) {
         Err(Error::Damaged) if options.alone => {
             tracing::error!(path = %path(*generation).display(), "damaged: starting with empty files");
             *generation = directory.next_number(*generation);
-            Env::open(&path(*generation), options)
+            open(&path(*generation))
         }
         opened => opened,
     }

@@ -36,14 +36,14 @@ pub(crate) struct WaitOptions {
     pub(crate) deadline: u64,
 }
 
-/// The time of a transition, and what is known of other instances.
-#[derive(Clone, Copy, Debug)]
+/// The time of a transition, and what is known of instances.
+#[derive(Clone, Copy)]
 pub(crate) struct Moment<'a> {
     pub(crate) now: u64,
     /// Instances that are dead.
     pub(crate) dead: &'a [u64],
-    /// The numbers of this process's guards. Their leases do not end while they live.
-    pub(crate) held_here: &'a [u64],
+    /// Whether a number is that of a guard of this process. Its lease does not end while it lives.
+    pub(crate) is_held_here: &'a dyn Fn(u64) -> bool,
 }
 
 /// A place in the line.

@@ -42,7 +42,7 @@ impl<'a> Draft<'a> {
 
     /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
     pub(super) fn tidy(&mut self) {
-        let Moment { now, dead, held_here } = self.moment;
+        let Moment { now, dead, is_held_here } = self.moment;
         let (to_wake, mut changed) = (&mut self.to_wake, false);
         self.row.places.retain_mut(|place| {
             let is_dead = dead.contains(&place.instance);
@@ -50,7 +50,7 @@ impl<'a> Draft<'a> {
                 return true;
             }
             changed = true;
-            if place.is_held() && !is_dead && held_here.contains(&place.number) {
+            if place.is_held() && !is_dead && is_held_here(place.number) {
                 place.lease = now.saturating_add(STILL_HELD);
                 return true;
             }

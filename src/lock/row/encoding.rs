@@ -221,8 +221,8 @@ impl LockRow {
         payload.extend_from_slice(&self.mean.to_le_bytes());
         self.places.iter().for_each(|place| place.write(&mut payload));
         payload.extend_from_slice(label);
-        let waits = if self.waiting > 0 { now.saturating_add(WAITER) } else { 0 };
-        let expires = self.places.iter().map(|place| place.lease).fold(waits, u64::max);
+        // Whoever waits writes the row again long before it may be swept.
+        let expires = self.places.iter().map(|place| place.lease).fold(now, u64::max);
         Change::Put { expires, tag: self.tag, payload }
     }
 

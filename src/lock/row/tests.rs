@@ -66,7 +66,7 @@ impl Bench {
 
     fn ask<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
         let label = encoding::write_label("scope", b"name");
-        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, request, &label, turn))
+        self.apply(|found, line, now| ask(found, line, Moment { now, dead, is_held_here: &|number| here.contains(&number) }, request, &label, turn))
     }
 
     fn enter<R: Rule>(&mut self, rule: R, owner: u128) -> Answer {
@@ -100,7 +100,7 @@ impl Bench {
     }
 
     fn look(&mut self, dead: &[u64]) -> Looked {
-        self.apply(|found, line, now| look(found, line, Moment { now, dead, held_here: &[] }))
+        self.apply(|found, line, now| look(found, line, Moment { now, dead, is_held_here: &|_| false }))
     }
 
     fn renew(&mut self, number: u64, lease: u64) -> bool {

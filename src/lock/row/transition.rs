@@ -60,7 +60,7 @@ pub(crate) fn release(
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, to_wake: Vec::new() }, Change::Keep, Vec::new());
     };
-    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
     let ours = draft.leave_place(number);
     if ours && offers {
         draft.offer_places(NOBODY, true);
@@ -72,7 +72,7 @@ pub(crate) fn release(
 /// Gives up a turn in the line, or the offer that came of it.
 pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<ToWake>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
-    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
     draft.give_up(number);
     draft.finish(label_of(found))
 }

@@ -35,7 +35,7 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 5;
+const SCHEMA: u32 = 6;
 
 /// The fingerprint of a build. Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -65,6 +65,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Another generation of `state/` begins. Its numbers are above those of the one before.
+    pub(crate) fn begin_state(&mut self, generation: u64) {
+        self.state = generation;
+        self.leap();
+    }
+
+    /// From now on, the numbers are above those that can have been drawn.
+    pub(crate) fn leap(&mut self) {
+        self.numbers = first_number::after(Some(self.numbers), first_number::calendar());
+    }
+
     fn parse(text: &str) -> Option<Layout> {
         let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
         let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
@@ -210,7 +221,6 @@ impl Directory {
                 entries: vec![fresh_number(&home); shards as usize],
             },
         };
-        let found = layout.state;
         if (layout.state_size, layout.shards) != (state_size, shards) {
             tracing::warn!(
                 cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
@@ -219,13 +229,13 @@ impl Directory {
         }
         if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
-            layout.state = next_number(&home, layout.state);
+            layout.begin_state(next_number(&home, layout.state));
         }
         if layout.boot != boot {
             // Files that were written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
-                layout.state = next_number(&home, layout.state);
+                layout.begin_state(next_number(&home, layout.state));
                 layout.entries.fill(fresh_number(&home));
             }
             layout.boot = boot;
@@ -234,9 +244,6 @@ impl Directory {
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
-        if layout.state != found {
-            layout.numbers = first_number::after(Some(layout.numbers), first_number::calendar());
-        }
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
         // Mostly the file says so already: then a full disk is no reason to refuse.

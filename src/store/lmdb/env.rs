@@ -93,7 +93,7 @@ impl Env {
         }
         let result = self.begin().and_then(|rw| {
             let before = rw.id() as u64 - 1;
-            let mut txn = Txn::new(rw, &self.tables);
+            let mut txn = Txn::new(rw, &self.tables, &self.gate);
             let (result, changed) = f(&mut txn)?;
             let commits = changed && txn.commit()?;
             // The files that were read, or that the commit went to, may have gone back in time meanwhile. Then no

@@ -38,14 +38,16 @@ struct Page {
     files: [[AtomicU64; 2]; Files::COUNT],
     /// The last transaction that is known to have been committed, by any process.
     newest: AtomicU64,
+    /// The latest end of a lease that was ever granted, in ns of machine time. It only grows.
+    latest_lease_end: AtomicU64,
 }
 
 /// Bytes of a gate's file that are mapped. A mutex has 40 bytes or 48, as the architecture wants.
 const MAPPED: usize = GATE_SIZE as usize;
 const _: () = assert!(size_of::<Page>() <= MAPPED);
 
-const MAGIC: u64 = u64::from_le_bytes(*b"fldgate2");
-const CONDEMNED: u64 = u64::from_le_bytes(*b"flddmgd2");
+const MAGIC: u64 = u64::from_le_bytes(*b"fldgate3");
+const CONDEMNED: u64 = u64::from_le_bytes(*b"flddmgd3");
 
 /// A process that is killed while it writes leaves sound files behind, so one death says nothing. But damaged files
 /// kill every process that reads them, again and again.
@@ -168,6 +170,19 @@ impl Gate {
             newest.store(last, Relaxed);
         }
         sound
+    }
+
+    /// The latest end of a lease that was ever granted, in ns of machine time.
+    pub(crate) fn latest_lease_end(&self) -> u64 {
+        self.page().latest_lease_end.load(Relaxed)
+    }
+
+    /// Notes the end of a lease that is about to be granted. The caller holds the gate.
+    pub(crate) fn raise_lease_end(&self, end: u64) {
+        let latest = &self.page().latest_lease_end;
+        if latest.load(Relaxed) < end {
+            latest.store(end, Relaxed);
+        }
     }
 
     /// The files that were written down.

@@ -22,6 +22,8 @@ pub(crate) enum Found<'a> {
 }
 
 const ROW_VERSION: u8 = 1;
+/// The version of what stands in place of a row that was found damaged.
+const DAMAGED_VERSION: u8 = 2;
 const ROW_HEAD: usize = 25;
 const ROW_CHECK: usize = 4;
 
@@ -65,6 +67,22 @@ pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
     }
     let row = Row { expires: u64_at(body, 1)?, tag: u64_at(body, 17)?, payload: &body[ROW_HEAD..] };
     Some((u64_at(body, 9)?, row))
+}
+
+/// What is put in place of a row that was found damaged: its name, which is not known, is refused until this machine
+/// time in ns.
+pub(crate) fn damaged_row(until: u64) -> [u8; 13] {
+    let mut bytes = [DAMAGED_VERSION; 13];
+    bytes[1..9].copy_from_slice(&until.to_le_bytes());
+    let check = xxh3_64(&bytes[..9]) as u32;
+    bytes[9..].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+/// Until when the name of such a row is refused; `None` for any other row.
+pub(crate) fn refused_until(bytes: &[u8]) -> Option<u64> {
+    let until = u64_at(bytes, 1)?;
+    (bytes == damaged_row(until)).then_some(until)
 }
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {

@@ -1,10 +1,11 @@
 //! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, `update(key, f)`, recent
 //! refusals and listings.
 
+mod damage;
 pub(crate) mod listing;
 mod recent_refusals;
 pub(crate) mod room;
-mod sequence;
+pub(crate) mod sequence;
 pub(crate) mod state;
 pub(crate) mod tables;
 pub(crate) mod update;

@@ -5,7 +5,10 @@ use crate::{
     error::Error,
     store::{
         lmdb::transaction::{Table, Txn},
-        record::{key::scope_mark, row::decode_any_row},
+        record::{
+            key::scope_mark,
+            row::{decode_any_row, refused_until},
+        },
     },
 };
 use std::{
@@ -149,7 +152,7 @@ fn next_rows<const N: usize>(
 ) -> Result<Vec<([u8; N], u64)>, Error> {
     txn.rows(table, Bound::Excluded(after), most, |key, row| {
         // A cell or waiter that cannot be read means nothing; a lock that cannot be read may be held.
-        let unread = if table == LOCKS { u64::MAX } else { 0 };
+        let unread = if table == LOCKS { refused_until(row).unwrap_or(u64::MAX) } else { 0 };
         let expires = decode_any_row(row).map_or(unread, |(_, row)| row.expires);
         (row_key(key), expires)
     })

@@ -1,6 +1,7 @@
 //! One update of a row of `state/`, as it runs in a transaction.
 
 use super::{
+    damage::{self, LookedUp},
     recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
@@ -14,7 +15,7 @@ use crate::{
         lmdb::transaction::{Table, Txn},
         record::{
             key::Key,
-            row::{Found, Row, decode_any_row, decode_row, with_row},
+            row::{Found, Row, decode_row, with_row},
         },
     },
 };
@@ -26,6 +27,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// An updating function: pure, and re-runnable. `now` is machine time in ns.
@@ -74,6 +76,13 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
         result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
     }
 
+    /// The lock is refused, since nobody knows who holds it. Returns `changed`.
+    fn refuse(&mut self, until: u64, changed: bool) -> bool {
+        let retry_after = Duration::from_nanos(until.saturating_sub(self.now));
+        self.outcome = Some(Err(Error::DamagedLock { retry_after }));
+        changed
+    }
+
     /// Writes the row, which has `before` bytes so far.
     fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
         let (expires, tag, payload) = match change {
@@ -98,6 +107,9 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
             self.outcome = Some(Err(Error::Full));
             return Ok(Written::Refused);
         }
+        if self.table == LOCKS {
+            txn.raise_lease_end(expires);
+        }
         Ok(Written::Put)
     }
 }
@@ -109,18 +121,27 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let is_retry = std::mem::replace(&mut self.is_retry, true);
+        let mut swept = false;
         let bytes = match self.table {
-            LOCKS => read_lock(txn, &self.key)?,
+            LOCKS => match damage::look_up(txn, &self.key.hash, self.now)? {
+                LookedUp::Row(bytes) => bytes,
+                LookedUp::Refused { until } => return Ok(self.refuse(until, false)),
+                LookedUp::Damaged { at } => {
+                    self.local.damaged.fetch_add(1, Relaxed);
+                    let until = damage::mark(txn, &at)?;
+                    if until > self.now {
+                        return Ok(self.refuse(until, true));
+                    }
+                    swept = true;
+                    None
+                }
+            },
             table => txn.get(table, &self.key.hash)?,
         };
         let before = bytes.map(<[u8]>::len);
         let found = decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.local.damaged.fetch_add(1, Relaxed);
-            if self.table == LOCKS {
-                // Its holders are not known, nor for how long they hold it.
-                return Err(Error::Damaged);
-            }
         }
         let rows = Behind { txn, local: &self.local, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
         let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
@@ -138,10 +159,9 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
         {
             self.local.recent.keep(&self.key.hash, seen, bytes);
         }
-        let mut swept = false;
         if self.table == LOCKS {
             let joins = self.local.room.check_joins(txn, &self.key, self.now, &steps)?;
-            swept = joins.0;
+            swept |= joins.0;
             if let Err(error) = joins.1 {
                 self.outcome = Some(Err(error));
                 return Ok(swept);
@@ -164,20 +184,6 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
             self.local.room.sweep(txn, self.now, made)?;
         }
         Ok(swept || drawn.is_some() || stepped || matches!(written, Written::Put | Written::Removed(true)))
-    }
-}
-
-/// The bytes of a lock's row. A row that is not there may have been lost. Damage that makes a key disappear has mostly
-/// garbled its neighbours as well, and the number of rows is written on another page.
-fn read_lock<'a>(txn: &'a Txn<'_>, key: &Key) -> Result<Option<&'a [u8]>, Error> {
-    // A single row is the sequence's, or there is no other row that could have been lost.
-    if txn.len(LOCKS)? <= 1 {
-        return txn.get(LOCKS, &key.hash);
-    }
-    match txn.get_or_beside(LOCKS, &key.hash)? {
-        Ok(row) => Ok(Some(row)),
-        Err(Some(beside)) if decode_any_row(beside).is_some() => Ok(None),
-        Err(_) => Err(Error::Damaged),
     }
 }
 
