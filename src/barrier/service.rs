@@ -134,7 +134,7 @@ impl<L, A> Responder<L, A> {
             Err(error) => error,
         };
         let (reason, retry_after) = match &error {
-            AcquireError::Busy { .. } => (Reason::Busy, error.retry_after()),
+            AcquireError::Busy { .. } | AcquireError::TooManyHolders => (Reason::Busy, error.retry_after()),
             AcquireError::QueueFull { .. } => (Reason::QueueFull, error.retry_after()),
             AcquireError::Cache(_) => (Reason::CacheFailed, error.retry_after()),
         };

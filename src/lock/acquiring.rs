@@ -116,9 +116,10 @@ impl<R: Rule> Acquiring<R> {
                         }
                         Answer::Held(guard)
                     }
-                    Answer::Waiting(turn) => Answer::Waiting(InLine::new(&scope, key, turn)),
+                    Answer::Waiting(turn) => Answer::Waiting(InLine::new(&scope, key, owner, turn)),
                     Answer::Busy => Answer::Busy,
                     Answer::QueueFull => Answer::QueueFull,
+                    Answer::TooManyHolders => Answer::TooManyHolders,
                 };
                 Ok(Attempt { answer, wait: wait.map(Duration::from_nanos), suspects })
             },
@@ -141,6 +142,7 @@ impl<R: Rule> Acquiring<R> {
             }
             Answer::Busy => Some(self.busy()),
             Answer::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
+            Answer::TooManyHolders => Some(AcquireError::TooManyHolders),
         };
         let dead = self.scope.dead_among(&suspects);
         if !dead.is_empty() {

@@ -1,9 +1,12 @@
 //! How the waiters of a lock are woken, and how each process watches over the locks that it waits for.
 
-use super::row::{
-    attempt::{Looked, Moment, Turn},
-    encoding::ToWake,
-    transition,
+use super::{
+    owner::Owner,
+    row::{
+        attempt::{Looked, Moment, Turn},
+        encoding::ToWake,
+        transition,
+    },
 };
 use crate::{
     cache::Scope,
@@ -163,13 +166,14 @@ impl Watch for Watcher {
 pub(super) struct InLine {
     scope: Scope,
     key: Key,
+    owner: Owner,
     pub(super) turn: Turn,
     over: bool,
 }
 
 impl InLine {
-    pub(super) fn new(scope: &Scope, key: Key, turn: Turn) -> InLine {
-        InLine { scope: scope.clone(), key, turn, over: false }
+    pub(super) fn new(scope: &Scope, key: Key, owner: Owner, turn: Turn) -> InLine {
+        InLine { scope: scope.clone(), key, owner, turn, over: false }
     }
 
     /// Ends the place without giving it up: it is taken, or another value stands for it.
@@ -184,10 +188,11 @@ impl Drop for InLine {
             return;
         }
         let (scope, key, number) = (self.scope.clone(), self.key, self.turn.number);
+        let owner = self.owner.clone();
         self.scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| transition::leave(found, line, now, number),
+            move |found, line, now| transition::leave(found, line, now, &owner, number),
             move |to_wake| deliver(&scope, key, to_wake.unwrap_or_default()),
         );
     }

@@ -15,6 +15,8 @@ pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
 pub(crate) struct LockRequest<R> {
     pub(crate) rule: R,
     pub(crate) owner: Owner,
+    /// The owner was made for this request, so it can be inside nowhere.
+    pub(crate) is_new_owner: bool,
     /// In ns.
     pub(crate) lease: u64,
     /// For how many ns it is held at least.
@@ -63,6 +65,8 @@ pub(crate) enum Answer<Held = u64, Waiting = Turn> {
     Busy,
     /// As many wait already as may wait.
     QueueFull,
+    /// The rule must see all holders, and there are more than it may see.
+    TooManyHolders,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

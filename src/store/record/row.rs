@@ -69,20 +69,29 @@ pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
     Some((u64_at(body, 9)?, row))
 }
 
-/// What is put in place of a row that was found damaged: its name, which is not known, is refused until this machine
-/// time in ns.
-pub(crate) fn damaged_row(until: u64) -> [u8; 13] {
-    let mut bytes = [DAMAGED_VERSION; 13];
-    bytes[1..9].copy_from_slice(&until.to_le_bytes());
-    let check = xxh3_64(&bytes[..9]) as u32;
-    bytes[9..].copy_from_slice(&check.to_le_bytes());
-    bytes
+/// What is put in place of a lock's row that was found damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DamagedRow {
+    /// Its name, which is not known, is refused until this machine time in ns.
+    pub(crate) until: u64,
+    /// Its key is sound: somebody has asked for it. A garbled key would mean that another one is missing.
+    pub(crate) has_sound_key: bool,
 }
 
-/// Until when the name of such a row is refused; `None` for any other row.
-pub(crate) fn refused_until(bytes: &[u8]) -> Option<u64> {
-    let until = u64_at(bytes, 1)?;
-    (bytes == damaged_row(until)).then_some(until)
+impl DamagedRow {
+    pub(crate) fn encode(self) -> [u8; 14] {
+        let mut bytes = [DAMAGED_VERSION; 14];
+        bytes[1..9].copy_from_slice(&self.until.to_le_bytes());
+        bytes[9] = self.has_sound_key.into();
+        let check = xxh3_64(&bytes[..10]) as u32;
+        bytes[10..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<DamagedRow> {
+        let row = DamagedRow { until: u64_at(bytes, 1)?, has_sound_key: *bytes.get(9)? == 1 };
+        (bytes == row.encode()).then_some(row)
+    }
 }
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {

@@ -1,7 +1,8 @@
-//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, `update(key, f)`, recent
+//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, holders, `update(key, f)`, recent
 //! refusals and listings.
 
 mod damage;
+pub(crate) mod holders;
 pub(crate) mod listing;
 mod recent_refusals;
 pub(crate) mod room;

@@ -2,11 +2,12 @@
 
 use super::{
     damage::{self, LookedUp},
+    holders::{self, Due, HolderId, HolderRow},
     recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
     tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
-    waiting_line::{self, LineTransition, Rows, Waiter, WaitingLine},
+    waiting_line::{self, LineTransition, Rows, Step, Waiter, WaitingLine},
 };
 use crate::{
     error::Error,
@@ -114,6 +115,33 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     }
 }
 
+impl<C: Fn() -> u64, F: LineTransition<R>, R> Update<C, F, R> {
+    /// Runs the transition; `None`: it panicked.
+    fn decide(
+        &self,
+        txn: &Txn<'_>,
+        found: Found<'_>,
+        mended: Option<&[HolderRow]>,
+    ) -> Result<Option<Decided<R>>, Error> {
+        let rows = Behind {
+            txn,
+            local: &self.local,
+            key: &self.key,
+            last: Cell::new(None),
+            failed: Cell::new(None),
+            is_broken: Cell::new(false),
+            mended,
+        };
+        let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
+        let decided = catch_unwind(AssertUnwindSafe(transition));
+        if let Some(error) = rows.failed.take() {
+            return Err(error);
+        }
+        let (drawn, is_broken) = (rows.last.get(), rows.is_broken.get());
+        Ok(decided.ok().map(|(result, change, steps)| Decided { result, change, steps, drawn, is_broken }))
+    }
+}
+
 impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
@@ -127,8 +155,7 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
                 LookedUp::Row(bytes) => bytes,
                 LookedUp::Refused { until } => return Ok(self.refuse(until, false)),
                 LookedUp::Damaged { at } => {
-                    self.local.damaged.fetch_add(1, Relaxed);
-                    let until = damage::mark(txn, &at)?;
+                    let until = damage::mark(txn, &at, &self.key.hash, &self.local.damaged)?;
                     if until > self.now {
                         return Ok(self.refuse(until, true));
                     }
@@ -143,24 +170,26 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
         if matches!(found, Found::Damaged) {
             self.local.damaged.fetch_add(1, Relaxed);
         }
-        let rows = Behind { txn, local: &self.local, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
-        let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
-        let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
-            self.outcome = Some(Err(Error::Panicked));
-            return Ok(false);
-        };
-        if let Some(error) = rows.failed.take() {
-            return Err(error);
-        }
-        let drawn = rows.last.get();
-        self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
+        let mut decided = self.decide(txn, found, None)?;
+        if let (CELLS, Some(Decided { change: Change::Keep, .. }), Some(bytes)) = (self.table, &decided, bytes)
             && let Some(seen) = txn.seen()
         {
             self.local.recent.keep(&self.key.hash, seen, bytes);
         }
+        if decided.as_ref().is_some_and(|decided| decided.is_broken) {
+            self.local.damaged.fetch_add(1, Relaxed);
+            let left = holders::mend(txn, &self.key)?;
+            swept = true;
+            let found = decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+            decided = self.decide(txn, found, Some(&left))?;
+        }
+        let Some(Decided { result, change, steps, drawn, .. }) = decided else {
+            self.outcome = Some(Err(Error::Panicked));
+            return Ok(swept);
+        };
+        self.outcome = Some(Ok(result));
         if self.table == LOCKS {
-            let joins = self.local.room.check_joins(txn, &self.key, self.now, &steps)?;
+            let joins = self.local.room.check_steps(txn, &self.key, self.now, &steps)?;
             swept |= joins.0;
             if let Err(error) = joins.1 {
                 self.outcome = Some(Err(error));
@@ -187,7 +216,18 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
     }
 }
 
-/// The waiting line behind the row of an update, and the sequence.
+/// What a transition has decided.
+struct Decided<R> {
+    result: R,
+    change: Change,
+    steps: Vec<Step>,
+    /// The last number that was drawn.
+    drawn: Option<u64>,
+    /// Rows of holders are damaged, so it means nothing.
+    is_broken: bool,
+}
+
+/// The waiting line behind the row of an update, its holders, and the sequence.
 struct Behind<'a> {
     txn: &'a Txn<'a>,
     local: &'a Local,
@@ -196,14 +236,29 @@ struct Behind<'a> {
     last: Cell<Option<u64>>,
     /// A failure of a read. The transition does not learn of it, and its answer is then not used.
     failed: Cell<Option<Error>>,
+    is_broken: Cell<bool>,
+    mended: Option<&'a [HolderRow]>,
+}
+
+impl Behind<'_> {
+    fn or_fail<T: Default>(&self, read: Result<T, Error>) -> T {
+        read.unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            T::default()
+        })
+    }
+
+    fn or_miss(&self, row: Option<HolderRow>) -> Option<HolderRow> {
+        if row.is_none() {
+            self.miss();
+        }
+        row
+    }
 }
 
 impl Rows for Behind<'_> {
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
-        waiting_line::read(self.txn, self.key, from, most, &self.local.damaged).unwrap_or_else(|error| {
-            self.failed.set(Some(error));
-            Vec::new()
-        })
+        self.or_fail(waiting_line::read(self.txn, self.key, from, most, &self.local.damaged))
     }
 
     fn number(&self) -> u64 {
@@ -214,6 +269,31 @@ impl Rows for Behind<'_> {
         }) + 1;
         self.last.set(Some(number));
         number
+    }
+
+    fn holder(&self, id: HolderId) -> Option<HolderRow> {
+        self.or_fail(holders::get(self.txn, self.key, id)).and_then(|row| self.or_miss(row))
+    }
+
+    fn holders(&self, owner: Option<u128>, most: usize) -> Vec<HolderRow> {
+        let rows = self.or_fail(holders::rows(self.txn, self.key, owner, most));
+        rows.into_iter().filter_map(|row| self.or_miss(row)).collect()
+    }
+
+    fn due(&self, range: (Due, Due), most: usize) -> Vec<(Due, HolderId)> {
+        self.or_fail(holders::due(self.txn, self.key, range, most))
+    }
+
+    fn miss(&self) {
+        self.is_broken.set(self.mended.is_none());
+    }
+
+    fn mended(&self) -> Option<&[HolderRow]> {
+        self.mended
+    }
+
+    fn latest_lease_end(&self) -> u64 {
+        self.txn.latest_lease_end()
     }
 }
 
