@@ -1,8 +1,8 @@
-//! The cost of a lock: alone, handed over between processes, and while a process waits for it; beside flock(2), and
-//! redis where a `redis-server` is in the path.
+//! The cost of a lock: alone, in a crowd of others, handed over between processes, and while a process waits for it;
+//! beside flock(2), and redis where a `redis-server` is in the path.
 //!
 //! ```text
-//! cargo bench --bench locks            # or one of them: -- alone, -- handover, -- idle
+//! cargo bench --bench locks            # or one of them: -- alone, -- crowd, -- handover, -- idle
 //! ```
 //!
 //! Compare ratios within one run: absolute times differ by half between machines and hours. Caches are in the system's
@@ -15,6 +15,8 @@ mod statistics;
 
 #[path = "support/locks/alone.rs"]
 mod alone;
+#[path = "support/locks/crowd.rs"]
+mod crowd;
 #[path = "support/locks/handover.rs"]
 mod handover;
 #[path = "support/locks/idle.rs"]
@@ -55,6 +57,9 @@ fn main() -> ExitCode {
     let mut aims = Vec::new();
     if wanted("alone") {
         aims.extend(alone::measure(redis.as_ref()));
+    }
+    if wanted("crowd") {
+        aims.extend(crowd::measure());
     }
     if wanted("handover") {
         aims.extend(handover::measure(redis.as_ref()));

@@ -1,6 +1,6 @@
 //! The errors of the cache itself.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 /// An error of the cache.
 ///
@@ -25,6 +25,13 @@ pub enum Error {
     /// processes may still hold locks, so every process that uses the cache has to be stopped; the next one starts with
     /// fresh files.
     Damaged,
+    /// The record of this lock is damaged, so nobody knows who holds it. It is refused until the latest lease that can have
+    /// been granted has ended; other locks are not concerned.
+    #[non_exhaustive]
+    DamagedLock {
+        /// After how long it is granted again.
+        retry_after: Duration,
+    },
     /// The value could not be turned into bytes, or the stored bytes not into the value asked for.
     Codec(String),
     /// The value is larger than the cache takes.
@@ -55,6 +62,11 @@ impl fmt::Display for Error {
             Error::Damaged => f.write_str(
                 "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \
                  cache, the next one starts with fresh files",
+            ),
+            Error::DamagedLock { retry_after } => write!(
+                f,
+                "the record of this lock is damaged: until every lease that can have been granted is over, it is refused; \
+                 try again in {retry_after:?}"
             ),
             Error::Codec(why) => write!(f, "the value does not fit its stored form: {why}"),
             Error::TooLarge { size, limit } => {

@@ -8,6 +8,7 @@ use crate::{
     accessors::to_call_later,
     answer::{Admission, Answer, Http},
     cache::Scope,
+    error::Error,
     lock::{AcquireError, Acquiring, Guard, Lock, LockFactory, Lost},
     name::{All, Name, NameBuf, Named},
     rejection::{Reason, Rejection},
@@ -128,15 +129,20 @@ impl<L, A> Responder<L, A> {
         L: LockFactory<Req>,
         A: Answer<Req, Res, Err>,
     {
-        let (reason, retry_after) = match acquired {
+        let error = match acquired {
             Ok(guard) => return Step::Call(Some(self.hold(guard, request))),
-            Err(AcquireError::Busy { retry_after }) => (Reason::Busy, retry_after),
-            Err(AcquireError::QueueFull { retry_after }) => (Reason::QueueFull, retry_after),
-            Err(AcquireError::Cache(_)) => (Reason::CacheFailed, None),
+            Err(error) => error,
+        };
+        let (reason, retry_after) = match &error {
+            AcquireError::Busy { .. } | AcquireError::TooManyHolders => (Reason::Busy, error.retry_after()),
+            AcquireError::QueueFull { .. } => (Reason::QueueFull, error.retry_after()),
+            AcquireError::Cache(_) => (Reason::CacheFailed, error.retry_after()),
         };
         let failed = reason == Reason::CacheFailed;
         self.scope.note(if failed { Event::BarrierFailed } else { Event::Busy });
-        if failed && self.fail_open {
+        // A lock whose record is damaged may be held, and its cache can be used.
+        let is_unknown = matches!(error, AcquireError::Cache(Error::DamagedLock { .. }));
+        if failed && self.fail_open && !is_unknown {
             return Step::Call(None);
         }
         match self.answer.refuse(request, self.rejection(reason, retry_after)) {

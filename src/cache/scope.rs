@@ -184,6 +184,11 @@ impl Scope {
         self.handle().shared.instances.is_dead_now(instance)
     }
 
+    /// Whether this process has a holding of the number, see `Shared::holds`.
+    pub(crate) fn holds(&self, number: u64) -> bool {
+        self.handle().shared.holds(number)
+    }
+
     /// The waiters of this process.
     pub(crate) fn wake_ups(&self) -> &Arc<WakeUps> {
         &self.handle().shared.wake_ups

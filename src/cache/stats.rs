@@ -78,7 +78,9 @@ pub struct LockStats {
     pub scope: String,
     /// The name of the lock, its first 256 bytes. Bytes that are no UTF-8 are shown as replacement characters.
     pub name: String,
-    /// Its holders, in any order.
+    /// The number of its holders.
+    pub holding: u64,
+    /// Its holders, in any order: the first eight or so, and at most 16 of those beyond.
     pub holders: Vec<HolderStats>,
     /// The number of its waiters.
     pub waiting: u64,

@@ -120,7 +120,8 @@ impl<R: Rule> Acquire<R> {
     ///
     /// # Errors
     ///
-    /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::QueueFull`] if too many wait, and
+    /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::QueueFull`] if too many wait,
+    /// [`AcquireError::TooManyHolders`] if a rule without a demand would have to be shown too many, and
     /// [`AcquireError::Cache`] if the cache cannot be written.
     pub fn acquire(self) -> Acquiring<R> {
         let Acquire { scope, mut first, others: mut rest, rule, options } = self;
@@ -133,6 +134,7 @@ impl<R: Rule> Acquire<R> {
         }
         let request = LockRequest {
             rule,
+            is_new_owner: options.owner.is_none(),
             owner: options.owner.unwrap_or_else(Owner::random),
             lease: nanos(options.lease),
             at_least: nanos(options.at_least),

@@ -88,15 +88,15 @@ impl<R: Rule> Acquiring<R> {
 
     fn ask(&mut self, dead: Vec<u64>) {
         let (request, scope, key) = (self.request.clone(), self.scope.clone(), self.key);
-        let held_here = scope.handle().shared.held_here(&key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
         let (label, is_labelled) = (self.label.clone(), !self.label.is_empty());
         let (owner, lease, lost) = (request.owner.clone(), request.lease, self.lost.clone());
+        let here = self.scope.clone();
         self.asking = Some(self.scope.update_line(
             LOCKS,
             key,
             move |found, line, now| {
-                let moment = Moment { now, dead: &dead, held_here: &held_here };
+                let moment = Moment { now, dead: &dead, is_held_here: &|number| here.holds(number) };
                 let (asked, change, steps) = transition::ask(found, line, moment, &request, &label, turn);
                 ((asked, now), change, steps)
             },
@@ -116,9 +116,10 @@ impl<R: Rule> Acquiring<R> {
                         }
                         Answer::Held(guard)
                     }
-                    Answer::Waiting(turn) => Answer::Waiting(InLine::new(&scope, key, turn)),
+                    Answer::Waiting(turn) => Answer::Waiting(InLine::new(&scope, key, owner, turn)),
                     Answer::Busy => Answer::Busy,
                     Answer::QueueFull => Answer::QueueFull,
+                    Answer::TooManyHolders => Answer::TooManyHolders,
                 };
                 Ok(Attempt { answer, wait: wait.map(Duration::from_nanos), suspects })
             },
@@ -141,6 +142,7 @@ impl<R: Rule> Acquiring<R> {
             }
             Answer::Busy => Some(self.busy()),
             Answer::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),
+            Answer::TooManyHolders => Some(AcquireError::TooManyHolders),
         };
         let dead = self.scope.dead_among(&suspects);
         if !dead.is_empty() {

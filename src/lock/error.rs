@@ -20,6 +20,9 @@ pub enum AcquireError {
         /// As of [`Busy`](AcquireError::Busy).
         retry_after: Option<Duration>,
     },
+    /// The [rule](crate::lock::Rule) must be shown all holders, and they are more than the 1,000 that it may be shown. Give it
+    /// a [`demand`](crate::lock::Rule::demand).
+    TooManyHolders,
     /// The cache could not be used.
     Cache(Error),
 }
@@ -29,7 +32,8 @@ impl AcquireError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             AcquireError::Busy { retry_after } | AcquireError::QueueFull { retry_after } => *retry_after,
-            AcquireError::Cache(_) => None,
+            AcquireError::Cache(Error::DamagedLock { retry_after }) => Some(*retry_after),
+            AcquireError::TooManyHolders | AcquireError::Cache(_) => None,
         }
     }
 }
@@ -39,6 +43,9 @@ impl fmt::Display for AcquireError {
         match self {
             AcquireError::Busy { .. } => f.write_str("the lock was not free in time"),
             AcquireError::QueueFull { .. } => f.write_str("too many wait for the lock already"),
+            AcquireError::TooManyHolders => {
+                f.write_str("the lock's rule must see all holders, and they are more than 1,000: give it a `demand`")
+            }
             AcquireError::Cache(error) => error.fmt(f),
         }
     }
@@ -47,7 +54,7 @@ impl fmt::Display for AcquireError {
 impl std::error::Error for AcquireError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            AcquireError::Busy { .. } | AcquireError::QueueFull { .. } => None,
+            AcquireError::Busy { .. } | AcquireError::QueueFull { .. } | AcquireError::TooManyHolders => None,
             AcquireError::Cache(error) => Some(error),
         }
     }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cache::Scope,
     error::Error,
-    store::{Change, Event, Holding, Key, LOCKS, Pending, Renew, Slot, block_on},
+    store::{Change, Event, HolderId, Holding, Key, LOCKS, Pending, Renew, Slot, block_on},
 };
 use std::{
     fmt,
@@ -97,7 +97,7 @@ impl Guard {
         // The process may have been suspended just now, and the lease be over.
         let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
         let due = Instant::now() + every.saturating_sub(late);
-        held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
+        held.scope.handle().shared.hold(Holding { number: fence, due, every, renew });
         Guard { held, phase: ACQUIRED }
     }
 
@@ -210,6 +210,10 @@ impl fmt::Debug for Hold {
 }
 
 impl HeldLock {
+    fn place(&self) -> HolderId {
+        HolderId { owner: self.owner.0, number: self.fence.to_u64() }
+    }
+
     fn others(&self) -> MutexGuard<'_, Vec<Guard>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,10 +224,10 @@ impl HeldLock {
 
     /// Gives up the place, however late, and wakes the waiters that it is offered to.
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
-        self.scope.handle().shared.release(&self.key, self);
+        self.scope.handle().shared.release(self.fence.to_u64(), self);
         let others = std::mem::take(&mut *self.others());
         let leaving =
-            Leaving { scope: self.scope.clone(), key: self.key, number: self.fence.to_u64(), lost: self.lost.clone() };
+            Leaving { scope: self.scope.clone(), key: self.key, place: self.place(), lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
             // Waiters find out later. The place must not stay taken because there is no room for the offers.
             Err(Error::Full) => leaving.post(false, |_, released| then(released)),
@@ -254,18 +258,18 @@ impl HeldLock {
 struct Leaving {
     scope: Scope,
     key: Key,
-    number: u64,
+    place: HolderId,
     lost: Arc<Signal>,
 }
 
 impl Leaving {
     /// Tells `then` whether it was held until now.
     fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
-        let (scope, key, number) = (self.scope.clone(), self.key, self.number);
+        let (scope, key, place) = (self.scope.clone(), self.key, self.place);
         scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| transition::release(found, line, now, number, offers),
+            move |found, line, now| transition::release(found, line, now, place, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, to_wake }| {
                     waiters::deliver(&self.scope, key, to_wake);
@@ -289,23 +293,21 @@ impl Renew for HeldLock {
         if self.renewing.swap(true, Relaxed) {
             return;
         }
-        let (scope, key, number, lease) = (self.scope.clone(), self.key, self.fence.to_u64(), self.lease);
+        let (scope, key, place, lease) = (self.scope.clone(), self.key, self.place(), self.lease);
         let instance = scope.instance().unwrap_or(0);
         let renewing = Renewing(self);
         let held = renewing.0.clone();
         scope.post_then(
             LOCKS,
             key,
-            move |found, _, now| match held.phase.load(SeqCst) {
+            move |found, line, now| match held.phase.load(SeqCst) {
                 RELEASED => (true, Change::Keep, Vec::new()),
-                _ => {
-                    let (ours, change) = transition::renew(found, now, number, lease, instance);
-                    (ours, change, Vec::new())
-                }
+                _ => transition::renew(found, line, now, place, lease, instance),
             },
             move |ours| {
                 let held = &renewing.0;
-                if let Ok(false) = ours {
+                // Once a damaged record is made anew, others are let in.
+                if let Ok(false) | Err(Error::DamagedLock { .. }) = ours {
                     lose(&held.scope, &held.lost);
                 }
             },

@@ -2,6 +2,9 @@
 
 use super::owner::Owner;
 
+/// Holders that a rule is shown at most.
+pub(super) const HOLDERS_MAX: usize = 1_000;
+
 /// A holder of a lock, as a [`Rule`] sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -50,13 +53,17 @@ impl Demand {
 
 /// Decides whether one more owner may hold a lock: a pure function of its holders. It may run several times for one
 /// decision, inside a transaction that holds up the whole machine, so it must be quick and must not use the cache. A
-/// panic counts as a failed cache. A lock has 1,000 holders at most, whatever the rule says; more wait.
+/// panic counts as a failed cache.
+///
+/// A rule with a [`demand`](Rule::demand) is decided by numbers, and may let in as many as there is room for. A rule
+/// without one is shown all holders, which takes the longer the more they are: at most 1,000. Whoever it would let in
+/// beyond that gets [`TooManyHolders`](super::AcquireError::TooManyHolders).
 ///
 /// All users of a name should have the same rule. Waiters are served in the order in which they came. None overtakes
 /// another, except an owner that is inside already.
 pub trait Rule: Send + Sync + 'static {
     /// Whether `candidate` may enter beside `holders`. Where there is a [`demand`](Rule::demand) it is only asked about an
-    /// owner that is inside: whether it may enter once more.
+    /// owner that is inside, whether it may enter once more, and is shown a place of that owner alone.
     fn admits(&self, holders: &[Holder], candidate: &Owner) -> bool;
 
     /// The rule in numbers, where it is that simple. Without, each waiter is asked when it is the first.
@@ -85,10 +92,10 @@ impl Rule for Lock {
     }
 }
 
-/// At most so many holders at a time: 1 to 1,000. Zero counts as one, and above 1,000 more wait (as no lock has room
-/// for more holders), though [weights](Semaphore::weight) may add up to more. After the number was lowered, the holders
-/// may finish, and none is admitted until they are fewer. Where some requests weigh more than others, see
-/// [`weight`](Semaphore::weight).
+/// At most so many holders at a time; zero counts as one. A permit costs the same beside ten others and beside
+/// thousands, each of which takes some 250 bytes of the cache's [state](crate::Builder::state_size). After the number was
+/// lowered, the holders may finish, and none is admitted until they are fewer. Where some requests weigh more than others,
+/// see [`weight`](Semaphore::weight).
 #[derive(Clone, Copy, Debug)]
 pub struct Semaphore(pub u32);
 
@@ -126,8 +133,7 @@ impl Rule for Weighing {
 /// Many readers at a time, or one writer. All wait in one line, so writers do not starve: a reader that comes behind a
 /// waiting writer waits for it.
 ///
-/// Under a barrier, HTTP requests with a safe method (`GET`, `HEAD`, `OPTIONS`, `TRACE`) read, others write. At most 1,000
-/// read at a time.
+/// Under a barrier, HTTP requests with a safe method (`GET`, `HEAD`, `OPTIONS`, `TRACE`) read, others write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReadWrite;
 

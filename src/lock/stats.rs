@@ -1,15 +1,15 @@
 //! The holders and waiters of locks.
 
-use super::row::encoding::{self, LockRow, Standing, Ticket};
+use super::row::encoding::{self, LockRow, Place, Standing, Ticket};
 use crate::{
     cache::{Cache, HolderStats, LockStats, Scope, Stats, WaiterStats},
     error::Error,
     store::{Found, Listed, Pending, block_on},
 };
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-/// How many waiters of each lock are listed.
-const WAITERS: usize = 16;
+/// How many waiters of each lock are listed, and how many of the holders that do not stand in its row.
+const LISTED: usize = 16;
 
 /// The answer and whether there is more behind it.
 type Page = (Vec<Shown>, Option<[u8; 16]>);
@@ -46,7 +46,7 @@ impl Scope {
 
     fn page_of_locks(&self, after: Option<[u8; 16]>, only_own: bool) -> Pending<Result<Page, Error>> {
         let (now, scope) = (self.handle().now(), self.clone());
-        self.list_locks(after, WAITERS, move |listed| {
+        self.list_locks(after, LISTED, move |listed| {
             if only_own && !scope.has_key(listed.key) {
                 return None;
             }
@@ -55,16 +55,18 @@ impl Scope {
     }
 
     fn with_processes(&self, locks: Vec<Shown>) -> Vec<LockStats> {
+        let mut known = HashMap::new();
+        let mut process_of = |instance| *known.entry(instance).or_insert_with(|| self.process(instance));
         let stats = locks.into_iter().map(|Shown { mut stats, holders, waiters }| {
             for (holder, instance) in stats.holders.iter_mut().zip(holders) {
-                holder.process = self.process(instance);
+                holder.process = process_of(instance);
             }
             for (waiter, instance) in stats.waiters.iter_mut().zip(waiters) {
-                waiter.process = self.process(instance);
+                waiter.process = process_of(instance);
             }
             stats
         });
-        stats.filter(|stats| stats.waiting > 0 || !stats.holders.is_empty()).collect()
+        stats.filter(|stats| stats.waiting > 0 || stats.holding > 0).collect()
     }
 }
 
@@ -108,7 +110,10 @@ impl Shown {
         let (scope, name) = encoding::names(row.payload);
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let since = |then: u64| Duration::from_nanos(now.saturating_sub(then));
-        let places = lock.places.iter().filter(|place| place.lease > now);
+        let (count, rows) = (lock.count(), listed.holders.iter().filter_map(Place::of_row));
+        let listed_places: Vec<Place> = lock.places.into_iter().chain(rows).collect();
+        let places = listed_places.iter().filter(|place| place.lease > now);
+        let ended = listed_places.len() - places.clone().count();
         let holders = places.clone().map(|place| HolderStats {
             fence: place.number,
             process: None,
@@ -128,6 +133,7 @@ impl Shown {
         let stats = LockStats {
             scope: text(scope),
             name: text(name),
+            holding: count.saturating_sub(ended) as u64,
             holders: holders.collect(),
             waiting: lock.waiting.into(),
             waiters,

@@ -1,12 +1,16 @@
 //! How the waiters of a lock are woken, and how each process watches over the locks that it waits for.
 
-use super::row::{
-    attempt::{Looked, Moment, Turn},
-    encoding::ToWake,
-    transition,
+use super::{
+    owner::Owner,
+    row::{
+        attempt::{Looked, Moment, Turn},
+        encoding::ToWake,
+        transition,
+    },
 };
 use crate::{
     cache::Scope,
+    error::Error,
     store::{Key, LOCKS, Reached, Watch},
 };
 use std::{
@@ -28,18 +32,27 @@ pub(super) fn deliver(scope: &Scope, key: Key, to_wake: Vec<ToWake>) {
 
 /// Offers the places of dead processes, and those whose lease is over, to the waiters.
 fn look(scope: &Scope, key: Key, dead: Vec<u64>, on_behalf: Option<Looking>) {
-    let held_here = scope.handle().shared.held_here(&key);
     let after = scope.clone();
+    let here = scope.clone();
     scope.post_then(
         LOCKS,
         key,
         move |found, line, now| {
             let (looked, change, steps) =
-                transition::look(found, line, Moment { now, dead: &dead, held_here: &held_here });
+                transition::look(found, line, Moment { now, dead: &dead, is_held_here: &|number| here.holds(number) });
             ((looked, now), change, steps)
         },
         move |looked| {
-            let Ok((Looked { to_wake, suspects, next, mark }, now)) = looked else { return };
+            let (Looked { to_wake, suspects, next, mark }, now) = match looked {
+                Ok(looked) => looked,
+                Err(error) => {
+                    if let Error::DamagedLock { .. } = error {
+                        // They are refused, and learn of it when they ask.
+                        after.wake_ups().wake_all(&key);
+                    }
+                    return;
+                }
+            };
             let dead = after.dead_among(&suspects);
             if let Some(Looking { watcher, commit }) = &on_behalf {
                 let (before, is_same) = {
@@ -153,13 +166,14 @@ impl Watch for Watcher {
 pub(super) struct InLine {
     scope: Scope,
     key: Key,
+    owner: Owner,
     pub(super) turn: Turn,
     over: bool,
 }
 
 impl InLine {
-    pub(super) fn new(scope: &Scope, key: Key, turn: Turn) -> InLine {
-        InLine { scope: scope.clone(), key, turn, over: false }
+    pub(super) fn new(scope: &Scope, key: Key, owner: Owner, turn: Turn) -> InLine {
+        InLine { scope: scope.clone(), key, owner, turn, over: false }
     }
 
     /// Ends the place without giving it up: it is taken, or another value stands for it.
@@ -174,10 +188,11 @@ impl Drop for InLine {
             return;
         }
         let (scope, key, number) = (self.scope.clone(), self.key, self.turn.number);
+        let owner = self.owner.clone();
         self.scope.post_then(
             LOCKS,
             key,
-            move |found, line, now| transition::leave(found, line, now, number),
+            move |found, line, now| transition::leave(found, line, now, &owner, number),
             move |to_wake| deliver(&scope, key, to_wake.unwrap_or_default()),
         );
     }

@@ -50,6 +50,7 @@ pub(crate) use {
         row::{Found, u64_at},
     },
     rows::{
+        holders::{Due, HolderId, HolderRow, HolderStep},
         listing::Listed,
         tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
         update::RowTransition,

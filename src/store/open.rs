@@ -17,7 +17,7 @@ use super::{
         wake_ups::WakeUps,
     },
     record::key::Secret,
-    rows::{room, state::State, tables},
+    rows::{room, sequence, state::State, tables},
     shared::{Shared, Tidied},
 };
 use crate::error::Error;
@@ -85,8 +85,7 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         if alone {
             instances::clear(&directory.run_path());
         }
-        let state = state_options(directory, layout, settings)?;
-        let state = open_environment(&directory.state_path(), &state, alone, &mut layout.state)?;
+        let state = open_state(directory, layout, alone, settings)?;
         let options = entries_options(layout, settings);
         let mut entries = Vec::new();
         for (generation, shard) in layout.entries.iter_mut().zip(0..) {
@@ -150,15 +149,30 @@ fn entries_map(shards: u32) -> usize {
     ENTRIES_MAP / shards as usize / PAGE_MAX * PAGE_MAX
 }
 
-fn state_options(directory: &Directory, layout: &Layout, settings: &Settings) -> Result<Options, Error> {
-    Ok(Options {
+fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings: &Settings) -> Result<Env, Error> {
+    let options = Options {
         tables: &tables::TABLES,
         map_size: usize::try_from(layout.state_size).map_err(|_| Error::Full)?,
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         guarded: Some(directory.root().to_path_buf()),
         carry_over: None,
-    })
+    };
+    let mut generation = layout.state;
+    let env = open_environment(&directory.state_path(), &options, alone, &mut generation)?;
+    if generation != layout.state {
+        layout.begin_state(generation);
+    }
+    match env.is_new() {
+        true => sequence::begin(&env, layout.numbers)?,
+        false if alone && !sequence::is_known(&env)? => {
+            tracing::error!(cache = %directory.root().display(), "the counter of fencing tokens is damaged: it leaps");
+            layout.leap();
+            sequence::begin(&env, layout.numbers)?;
+        }
+        false => {}
+    }
+    Ok(env)
 }
 
 fn entries_options(layout: &Layout, settings: &Settings) -> Options {

@@ -101,22 +101,22 @@ impl Shared {
     }
 
     /// Makes the worker thread renew a holding until it is released.
-    pub(crate) fn hold(&self, key: &Key, holding: Holding) {
+    pub(crate) fn hold(&self, holding: Holding) {
         let due = self.since_began(holding.due);
-        self.holdings.add(key, holding);
+        self.holdings.add(holding);
         if due < self.planned.load(SeqCst) {
             self.worker.notify();
         }
     }
 
     /// Ends a holding, see [`Holdings::remove`].
-    pub(crate) fn release(&self, key: &Key, guard: &dyn Renew) {
-        self.holdings.remove(key, guard);
+    pub(crate) fn release(&self, number: u64, guard: &dyn Renew) {
+        self.holdings.remove(number, guard);
     }
 
-    /// The numbers of this process's holdings under the key.
-    pub(crate) fn held_here(&self, key: &Key) -> Vec<u64> {
-        self.holdings.numbers(key)
+    /// Whether this process has a holding of the number.
+    pub(crate) fn holds(&self, number: u64) -> bool {
+        self.holdings.has(number)
     }
 
     pub(super) fn since_began(&self, time: Instant) -> u64 {

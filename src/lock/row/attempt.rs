@@ -15,6 +15,8 @@ pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
 pub(crate) struct LockRequest<R> {
     pub(crate) rule: R,
     pub(crate) owner: Owner,
+    /// The owner was made for this request, so it can be inside nowhere.
+    pub(crate) is_new_owner: bool,
     /// In ns.
     pub(crate) lease: u64,
     /// For how many ns it is held at least.
@@ -36,14 +38,14 @@ pub(crate) struct WaitOptions {
     pub(crate) deadline: u64,
 }
 
-/// The time of a transition, and what is known of other instances.
-#[derive(Clone, Copy, Debug)]
+/// The time of a transition, and what is known of instances.
+#[derive(Clone, Copy)]
 pub(crate) struct Moment<'a> {
     pub(crate) now: u64,
     /// Instances that are dead.
     pub(crate) dead: &'a [u64],
-    /// The numbers of this process's guards. Their leases do not end while they live.
-    pub(crate) held_here: &'a [u64],
+    /// Whether a number is that of a guard of this process. Its lease does not end while it lives.
+    pub(crate) is_held_here: &'a dyn Fn(u64) -> bool,
 }
 
 /// A place in the line.
@@ -63,6 +65,8 @@ pub(crate) enum Answer<Held = u64, Waiting = Turn> {
     Busy,
     /// As many wait already as may wait.
     QueueFull,
+    /// The rule must see all holders, and there are more than it may see.
+    TooManyHolders,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,16 +2,17 @@
 
 use super::{
     attempt::{Answer, LockRequest, Moment, OFFER, Transition, Turn, WaitOptions},
-    encoding::{LockRow, PLACES_MAX, Place, Standing, Ticket, ToWake, WAITER},
+    encoding::{LockRow, Place, Standing, Ticket, ToWake, WAITER},
+    places::{OwnRows, recount},
 };
 use crate::{
-    lock::rule::{Demand, Holder, Lock, Rule},
-    store::{Change, Step, Waiter, WaitingLine},
+    lock::{
+        owner::Owner,
+        rule::{Demand, HOLDERS_MAX, Lock, Rule},
+    },
+    store::{Change, HolderId, Step, Waiter, WaitingLine},
 };
-use std::time::Duration;
 
-/// By how much a lease that is over is extended where the guard still lives in this process.
-const STILL_HELD: u64 = Duration::from_secs(1).as_nanos() as u64;
 /// No candidate, with a type.
 pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
 /// Where the line is full, so many waiters at its head are checked for being alive.
@@ -33,37 +34,35 @@ pub(super) struct Draft<'a> {
     pub(super) to_wake: Vec<ToWake>,
     /// Instances of waiters whose end would make room.
     pub(super) instances_ahead: Vec<u64>,
+    /// The places with rows of their own that were read, or are to be written.
+    pub(super) own_rows: OwnRows,
+    /// More places have ended than one transition removes.
+    pub(super) is_unfinished: bool,
+    /// The rule must see all holders, and there are more than it may see.
+    pub(super) has_too_many: bool,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Draft<'a> {
-        Draft { row, line, moment, changed: false, steps: Vec::new(), to_wake: Vec::new(), instances_ahead: Vec::new() }
+    pub(super) fn new(mut row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Draft<'a> {
+        let changed = recount(&mut row, line, moment.now);
+        Draft {
+            row,
+            line,
+            moment,
+            changed,
+            steps: Vec::new(),
+            to_wake: Vec::new(),
+            instances_ahead: Vec::new(),
+            own_rows: OwnRows::new(),
+            is_unfinished: false,
+            has_too_many: false,
+        }
     }
 
-    /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
+    /// Removes the places and the first waiters whose time is over or whose instance is dead.
     pub(super) fn tidy(&mut self) {
-        let Moment { now, dead, held_here } = self.moment;
-        let (to_wake, mut changed) = (&mut self.to_wake, false);
-        self.row.places.retain_mut(|place| {
-            let is_dead = dead.contains(&place.instance);
-            if place.lease > now && !is_dead {
-                return true;
-            }
-            changed = true;
-            if place.is_held() && !is_dead && held_here.contains(&place.number) {
-                place.lease = now.saturating_add(STILL_HELD);
-                return true;
-            }
-            if place.is_held() && place.stays > now {
-                place.linger();
-                return true;
-            }
-            if place.is_offered() && !is_dead {
-                to_wake.push(place.to_wake());
-            }
-            false
-        });
-        self.changed |= changed;
+        let dead = self.moment.dead;
+        self.tidy_places();
         if dead.is_empty() {
             return;
         }
@@ -77,10 +76,6 @@ impl<'a> Draft<'a> {
         self.instances_ahead.extend(self.line.first(SUSPECTS).iter().map(|waiter| waiter.instance));
     }
 
-    fn holders(&self) -> Vec<Holder> {
-        self.row.places.iter().map(Place::holder).collect()
-    }
-
     /// An owner that is inside already enters once more, and waits no longer.
     pub(super) fn enter_again<R: Rule>(
         &mut self,
@@ -88,11 +83,17 @@ impl<'a> Draft<'a> {
         lease: u64,
         turn: Option<Turn>,
     ) -> Option<Answer> {
-        let at = self.row.places.iter().position(|place| place.is_held() && place.owner == request.owner)?;
-        if !request.rule.admits(&self.holders(), &request.owner) {
+        if request.is_new_owner {
             return None;
         }
-        let place = &mut self.row.places[at];
+        let mut place = self.find_own(&request.owner)?;
+        let holders = match request.rule.demand() {
+            Some(_) => vec![place.holder()],
+            None => self.holders()?,
+        };
+        if !request.rule.admits(&holders, &request.owner) {
+            return None;
+        }
         place.entered = place.entered.checked_add(1)?;
         place.lease = place.lease.max(lease);
         if place.instance != request.instance {
@@ -101,31 +102,31 @@ impl<'a> Draft<'a> {
             place.instance = 0;
         }
         let fence = place.number;
-        self.changed = true;
+        self.put(place);
         if let Some(turn) = turn {
-            self.give_up(turn.number);
+            self.give_up(&request.owner, turn.number);
         }
         Some(Answer::Held(fence))
     }
 
     /// Leaves the line, or the offer that came of it.
-    pub(super) fn give_up(&mut self, number: u64) {
-        match self.row.places.iter().position(|place| place.is_offered_to(number)) {
-            Some(at) => {
-                self.row.places.remove(at);
-                self.changed = true;
-            }
+    pub(super) fn give_up(&mut self, owner: &Owner, number: u64) {
+        match self.find_offered(owner, number) {
+            Some(place) => self.take(place.id()),
             None if self.is_in_line(number) => self.leave_line(number),
             None => return,
         }
         self.offer_places(NOBODY, true);
     }
 
+    fn find_offered(&mut self, owner: &Owner, number: u64) -> Option<Place> {
+        self.find(HolderId { owner: owner.0, number }).filter(Place::is_offered)
+    }
+
     /// Takes the place that was offered to the number, if there is one.
     pub(super) fn accept<R: Rule>(&mut self, request: &LockRequest<R>, number: u64) -> Option<Answer> {
-        let at = self.row.places.iter().position(|place| place.is_offered_to(number))?;
-        let offer = self.row.places.swap_remove(at);
-        self.changed = true;
+        let offer = self.find_offered(&request.owner, number)?;
+        self.take(offer.id());
         if offer.standing == Standing::Offered {
             return Some(Answer::Held(self.hold(request)));
         }
@@ -137,19 +138,24 @@ impl<'a> Draft<'a> {
 
     /// Enters if the rule allows it.
     pub(super) fn enter<R: Rule>(&mut self, request: &LockRequest<R>) -> Option<u64> {
-        let fits = self.row.places.len() < PLACES_MAX
-            && match request.rule.demand() {
-                Some(demand) => demand.fits(self.row.taken()),
-                None => self.row.is_known() && request.rule.admits(&self.holders(), &request.owner),
-            };
+        let fits = match request.rule.demand() {
+            Some(demand) => demand.fits(self.row.taken()),
+            None => self.row.is_known() && self.is_admitted(request),
+        };
         fits.then(|| self.hold(request))
+    }
+
+    fn is_admitted<R: Rule>(&mut self, request: &LockRequest<R>) -> bool {
+        let Some(holders) = self.holders() else { return false };
+        let admits = request.rule.admits(&holders, &request.owner);
+        self.has_too_many |= admits && holders.len() >= HOLDERS_MAX;
+        admits && !self.has_too_many
     }
 
     /// Makes a place; its number is the fence.
     fn hold<R: Rule>(&mut self, request: &LockRequest<R>) -> u64 {
         let (now, number) = (self.moment.now, self.line.number());
-        self.changed = true;
-        self.row.places.push(Place {
+        self.add(Place {
             owner: request.owner.clone(),
             number,
             since: now,
@@ -218,15 +224,13 @@ impl<'a> Draft<'a> {
 
     fn may_offer(&self, ticket: &Ticket, eager: bool) -> bool {
         let is_asked = self.row.places.iter().any(|place| place.standing == Standing::Asked);
-        !is_asked
-            && self.row.places.len() < PLACES_MAX
-            && ticket.demand.map_or(eager, |demand| demand.fits(self.row.taken()))
+        !is_asked && ticket.demand.map_or(eager, |demand| demand.fits(self.row.taken()))
     }
 
     fn offer(&mut self, waiter: &Waiter, ticket: Ticket) {
         let now = self.moment.now;
         self.leave_line(waiter.turn);
-        self.row.places.push(Place {
+        self.add(Place {
             owner: ticket.owner,
             number: waiter.turn,
             since: now,
@@ -280,35 +284,38 @@ impl<'a> Draft<'a> {
         self.changed = true;
     }
 
-    pub(super) fn leave_place(&mut self, number: u64) -> bool {
-        let Some(at) = self.row.places.iter().position(|place| place.is_held_by(number)) else { return false };
+    pub(super) fn leave_place(&mut self, id: HolderId) -> bool {
+        let Some(mut place) = self.find(id).filter(Place::is_held) else { return false };
         let now = self.moment.now;
-        let place = &mut self.row.places[at];
-        self.changed = true;
         place.entered = place.entered.saturating_sub(1);
         if place.entered > 0 {
+            self.put(place);
             return true;
         }
         let held = now.max(place.stays).saturating_sub(place.since);
         if place.stays > now {
             place.linger();
+            self.put(place);
         } else {
-            self.row.places.swap_remove(at);
+            self.take(id);
         }
         self.row.learn(held);
         true
     }
 
-    /// The instances whose end would make room, without those that are known to have ended.
+    /// The instances whose end would make room, without those that are known to have ended and have left nothing.
     pub(super) fn suspects(&self) -> Vec<u64> {
-        let all = self.row.places.iter().map(|place| place.instance).chain(self.instances_ahead.iter().copied());
-        let mut suspects: Vec<u64> = all.filter(|at| *at != 0 && !self.moment.dead.contains(at)).collect();
+        let all = self.instances().into_iter().chain(self.instances_ahead.iter().copied());
+        let is_gone = |at: &u64| self.moment.dead.contains(at) && !self.is_unfinished;
+        let mut suspects: Vec<u64> = all.filter(|at| *at != 0 && !is_gone(at)).collect();
         suspects.sort_unstable();
         suspects.dedup();
         suspects
     }
 
-    pub(super) fn finish(self, label: &[u8]) -> Transition<Vec<ToWake>> {
+    pub(super) fn finish(mut self, label: &[u8]) -> Transition<Vec<ToWake>> {
+        let own_rows = self.own_row_steps();
+        self.steps.extend(own_rows);
         let change = if self.changed { self.row.write(self.moment.now, label) } else { Change::Keep };
         (self.to_wake, change, self.steps)
     }

@@ -5,12 +5,13 @@ use crate::{
         owner::Owner,
         rule::{Demand, Holder},
     },
-    store::{Change, Found, PAYLOAD_MAX, Waiter},
+    store::{Change, Found, HolderId, HolderRow, PAYLOAD_MAX, Waiter},
 };
 use std::{sync::Arc, time::Duration};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const HEAD: usize = 16;
+const CROWD: usize = 44;
 const PLACE: usize = 65;
 const TICKET: usize = 32;
 /// Bytes of the scope and the name that are kept in the row, to be read from outside.
@@ -19,19 +20,83 @@ const NAME_MAX: usize = 256;
 const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
 /// How long the row of a waiter counts. While it lives it asks again far more often.
 pub(super) const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
-/// Places that a row may have.
-pub(in crate::lock) const PLACES_MAX: usize = 1_000;
-const _: () = assert!(HEAD + PLACES_MAX * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
+/// Places that stand in the row itself. Further ones have rows of their own, but for the few that concern the whole lock.
+pub(in crate::lock) const PLACES: usize = 8;
+const _: () = assert!(HEAD + CROWD + 2 * PLACES * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
 
 /// What a lock's row says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::lock) struct LockRow {
     pub(in crate::lock) places: Vec<Place>,
+    pub(in crate::lock) crowd: Crowd,
     /// How many wait; their rows count if it is wrong.
     pub(in crate::lock) waiting: u32,
     /// How long the lock was held on average of late, in ns; 0 if it is not known.
     pub(in crate::lock) mean: u64,
     pub(in crate::lock) tag: u64,
+}
+
+/// The places that have rows of their own, in sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::lock) struct Crowd {
+    pub(in crate::lock) count: u32,
+    pub(in crate::lock) weight: u64,
+    /// The sum of their numbers, which may overflow.
+    numbers: u64,
+    /// Machine time in ns since when there are any.
+    since: u64,
+    /// None of them must be looked at before this machine time, in ns.
+    pub(in crate::lock) earliest: u64,
+    /// Machine time in ns at which all leases are over.
+    latest: u64,
+}
+
+impl Crowd {
+    pub(in crate::lock) fn enter(&mut self, place: &Place, due: u64) {
+        if self.count == 0 {
+            *self = Crowd { since: place.since, earliest: u64::MAX, ..Crowd::default() };
+        }
+        self.count = self.count.saturating_add(1);
+        self.weight = self.weight.saturating_add(place.weight.into());
+        self.numbers = self.numbers.wrapping_add(place.number);
+        self.renew(place, due);
+    }
+
+    /// The lease of one of them changes, or when it must be looked at.
+    pub(in crate::lock) fn renew(&mut self, place: &Place, due: u64) {
+        self.earliest = self.earliest.min(due);
+        self.latest = self.latest.max(place.lease);
+    }
+
+    pub(in crate::lock) fn leave(&mut self, place: &Place) {
+        if self.count <= 1 {
+            *self = Crowd::default();
+            return;
+        }
+        self.count -= 1;
+        self.weight = self.weight.saturating_sub(place.weight.into());
+        self.numbers = self.numbers.wrapping_sub(place.number);
+    }
+
+    fn read(bytes: &[u8]) -> Option<Crowd> {
+        let (count, rest) = bytes.split_first_chunk()?;
+        let number = |at: usize| Some(u64::from_le_bytes(rest.get(at..at + 8)?.try_into().ok()?));
+        Some(Crowd {
+            count: u32::from_le_bytes(*count),
+            weight: number(0)?,
+            numbers: number(8)?,
+            since: number(16)?,
+            earliest: number(24)?,
+            latest: number(32)?,
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.count.to_le_bytes());
+        for number in [self.weight, self.numbers, self.since, self.earliest, self.latest] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
 }
 
 /// A waiter that was offered a place or has lost an offer. It is woken to ask again.
@@ -51,7 +116,7 @@ pub(in crate::lock) enum Standing {
     Asked = 2,
     /// Its holder has left, but it is kept for its minimum time.
     Lingering = 3,
-    /// Stands for the holders of a row that cannot be read.
+    /// Stands for holders whose rows cannot be read.
     Unknown = 4,
 }
 
@@ -75,20 +140,42 @@ pub(in crate::lock) struct Place {
 }
 
 impl Place {
+    /// In place of holders that are not known: it counts until their leases must have ended.
+    pub(in crate::lock) fn unknown(now: u64, lease: u64, weight: u32) -> Place {
+        Place {
+            owner: Owner::random(),
+            number: 0,
+            since: now,
+            lease,
+            stays: lease,
+            instance: 0,
+            entered: 1,
+            weight,
+            standing: Standing::Unknown,
+        }
+    }
+
+    pub(in crate::lock) fn id(&self) -> HolderId {
+        HolderId { owner: self.owner.0, number: self.number }
+    }
+
+    /// A place that has a row of its own. `None`: it cannot be read.
+    pub(in crate::lock) fn of_row(row: &HolderRow) -> Option<Place> {
+        Place::read(&row.payload).filter(|place| place.id() == row.id)
+    }
+
+    pub(in crate::lock) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(PLACE);
+        self.write(&mut bytes);
+        bytes
+    }
+
     pub(in crate::lock) fn is_held(&self) -> bool {
         self.standing == Standing::Held
     }
 
-    pub(in crate::lock) fn is_held_by(&self, number: u64) -> bool {
-        self.is_held() && self.number == number
-    }
-
     pub(in crate::lock) fn is_offered(&self) -> bool {
         matches!(self.standing, Standing::Offered | Standing::Asked)
-    }
-
-    pub(in crate::lock) fn is_offered_to(&self, number: u64) -> bool {
-        self.is_offered() && self.number == number
     }
 
     pub(in crate::lock) fn to_wake(&self) -> ToWake {
@@ -145,14 +232,20 @@ impl Place {
     }
 }
 
-fn places_of(payload: &[u8]) -> Option<usize> {
-    (*payload.first()? == VERSION && payload.len() >= HEAD)
-        .then(|| usize::from(u16::from_le_bytes([payload[1], payload[2]])))
+/// The bytes of the crowd, those of the places, and the label.
+fn parts(payload: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    if *payload.first()? != VERSION || payload.len() < HEAD {
+        return None;
+    }
+    let places = usize::from(u16::from_le_bytes([payload[1], payload[2]]));
+    let (crowd, rest) = payload[HEAD..].split_at_checked(if payload[3] == 0 { 0 } else { CROWD })?;
+    let (places, label) = rest.split_at_checked(places * PLACE)?;
+    Some((crowd, places, label))
 }
 
 /// The label of a row: the length of the scope's name, that name, and the lock's name.
 pub(in crate::lock) fn label(payload: &[u8]) -> &[u8] {
-    places_of(payload).and_then(|places| payload.get(HEAD + places * PLACE..)).unwrap_or_default()
+    parts(payload).map_or(&[], |(_, _, label)| label)
 }
 
 pub(in crate::lock) fn write_label(scope: &str, name: &[u8]) -> Arc<[u8]> {
@@ -182,9 +275,10 @@ impl LockRow {
             Found::Damaged => return None,
         };
         let payload = row.payload;
-        let places = payload.get(HEAD..HEAD + places_of(payload)? * PLACE)?.chunks_exact(PLACE).map(Place::read);
+        let (crowd, places, _) = parts(payload)?;
         Some(LockRow {
-            places: places.collect::<Option<_>>()?,
+            places: places.chunks_exact(PLACE).map(Place::read).collect::<Option<_>>()?,
+            crowd: if crowd.is_empty() { Crowd::default() } else { Crowd::read(crowd)? },
             waiting: u32::from_le_bytes(payload[4..8].try_into().ok()?),
             mean: u64::from_le_bytes(payload[8..16].try_into().ok()?),
             tag: row.tag,
@@ -194,36 +288,34 @@ impl LockRow {
     /// In place of a row that cannot be read. Its holders are not known, so the lock counts as held until their leases
     /// must have ended. How many wait is not known either; their rows tell.
     pub(in crate::lock) fn unknown(now: u64, lease: u64) -> LockRow {
-        let somebody = Place {
-            owner: Owner::random(),
-            number: 0,
-            since: now,
-            lease,
-            stays: lease,
-            instance: 0,
-            entered: 1,
-            weight: u32::MAX,
-            standing: Standing::Unknown,
-        };
-        LockRow { places: vec![somebody], waiting: 1, ..LockRow::default() }
+        LockRow { places: vec![Place::unknown(now, lease, u32::MAX)], waiting: 1, ..LockRow::default() }
     }
 
     /// What the row becomes.
     pub(in crate::lock) fn write(&self, now: u64, label: &[u8]) -> Change {
-        if self.places.is_empty() && self.waiting == 0 {
+        if self.count() == 0 && self.waiting == 0 {
             return Change::Remove;
         }
-        let mut payload = Vec::with_capacity(HEAD + self.places.len() * PLACE + label.len());
+        let is_crowded = self.crowd.count > 0;
+        let mut payload = Vec::with_capacity(HEAD + CROWD + self.places.len() * PLACE + label.len());
         payload.push(VERSION);
         payload.extend_from_slice(&(self.places.len() as u16).to_le_bytes());
-        payload.push(0);
+        payload.push(is_crowded.into());
         payload.extend_from_slice(&self.waiting.to_le_bytes());
         payload.extend_from_slice(&self.mean.to_le_bytes());
+        if is_crowded {
+            self.crowd.write(&mut payload);
+        }
         self.places.iter().for_each(|place| place.write(&mut payload));
         payload.extend_from_slice(label);
-        let waits = if self.waiting > 0 { now.saturating_add(WAITER) } else { 0 };
-        let expires = self.places.iter().map(|place| place.lease).fold(waits, u64::max);
+        // Whoever waits writes the row again long before it may be swept.
+        let expires = self.places.iter().map(|place| place.lease).fold(now.max(self.crowd.latest), u64::max);
         Change::Put { expires, tag: self.tag, payload }
+    }
+
+    /// How many places there are.
+    pub(in crate::lock) fn count(&self) -> usize {
+        self.places.len() + self.crowd.count as usize
     }
 
     /// Whether the holders are known.
@@ -233,13 +325,13 @@ impl LockRow {
 
     /// Hardly ever the same of two states of a lock: numbers only grow.
     pub(in crate::lock) fn mark(&self) -> u64 {
-        let places = self.places.iter().fold(0_u64, |sum, place| sum.wrapping_add(place.number));
+        let places = self.places.iter().fold(self.crowd.numbers, |sum, place| sum.wrapping_add(place.number));
         places.wrapping_mul(1 << 20).wrapping_add(self.waiting.into())
     }
 
     /// The weight of all together.
     pub(in crate::lock) fn taken(&self) -> u64 {
-        self.places.iter().map(|place| u64::from(place.weight)).sum()
+        self.places.iter().fold(self.crowd.weight, |sum, place| sum.saturating_add(place.weight.into()))
     }
 
     /// Notes that it was held for so many ns. In the mean, older times fade by an eighth each time.
@@ -249,10 +341,12 @@ impl LockRow {
 
     /// In how many ns it may be the turn of a newcomer.
     pub(in crate::lock) fn wait(&self, now: u64) -> Option<u64> {
-        let oldest = self.places.iter().map(|place| place.since).min()?;
+        // A guess: of a crowd, nobody stands for a minimum time.
+        let crowd = (self.crowd.count > 0).then_some(self.crowd.since);
+        let oldest = self.places.iter().map(|place| place.since).chain(crowd).min()?;
         let each = if self.mean > 0 { self.mean } else { now.saturating_sub(oldest) };
-        let first = self.places.iter().map(|place| place.stays_for(each, now)).min()?;
-        let turns = u64::from(self.waiting) / self.places.len() as u64;
+        let first = self.places.iter().map(|place| place.stays_for(each, now)).chain(crowd.map(|_| each)).min()?;
+        let turns = u64::from(self.waiting) / self.count() as u64;
         Some(each.saturating_mul(turns).saturating_add(first))
     }
 }

@@ -2,12 +2,16 @@ use super::{attempt::*, encoding, encoding::*, transition::*};
 use crate::{
     lock::{
         owner::Owner,
-        rule::{Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore},
+        rule::{Demand, HOLDERS_MAX, Holder, Lock, OneOwner, ReadWrite, Rule, Semaphore},
     },
-    store::{Change, Found, Row, Rows, Step, Waiter, WaitingLine},
+    store::{Change, Due, Found, HolderId, HolderRow, Row, Rows, Step, Waiter, WaitingLine},
 };
 use proptest::{prelude::*, test_runner::RngSeed};
-use std::{cell::Cell, collections::BTreeMap, ops::Bound};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 const LEASE: u64 = 100_000_000_000;
 
@@ -16,40 +20,112 @@ const LEASE: u64 = 100_000_000_000;
 struct Bench {
     row: Option<(u64, u64, Vec<u8>)>,
     line: BTreeMap<(u64, u64), Waiter>,
+    holders: BTreeMap<HolderId, Option<HolderRow>>,
+    index: BTreeSet<(Due, HolderId)>,
+    owners: BTreeMap<u64, Owner>,
+    latest_lease_end: u64,
+    mended: usize,
     last: Cell<u64>,
     now: u64,
 }
 
-struct Shown<'a>(&'a BTreeMap<(u64, u64), Waiter>, &'a Cell<u64>);
+struct Shown<'a> {
+    lock: &'a Bench,
+    mended: Option<Vec<HolderRow>>,
+    is_broken: Cell<bool>,
+}
 
 impl Rows for Shown<'_> {
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
-        self.0.range((from, Bound::Unbounded)).take(most).map(|(_, waiter)| waiter.clone()).collect()
+        self.lock.line.range((from, Bound::Unbounded)).take(most).map(|(_, waiter)| waiter.clone()).collect()
     }
 
     fn number(&self) -> u64 {
-        self.1.set(self.1.get() + 1);
-        self.1.get()
+        self.lock.last.set(self.lock.last.get() + 1);
+        self.lock.last.get()
+    }
+
+    fn holder(&self, id: HolderId) -> Option<HolderRow> {
+        let row = self.lock.holders.get(&id)?;
+        if row.is_none() {
+            self.miss();
+        }
+        row.clone()
+    }
+
+    fn holders(&self, owner: Option<u128>, most: usize) -> Vec<HolderRow> {
+        let rows = self.lock.holders.iter().filter(|(id, _)| owner.is_none_or(|owner| id.owner == owner)).take(most);
+        rows.filter_map(|(id, _)| self.holder(*id)).collect()
+    }
+
+    fn due(&self, (from, to): (Due, Due), most: usize) -> Vec<(Due, HolderId)> {
+        let (first, last) = (HolderId { owner: 0, number: 0 }, HolderId { owner: u128::MAX, number: u64::MAX });
+        self.lock.index.range((from, first)..=(to, last)).take(most).copied().collect()
+    }
+
+    fn miss(&self) {
+        self.is_broken.set(self.mended.is_none());
+    }
+
+    fn mended(&self) -> Option<&[HolderRow]> {
+        self.mended.as_deref()
+    }
+
+    fn latest_lease_end(&self) -> u64 {
+        self.lock.latest_lease_end
     }
 }
 
 impl Bench {
-    fn apply<T>(&mut self, transition: impl FnOnce(Found<'_>, &WaitingLine<'_>, u64) -> Transition<T>) -> T {
+    fn decide<T>(
+        &self,
+        mended: Option<Vec<HolderRow>>,
+        transition: &impl Fn(Found<'_>, &WaitingLine<'_>, u64) -> Transition<T>,
+    ) -> Option<Transition<T>> {
         let found = match &self.row {
             None => Found::Absent,
             Some((expires, tag, payload)) => Found::Row(Row { expires: *expires, tag: *tag, payload }),
         };
-        let shown = Shown(&self.line, &self.last);
-        let (result, change, steps) = transition(found, &WaitingLine::new(&shown, self.now), self.now);
+        let shown = Shown { lock: self, mended, is_broken: Cell::new(false) };
+        let decided = transition(found, &WaitingLine::new(&shown, self.now), self.now);
+        (!shown.is_broken.get()).then_some(decided)
+    }
+
+    /// Does as the store does.
+    fn apply<T>(&mut self, transition: impl Fn(Found<'_>, &WaitingLine<'_>, u64) -> Transition<T>) -> T {
+        let decided = match self.decide(None, &transition) {
+            Some(decided) => decided,
+            None => {
+                self.mended += 1;
+                self.holders.retain(|_, row| row.is_some());
+                let left: Vec<HolderRow> = self.holders.values().flatten().cloned().collect();
+                self.index = left.iter().map(|row| (row.due, row.id)).collect();
+                self.decide(Some(left), &transition).expect("mended")
+            }
+        };
+        let (result, change, steps) = decided;
         match change {
             Change::Keep => {}
             Change::Remove => self.row = None,
-            Change::Put { expires, tag, payload } => self.row = Some((expires, tag, payload)),
+            Change::Put { expires, tag, payload } => {
+                self.latest_lease_end = self.latest_lease_end.max(expires);
+                self.row = Some((expires, tag, payload));
+            }
         }
         for step in steps {
             match step {
                 Step::Join(waiter) => drop(self.line.insert((waiter.turn, waiter.ticket), waiter)),
                 Step::Leave { turn, ticket } => drop(self.line.remove(&(turn, ticket))),
+                Step::Hold(step) => {
+                    if let Some(due) = step.before {
+                        assert!(self.index.remove(&(due, step.id)), "it stands in the index");
+                        assert!(self.holders.remove(&step.id).is_some(), "it has a row");
+                    }
+                    if let Some((due, payload)) = step.after {
+                        self.index.insert((due, step.id));
+                        self.holders.insert(step.id, Some(HolderRow { id: step.id, due, payload }));
+                    }
+                }
             }
         }
         result
@@ -66,7 +142,27 @@ impl Bench {
 
     fn ask<R: Rule>(&mut self, request: &LockRequest<R>, turn: Option<Turn>, dead: &[u64], here: &[u64]) -> Asked {
         let label = encoding::write_label("scope", b"name");
-        self.apply(|found, line, now| ask(found, line, Moment { now, dead, held_here: here }, request, &label, turn))
+        let is_held_here = |number| here.contains(&number);
+        let asked = self.apply(|found, line, now| {
+            ask(found, line, Moment { now, dead, is_held_here: &is_held_here }, request, &label, turn)
+        });
+        match asked.answer {
+            Answer::Held(number) | Answer::Waiting(Turn { number, .. }) => {
+                self.owners.insert(number, request.owner.clone());
+            }
+            _ => {}
+        }
+        asked
+    }
+
+    /// Everything that this lock's places say, whether they stand in the row or not.
+    fn places(&self) -> Vec<Place> {
+        let rows = self.holders.values().flatten().map(|row| Place::of_row(row).expect("our own row"));
+        self.row().places.into_iter().chain(rows).collect()
+    }
+
+    fn id(&self, number: u64) -> HolderId {
+        HolderId { owner: self.owners.get(&number).map_or(0, |owner| owner.0), number }
     }
 
     fn enter<R: Rule>(&mut self, rule: R, owner: u128) -> Answer {
@@ -92,15 +188,17 @@ impl Bench {
     }
 
     fn release(&mut self, number: u64) -> Released {
-        self.apply(|found, line, now| release(found, line, now, number, true))
+        let place = self.id(number);
+        self.apply(|found, line, now| release(found, line, now, place, true))
     }
 
     fn leave(&mut self, number: u64) -> Vec<ToWake> {
-        self.apply(|found, line, now| leave(found, line, now, number))
+        let owner = Owner(self.id(number).owner);
+        self.apply(|found, line, now| leave(found, line, now, &owner, number))
     }
 
     fn look(&mut self, dead: &[u64]) -> Looked {
-        self.apply(|found, line, now| look(found, line, Moment { now, dead, held_here: &[] }))
+        self.apply(|found, line, now| look(found, line, Moment { now, dead, is_held_here: &|_| false }))
     }
 
     fn renew(&mut self, number: u64, lease: u64) -> bool {
@@ -108,16 +206,14 @@ impl Bench {
     }
 
     fn renew_in(&mut self, instance: u64, number: u64, lease: u64) -> bool {
-        self.apply(|found, _, now| {
-            let (ours, change) = renew(found, now, number, lease, instance);
-            (ours, change, Vec::new())
-        })
+        let place = self.id(number);
+        self.apply(|found, line, now| renew(found, line, now, place, lease, instance))
     }
 }
 
 fn request<R>(rule: R, owner: u128, instance: u64) -> LockRequest<R> {
     let wait_options = WaitOptions { waits: true, queue_at_most: u32::MAX, deadline: u64::MAX };
-    LockRequest { rule, owner: Owner(owner), lease: LEASE, at_least: 0, tag: 7, instance, wait_options }
+    LockRequest { rule, owner: Owner(owner), is_new_owner: false, lease: LEASE, at_least: 0, tag: 7, instance, wait_options }
 }
 
 fn numbers(to_wake: &[ToWake]) -> Vec<u64> {
@@ -414,14 +510,149 @@ fn who_waits_behind_a_row_that_was_damaged_comes_first() {
 }
 
 #[test]
-fn a_row_keeps_name_and_tag_and_is_full_some_time() {
+fn a_row_keeps_name_and_tag_and_stays_short_however_many_hold() {
     let mut lock = Bench::default();
-    let held = (0..).take_while(|&owner| matches!(lock.enter(Semaphore(u32::MAX), owner), Answer::Held(_))).count();
-    assert_eq!(held, PLACES_MAX);
+    let fences: Vec<u64> = (0..5_000).map(|owner| lock.held(Semaphore(5_000), owner)).collect();
+    let turn = lock.joined(Semaphore(5_000), 5_000, 1);
     let (_, tag, payload) = lock.row.clone().unwrap();
-    assert!(payload.len() <= crate::store::PAYLOAD_MAX);
+    assert!(payload.len() < 1_000, "{} bytes", payload.len());
     assert_eq!((encoding::names(&payload), tag), ((&b"scope"[..], &b"name"[..]), 7));
-    assert_eq!(lock.row().waiting, 1);
+    assert_eq!((lock.row().count(), lock.row().taken(), lock.row().waiting), (5_000, 5_000, 1));
+    assert_eq!(numbers(&lock.release(fences[2_500]).to_wake), [turn.number]);
+    assert!(matches!(lock.accept(Semaphore(5_000), 5_000, turn), Answer::Held(_)));
+    let left = fences.iter().filter(|fence| lock.release(**fence).ours).count();
+    assert_eq!((left, lock.row().count()), (4_999, 1));
+}
+
+#[test]
+fn a_rule_of_ones_own_is_shown_a_thousand_holders_and_no_more() {
+    let everybody = |_: &[Holder], _: &Owner| true;
+    let few = |holders: &[Holder], _: &Owner| holders.len() < 3;
+    let mut lock = Bench::default();
+    let first = lock.held(everybody, 1);
+    let seen = |holders: &[Holder], _: &Owner| {
+        let owners: BTreeSet<u128> = holders.iter().map(|holder| holder.owner.0).collect();
+        owners == (1..=holders.len() as u128).collect()
+    };
+    for owner in 2..=HOLDERS_MAX as u128 {
+        lock.held(seen, owner);
+    }
+    assert_eq!(lock.enter(everybody, 5_000), Answer::TooManyHolders);
+    let turn = lock.joined(few, 5_001, 1);
+    assert!(lock.leave(turn.number).is_empty(), "it may be shown them, and would wait");
+    let more = lock.held(Semaphore(u32::MAX), 6_000);
+    assert_eq!(lock.enter(few, 5_002), Answer::TooManyHolders, "there are more than it may be shown");
+    lock.release(more);
+    lock.release(first);
+    assert!(matches!(lock.enter(everybody, 5_003), Answer::Held(_)));
+}
+
+#[test]
+fn an_owner_is_found_again_among_many() {
+    let twice = |holders: &[Holder], candidate: &Owner| holders.iter().all(|holder| holder.owner == *candidate);
+    let mut lock = Bench::default();
+    let fences: Vec<u64> = (0..100).map(|owner| lock.held(Semaphore(100), owner)).collect();
+    // A rule with a demand is shown the owner alone.
+    struct Again;
+    impl Rule for Again {
+        fn admits(&self, holders: &[Holder], candidate: &Owner) -> bool {
+            assert_eq!(holders.len(), 1);
+            holders[0].owner == *candidate
+        }
+        fn demand(&self) -> Option<Demand> {
+            Some(Demand::new(100, 1))
+        }
+    }
+    assert!(matches!(lock.enter(twice, 50), Answer::Waiting(_)), "it sees the others");
+    assert_eq!(lock.enter(Again, 50), Answer::Held(fences[50]));
+    assert!(lock.release(fences[50]).ours && lock.release(fences[50]).ours && !lock.release(fences[50]).ours);
+}
+
+#[test]
+fn the_leases_of_many_end_in_bites_and_renewed_ones_do_not() {
+    let mut lock = Bench::default();
+    let fences: Vec<u64> = (0..1_000).map(|owner| lock.held(Semaphore(1_000), owner)).collect();
+    lock.now = LEASE / 2;
+    for fence in &fences[500..510] {
+        assert!(lock.renew(*fence, LEASE));
+    }
+    let looked = lock.look(&[]);
+    assert_eq!((lock.row().count(), looked.next), (1_000, LEASE));
+    lock.now = LEASE;
+    let mut before = lock.row().count();
+    while before > 10 {
+        let looked = lock.look(&[]);
+        let left = lock.row().count();
+        assert!(before - left > 0 && before - left < 300, "{before}, then {left}");
+        before = left;
+        assert!(left == 10 || looked.next <= lock.now, "there is more to do");
+    }
+    lock.now += LEASE / 4;
+    assert_eq!(lock.look(&[]).next, LEASE / 2 + LEASE);
+    assert_eq!(lock.places().len(), 10);
+    lock.now = LEASE / 2 + LEASE;
+    lock.look(&[]);
+    assert!(lock.row.is_none() && lock.holders.is_empty() && lock.index.is_empty());
+}
+
+#[test]
+fn the_many_of_a_dead_instance_leave_in_bites_and_others_stay() {
+    let mut lock = Bench::default();
+    for owner in 0..1_000 {
+        lock.ask(&request(Semaphore(1_000), owner, 10 + u64::try_from(owner % 2).unwrap()), None, &[], &[]);
+    }
+    let mut asked = lock.look(&[11]);
+    while asked.suspects.contains(&11) {
+        asked = lock.look(&[11]);
+    }
+    assert_eq!((lock.row().count(), asked.suspects), (500, vec![10]));
+    assert!(lock.places().iter().all(|place| place.instance == 10));
+}
+
+#[test]
+fn offers_to_many_end_and_are_told_again() {
+    let mut lock = Bench::default();
+    let all = lock.held(Semaphore(100).weighing(100), 0);
+    let turns: Vec<u64> = (1..=100).map(|owner| lock.joined(Semaphore(100), owner, 1).number).collect();
+    assert_eq!(numbers(&lock.release(all).to_wake), turns);
+    let mut again = numbers(&lock.look(&[]).to_wake);
+    again.sort_unstable();
+    assert_eq!(again, turns);
+    let Answer::Held(fence) = lock.accept(Semaphore(100), 100, Turn { number: turns[99], since: 0 }) else { panic!() };
+    lock.now = OFFER;
+    let mut lapsed = numbers(&lock.look(&[]).to_wake);
+    lapsed.sort_unstable();
+    assert_eq!((lapsed, lock.row().count()), (turns[..99].to_vec(), 1));
+    assert!(lock.release(fence).ours && lock.row.is_none() && lock.index.is_empty());
+}
+
+#[test]
+fn holders_whose_rows_are_damaged_count_until_the_latest_lease_has_ended() {
+    let mut lock = Bench::default();
+    let rule = |owner| Semaphore(100).weighing(1 + u32::try_from(owner % 3).unwrap());
+    let fences: Vec<u64> = (0..40).map(|owner| lock.held(rule(owner), owner)).collect();
+    let taken = lock.row().taken();
+    for fence in &fences[20..23] {
+        let id = lock.id(*fence);
+        lock.holders.insert(id, None);
+    }
+    assert!(!lock.renew(fences[21], LEASE), "its holder is told");
+    assert_eq!((lock.mended, lock.row().taken()), (1, taken), "and its weight stays");
+    for fence in &fences[20..23] {
+        assert!(!lock.release(*fence).ours);
+    }
+    assert!(lock.release(fences[30]).ours);
+    let everybody = |_: &[Holder], _: &Owner| true;
+    let turn = lock.joined(everybody, 90, 1);
+    lock.leave(turn.number);
+    lock.now = LEASE - 1;
+    for fence in fences.iter().filter(|fence| !(20..23).any(|at| fences[at] == **fence) && **fence != fences[30]) {
+        assert!(lock.renew(*fence, LEASE));
+    }
+    lock.now = LEASE;
+    lock.look(&[]);
+    assert_eq!(lock.row().count(), 36);
+    assert_eq!(lock.row().taken(), lock.places().iter().map(|place| u64::from(place.weight)).sum::<u64>());
 }
 
 /// Something that may happen to a lock.
@@ -484,13 +715,13 @@ proptest! {
                         Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
                         Answer::Waiting(turn) => waiting.push((turn, weight, instance)),
                         Answer::Busy => prop_assert!(!waits),
-                        Answer::QueueFull => prop_assert!(false),
+                        Answer::QueueFull | Answer::TooManyHolders => prop_assert!(false),
                     }
                 }
                 Happens::Accept(which) if !waiting.is_empty() => {
                     let at = which % waiting.len();
                     let (turn, weight, instance) = waiting[at];
-                    let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+                    let request = LockRequest { owner: lock.owners[&turn.number].clone(), ..request(rule(weight), 0, instance) };
                     match lock.ask(&request, Some(turn), &dead, &[]).answer {
                         Answer::Held(fence) => {
                             waiting.remove(at);
@@ -524,7 +755,7 @@ proptest! {
         // not heeded every call.
         let mut again = std::mem::take(&mut waiting);
         for (turn, weight, instance) in again.drain(..) {
-            let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+            let request = LockRequest { owner: lock.owners[&turn.number].clone(), ..request(rule(weight), 0, instance) };
             match lock.ask(&request, Some(turn), &dead, &[]).answer {
                 Answer::Held(fence) => entered(&mut held, fence, weight, instance)?,
                 other => {
@@ -546,7 +777,7 @@ proptest! {
             for number in to_wake {
                 let Some(at) = waiting.iter().position(|waiter| waiter.0.number == number) else { continue };
                 let (turn, weight, instance) = waiting[at];
-                let request = LockRequest { owner: Owner::random(), ..request(rule(weight), 0, instance) };
+                let request = LockRequest { owner: lock.owners[&turn.number].clone(), ..request(rule(weight), 0, instance) };
                 if let Answer::Held(fence) = lock.ask(&request, Some(turn), &dead, &[]).answer {
                     waiting.remove(at);
                     entered(&mut held, fence, weight, instance)?;

@@ -6,8 +6,8 @@ use super::{
     encoding::{self, LockRow, Place, ToWake},
 };
 use crate::{
-    lock::rule::Rule,
-    store::{Change, Found, WaitingLine},
+    lock::{owner::Owner, rule::Rule},
+    store::{Change, Found, HolderId, WaitingLine},
 };
 
 /// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
@@ -33,6 +33,7 @@ pub(crate) fn ask<R: Rule>(
             let won = if first { draft.enter(request) } else { draft.offer_places(Some((number, request)), tidied) };
             match won {
                 Some(fence) => Answer::Held(fence),
+                None if draft.has_too_many => Answer::TooManyHolders,
                 None => draft.wait(request, turn),
             }
         });
@@ -54,14 +55,14 @@ pub(crate) fn release(
     found: Found<'_>,
     line: &WaitingLine<'_>,
     now: u64,
-    number: u64,
+    place: HolderId,
     offers: bool,
 ) -> Transition<Released> {
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, to_wake: Vec::new() }, Change::Keep, Vec::new());
     };
-    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
-    let ours = draft.leave_place(number);
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
+    let ours = draft.leave_place(place);
     if ours && offers {
         draft.offer_places(NOBODY, true);
     }
@@ -70,25 +71,42 @@ pub(crate) fn release(
 }
 
 /// Gives up a turn in the line, or the offer that came of it.
-pub(crate) fn leave(found: Found<'_>, line: &WaitingLine<'_>, now: u64, number: u64) -> Transition<Vec<ToWake>> {
+pub(crate) fn leave(
+    found: Found<'_>,
+    line: &WaitingLine<'_>,
+    now: u64,
+    owner: &Owner,
+    number: u64,
+) -> Transition<Vec<ToWake>> {
     let Some(row) = LockRow::read(found) else { return (Vec::new(), Change::Keep, Vec::new()) };
-    let mut draft = Draft::new(row, line, Moment { now, dead: &[], held_here: &[] });
-    draft.give_up(number);
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
+    draft.give_up(owner, number);
     draft.finish(label_of(found))
 }
 
 /// Extends the lease, for a guard that lives in the instance. `false`: the place is lost.
-pub(crate) fn renew(found: Found<'_>, now: u64, number: u64, lease: u64, instance: u64) -> (bool, Change) {
-    let Some(mut row) = LockRow::read(found) else { return (false, Change::Keep) };
-    let Some(place) = row.places.iter_mut().find(|place| place.is_held_by(number)) else {
-        return (false, Change::Keep);
-    };
-    place.lease = place.lease.max(now.saturating_add(lease));
-    if place.entered == 1 {
-        // The owner is inside only once: from this instance.
-        place.instance = instance;
+pub(crate) fn renew(
+    found: Found<'_>,
+    line: &WaitingLine<'_>,
+    now: u64,
+    place: HolderId,
+    lease: u64,
+    instance: u64,
+) -> Transition<bool> {
+    let Some(row) = LockRow::read(found) else { return (false, Change::Keep, Vec::new()) };
+    let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
+    let found_place = draft.find(place).filter(Place::is_held);
+    let ours = found_place.is_some();
+    if let Some(mut place) = found_place {
+        place.lease = place.lease.max(now.saturating_add(lease));
+        if place.entered == 1 {
+            // The owner is inside only once: from this instance.
+            place.instance = instance;
+        }
+        draft.put(place);
     }
-    (true, row.write(now, label_of(found)))
+    let (_, change, steps) = draft.finish(label_of(found));
+    (ours, change, steps)
 }
 
 /// Looks whether a lease that is over, or a death, has made room.
@@ -104,9 +122,9 @@ pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>)
     draft.offer_places(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
     draft.to_wake.truncate(lapsed);
-    draft.to_wake.extend(draft.row.places.iter().filter(|place| place.is_offered()).map(Place::to_wake));
+    draft.to_wake.extend(draft.offered());
     let suspects = draft.suspects();
-    let next = draft.row.places.iter().map(|place| place.lease).min().unwrap_or(u64::MAX);
+    let next = draft.next_end();
     let mark = draft.row.mark();
     let (to_wake, change, steps) = draft.finish(label_of(found));
     (Looked { to_wake, suspects, next, mark }, change, steps)

@@ -69,6 +69,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Another generation of `state/` begins. Its numbers are above those of the one before.
+    pub(crate) fn begin_state(&mut self, generation: u64) {
+        self.state = generation;
+        self.leap();
+    }
+
+    /// From now on, the numbers are above those that can have been drawn.
+    pub(crate) fn leap(&mut self) {
+        self.numbers = first_number::after(Some(self.numbers), first_number::calendar());
+    }
+
     fn parse(text: &str) -> Option<Layout> {
         let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
         let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
@@ -221,7 +232,6 @@ impl Directory {
                 entries: (0..shards).map(|shard| next_generation(&entries_path(&home, shard))).collect(),
             },
         };
-        let found = layout.state;
         if (layout.state_size, layout.shards) != (state_size, shards) {
             tracing::warn!(
                 cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
@@ -230,13 +240,13 @@ impl Directory {
         }
         if alone && text.is_some() && latest_generation(&home.join(STATE)).is_none_or(|latest| latest < layout.state) {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
-            layout.state += 1;
+            layout.begin_state(layout.state + 1);
         }
         if layout.boot != boot {
             // Files that were written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
-                layout.state = next_generation(&home.join(STATE)).max(layout.state + 1);
+                layout.begin_state(next_generation(&home.join(STATE)).max(layout.state + 1));
                 for (generation, shard) in layout.entries.iter_mut().zip(0..) {
                     *generation = next_generation(&entries_path(&home, shard)).max(*generation + 1);
                 }
@@ -247,9 +257,6 @@ impl Directory {
         }
         let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
-        if layout.state != found {
-            layout.numbers = first_number::after(Some(layout.numbers), first_number::calendar());
-        }
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
         // Mostly the file says so already: then a full disk is no reason to refuse.

@@ -132,6 +132,11 @@ impl Env {
         self.current.load().path().to_path_buf()
     }
 
+    /// Whether this opening made the files.
+    pub(crate) fn is_new(&self) -> bool {
+        self.current.load().is_new
+    }
+
     /// The number of the generation that this process has open.
     pub(crate) fn generation(&self) -> u64 {
         self.current.load().number
@@ -456,7 +461,7 @@ fn make_next<'a>(
         .and_then(|new| {
             let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
             let carry_over = |reader: Option<&Reader<'_>>| match options.carry_over {
-                Some(carry_over) => new.fill(|txn| carry_over(reader, txn)),
+                Some(carry_over) => new.fill(gate, |txn| carry_over(reader, txn)),
                 None => Ok(()),
             };
             match old.filter(|_| !gate.is_condemned()) {

@@ -42,6 +42,8 @@ struct Page {
     /// The generation that was found damaged, plus one; 0: none.
     condemned: AtomicU64,
     sides: [Side; 2],
+    /// The latest end of a lease that was ever granted, in ns of machine time. It only grows.
+    latest_lease_end: AtomicU64,
 }
 
 /// What every process must know of the files of a generation.
@@ -214,6 +216,19 @@ impl Gate {
             newest.store(last, Relaxed);
         }
         sound
+    }
+
+    /// The latest end of a lease that was ever granted, in ns of machine time.
+    pub(crate) fn latest_lease_end(&self) -> u64 {
+        self.page().latest_lease_end.load(Relaxed)
+    }
+
+    /// Notes the end of a lease that is about to be granted. The caller holds the gate.
+    pub(crate) fn raise_lease_end(&self, end: u64) {
+        let latest = &self.page().latest_lease_end;
+        if latest.load(Relaxed) < end {
+            latest.store(end, Relaxed);
+        }
     }
 
     /// The files of the current generation.

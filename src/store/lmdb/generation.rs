@@ -24,6 +24,8 @@ pub(super) struct Generation {
     /// The drop of [`Generation`] closes it.
     pub(super) heed: ManuallyDrop<heed::Env<WithTls>>,
     pub(super) number: u64,
+    /// Its files were made by this opening.
+    pub(super) is_new: bool,
     pub(super) tables: Vec<Db>,
     pub(super) files: Files,
     map_size: usize,
@@ -44,12 +46,13 @@ impl Generation {
         options: &Options,
         opened: Opened,
     ) -> Result<Generation, Error> {
-        let Opened { heed, tables, data, files, shares_pid } = opened;
+        let Opened { heed, tables, is_new, data, files, shares_pid } = opened;
         let paths = files::paths(generations.environment(), &generations.path(number));
         let identity =
             options.guarded.as_deref().map(|root| FileIdentity::new(root, &data, paths, files)).transpose()?;
         Ok(Generation {
             number,
+            is_new,
             tables,
             files,
             map_size: options.map_size,
@@ -79,7 +82,7 @@ impl Generation {
     ) -> Result<T, Error> {
         let rw = self.begin(gate)?;
         let before = rw.id() as u64 - 1;
-        let mut txn = Txn::new(rw, &self.tables, self.number);
+        let mut txn = Txn::new(rw, &self.tables, self.number, gate);
         let (result, changed) = f(&mut txn)?;
         let commits = changed && txn.commit()?;
         // The files that were read, or that the commit went to, may have gone back in time meanwhile. Then no caller gets
@@ -134,8 +137,8 @@ impl Generation {
     }
 
     /// Writes the first rows of a generation that no other process can know of yet.
-    pub(super) fn fill(&self, f: impl FnOnce(&mut Txn<'_>) -> Result<(), Error>) -> Result<(), Error> {
-        let mut txn = Txn::new(self.heed.write_txn().map_err(from_heed)?, &self.tables, self.number);
+    pub(super) fn fill(&self, gate: &Gate, f: impl FnOnce(&mut Txn<'_>) -> Result<(), Error>) -> Result<(), Error> {
+        let mut txn = Txn::new(self.heed.write_txn().map_err(from_heed)?, &self.tables, self.number, gate);
         f(&mut txn)?;
         txn.commit().map(drop)
     }

@@ -49,6 +49,8 @@ pub(crate) type CarryOver = fn(Option<&Reader<'_>>, &mut Txn<'_>) -> Result<(), 
 pub(super) struct Opened {
     pub(super) heed: heed::Env<WithTls>,
     pub(super) tables: Vec<Db>,
+    /// Its files were made by this opening.
+    pub(super) is_new: bool,
     /// Says that this process uses the generation, see [`Generations::hold`].
     pub(super) data: File,
     pub(super) files: Files,
@@ -69,12 +71,14 @@ pub(super) fn open_alone(generations: &Generations, number: u64, options: &Optio
         reserve(data, options.map_size as u64)?;
     }
     let files = Files::at(&paths, options.map_size)?;
-    let tables = match find_tables(&heed, options.tables)? {
+    let found = find_tables(&heed, options.tables)?;
+    let is_new = found.is_none();
+    let tables = match found {
         Some(tables) => tables,
         None => make_tables(&heed, options.tables)?,
     };
     let data = generations.hold(number)?;
-    Ok(Opened { heed, tables, data, files, shares_pid })
+    Ok(Opened { heed, tables, is_new, data, files, shares_pid })
 }
 
 /// Opens the current generation beside other processes. Creates no file and lengthens none: LMDB would make an empty file
@@ -117,7 +121,7 @@ pub(super) fn open_beside(
         }
         false => find_tables(&heed, options.tables)?,
     };
-    Ok(Opened { heed, tables: tables.ok_or(Error::Damaged)?, data, files, shares_pid })
+    Ok(Opened { heed, tables: tables.ok_or(Error::Damaged)?, is_new: false, data, files, shares_pid })
 }
 
 /// Reserves disk blocks for a file that is mapped writable, where the file system can.

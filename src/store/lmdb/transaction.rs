@@ -1,6 +1,9 @@
 //! Transactions that cannot leave the function that began them.
 
-use super::error::{from_commit, from_heed};
+use super::{
+    error::{from_commit, from_heed},
+    gate::Gate,
+};
 use crate::error::Error;
 use heed::{Database, RoTxn, RwTxn, types::Bytes};
 use std::{marker::PhantomData, ops::Bound};
@@ -70,13 +73,14 @@ pub(crate) struct Txn<'e> {
     rw: RwTxn<'e>,
     tables: &'e [Db],
     generation: u64,
+    gate: &'e Gate,
     written: bool,
     _this_thread: PhantomData<*const ()>,
 }
 
 impl<'e> Txn<'e> {
-    pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db], generation: u64) -> Txn<'e> {
-        Txn { rw, tables, generation, written: false, _this_thread: PhantomData }
+    pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db], generation: u64, gate: &'e Gate) -> Txn<'e> {
+        Txn { rw, tables, generation, gate, written: false, _this_thread: PhantomData }
     }
 
     /// Commits. Returns whether anything was written: LMDB gives no number to a transaction in which nothing was.
@@ -142,15 +146,23 @@ impl<'e> Txn<'e> {
         self.reader().len(table)
     }
 
-    /// The value under a key. If there is none, the value of the next row, or of the previous row where there is no
-    /// next one.
-    pub(crate) fn get_or_beside(&self, table: Table, key: &[u8]) -> Result<Result<&[u8], Option<&[u8]>>, Error> {
+    /// The row under a key. If there is none, the next row, or the previous row where there is no next one.
+    pub(crate) fn get_or_beside(&self, table: Table, key: &[u8]) -> Result<Option<(&[u8], &[u8])>, Error> {
         let table = &self.tables[table.0];
         match table.get_greater_than_or_equal_to(&self.rw, key).map_err(from_heed)? {
-            Some((found, value)) if found == key => Ok(Ok(value)),
-            Some((_, next)) => Ok(Err(Some(next))),
-            None => Ok(Err(table.get_lower_than(&self.rw, key).map_err(from_heed)?.map(|(_, previous)| previous))),
+            None => table.get_lower_than(&self.rw, key).map_err(from_heed),
+            found => Ok(found),
         }
+    }
+
+    /// The latest end of a lease that was ever granted in the directory, in ns of machine time.
+    pub(crate) fn latest_lease_end(&self) -> u64 {
+        self.gate.latest_lease_end()
+    }
+
+    /// Notes the end of a lease that this transaction grants or renews: called before its commit.
+    pub(crate) fn raise_lease_end(&self, end: u64) {
+        self.gate.raise_lease_end(end);
     }
 
     /// Pages that the rows of a table occupy.

@@ -8,7 +8,7 @@ use crate::store::{
     record::key::Key,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -51,6 +51,8 @@ pub(crate) struct WakeUps {
 
 struct Inner {
     waiting: HashMap<u64, Arc<Waiting>>,
+    /// Since when each of them waits.
+    since: BTreeSet<(Instant, u64)>,
     keys: BTreeMap<[u8; 16], Watched>,
     /// The key behind which the next turn begins, where there are more than fit into one.
     cursor: [u8; 16],
@@ -120,6 +122,7 @@ impl WakeUps {
     pub(crate) fn new(listener: Box<dyn Listener>) -> Arc<WakeUps> {
         let inner = Inner {
             waiting: HashMap::new(),
+            since: BTreeSet::new(),
             keys: BTreeMap::new(),
             cursor: [0; 16],
             missed: [0; MISSED],
@@ -139,7 +142,10 @@ impl WakeUps {
         let mut inner = lock(&self.inner);
         let signal = Signal { raised: inner.was_missed(number), waker: None };
         let waiting = Arc::new(Waiting { since: now, signal: Mutex::new(signal) });
-        inner.waiting.insert(number, waiting.clone());
+        if let Some(before) = inner.waiting.insert(number, waiting.clone()) {
+            inner.since.remove(&(before.since, number));
+        }
+        inner.since.insert((now, number));
         let due = inner.next;
         let watched = || Watched { key, watch, waiters: HashMap::new(), due };
         inner.keys.entry(key.hash).or_insert_with(watched).waiters.insert(number, waiting.clone());
@@ -185,7 +191,7 @@ impl WakeUps {
 
     pub(crate) fn waiting_counts(&self) -> WaitingCounts {
         let inner = lock(&self.inner);
-        let longest = inner.waiting.values().map(|waiting| waiting.since.elapsed()).max();
+        let longest = inner.since.first().map(|(since, _)| since.elapsed());
         WaitingCounts { waiting: inner.waiting.len(), keys: inner.keys.len(), longest }
     }
 
@@ -307,6 +313,9 @@ impl Drop for Registration {
             _ => None,
         };
         let waiting = leave(&mut inner.waiting);
+        if let Some(waiting) = &waiting {
+            inner.since.remove(&(waiting.since, self.number));
+        }
         let mut watched = None;
         if let Some(others) = inner.keys.get_mut(&self.key.hash) {
             leave(&mut others.waiters);

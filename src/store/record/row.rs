@@ -22,6 +22,8 @@ pub(crate) enum Found<'a> {
 }
 
 const ROW_VERSION: u8 = 1;
+/// The version of what stands in place of a row that was found damaged.
+const DAMAGED_VERSION: u8 = 2;
 const ROW_HEAD: usize = 25;
 const ROW_CHECK: usize = 4;
 
@@ -65,6 +67,31 @@ pub(crate) fn decode_any_row(bytes: &[u8]) -> Option<(u64, Row<'_>)> {
     }
     let row = Row { expires: u64_at(body, 1)?, tag: u64_at(body, 17)?, payload: &body[ROW_HEAD..] };
     Some((u64_at(body, 9)?, row))
+}
+
+/// What is put in place of a lock's row that was found damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DamagedRow {
+    /// Its name, which is not known, is refused until this machine time in ns.
+    pub(crate) until: u64,
+    /// Its key is sound: somebody has asked for it. A garbled key would mean that another one is missing.
+    pub(crate) has_sound_key: bool,
+}
+
+impl DamagedRow {
+    pub(crate) fn encode(self) -> [u8; 14] {
+        let mut bytes = [DAMAGED_VERSION; 14];
+        bytes[1..9].copy_from_slice(&self.until.to_le_bytes());
+        bytes[9] = self.has_sound_key.into();
+        let check = xxh3_64(&bytes[..10]) as u32;
+        bytes[10..].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<DamagedRow> {
+        let row = DamagedRow { until: u64_at(bytes, 1)?, has_sound_key: *bytes.get(9)? == 1 };
+        (bytes == row.encode()).then_some(row)
+    }
 }
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {

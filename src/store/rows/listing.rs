@@ -1,6 +1,7 @@
 //! Listings of the locks and their waiters, for people to look at.
 
 use super::{
+    holders::{self, HolderRow},
     sequence,
     state::State,
     tables::{LOCKS, row_key},
@@ -31,11 +32,13 @@ pub(crate) struct Listed<'a> {
     pub(crate) row: Option<Row<'a>>,
     /// The first waiters; none for a damaged row.
     pub(crate) waiters: &'a [Waiter],
+    /// Some of the holders that do not stand in the row.
+    pub(crate) holders: &'a [HolderRow],
 }
 
 impl State {
-    /// Shows `f` at most 100 locks behind the key `after` (`None`: from the first on) with at most `most` waiters each,
-    /// all in one snapshot. Returns the answers of `f`, and the last key if there are more. `f` runs in a transaction,
+    /// Shows `f` at most 100 locks behind the key `after` (`None`: from the first on) with at most `most` waiters and
+    /// holders' rows each, all in one snapshot. Returns the answers of `f`, and the last key if there are more. `f` runs in a transaction,
     /// once for each lock or, if that fails, more often.
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
@@ -81,14 +84,15 @@ impl<F: FnMut(Listed<'_>) -> Option<T>, T> Operation for Listing<F, T> {
 impl<F: FnMut(Listed<'_>) -> Option<T>, T> Listing<F, T> {
     fn show(&mut self, txn: &Txn<'_>, key: &[u8; 16], bytes: &[u8]) -> Result<Option<T>, Error> {
         let found = decode_any_row(bytes);
-        let waiters = match found {
+        let (waiters, holders) = match found {
             Some((echo, _)) => {
                 let key = Key { hash: *key, echo };
-                waiting_line::read(txn, &key, Bound::Unbounded, self.most, &self.local.damaged)?
+                let waiters = waiting_line::read(txn, &key, Bound::Unbounded, self.most, &self.local.damaged)?;
+                (waiters, holders::rows(txn, &key, None, self.most)?.into_iter().flatten().collect())
             }
-            None => Vec::new(),
+            None => (Vec::new(), Vec::new()),
         };
-        Ok((self.f)(Listed { key, row: found.map(|(_, row)| row), waiters: &waiters }))
+        Ok((self.f)(Listed { key, row: found.map(|(_, row)| row), waiters: &waiters, holders: &holders }))
     }
 }
 

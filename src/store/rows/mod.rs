@@ -1,10 +1,12 @@
-//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, `update(key, f)`, recent
+//! The rows of `state/`: tables, the room in them, sequence numbers, the waiting line, holders, `update(key, f)`, recent
 //! refusals and listings.
 
+mod damage;
+pub(crate) mod holders;
 pub(crate) mod listing;
 mod recent_refusals;
 pub(crate) mod room;
-mod sequence;
+pub(crate) mod sequence;
 pub(crate) mod state;
 pub(crate) mod tables;
 pub(crate) mod update;

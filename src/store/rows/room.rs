@@ -1,11 +1,17 @@
 //! Room in `state/`: the share of the fixed number of pages that each table may use, and the sweeping that keeps it so.
 
-use super::tables::{CELLS, LOCKS, WAITERS, WaiterKey, row_key};
+use super::{
+    holders,
+    tables::{CELLS, HOLDERS, LOCKS, WAITERS, WaiterKey, row_key},
+};
 use crate::{
     error::Error,
     store::{
         lmdb::transaction::{Table, Txn},
-        record::{key::scope_mark, row::decode_any_row},
+        record::{
+            key::scope_mark,
+            row::{DamagedRow, decode_any_row},
+        },
     },
 };
 use std::{
@@ -41,6 +47,7 @@ pub(crate) struct Room {
     cursor: Mutex<[u8; 16]>,
     lock_cursor: Mutex<[u8; 16]>,
     waiter_cursor: Mutex<WaiterKey>,
+    holder_cursor: Mutex<Vec<u8>>,
     writes: AtomicU64,
     /// Cells that were made.
     cells: AtomicU64,
@@ -65,6 +72,7 @@ impl Room {
             sweep_next(txn, CELLS, &self.cursor, now.saturating_sub(CELL_GRACE))?;
             sweep_next(txn, LOCKS, &self.lock_cursor, now.saturating_sub(LOCK_GRACE))?;
             sweep_next(txn, WAITERS, &self.waiter_cursor, now)?;
+            sweep_holders(txn, &self.holder_cursor)?;
         }
         Ok(())
     }
@@ -72,14 +80,14 @@ impl Room {
     /// Puts a row that is new or grows. Locks may use three eighths of the pages, so that some pages are always left:
     /// without any, not even a removal succeeds. Beyond that share, only a row that needs no further page is put.
     pub(super) fn put_lock(&self, txn: &mut Txn<'_>, key: &[u8; 16], row: &[u8]) -> Result<bool, Error> {
-        let (pages, all) = (txn.pages(LOCKS)?, self.pages);
-        if pages * 8 < all * 3 {
+        if self.has_room_for_holders(txn)? {
             return txn.put(LOCKS, key, row).map(|()| true);
         }
         // A row that is put back may leave split pages behind.
-        if (pages + txn.pages(WAITERS)?) * 16 >= all * 7 {
+        if (lock_pages(txn)? + txn.pages(WAITERS)?) * 16 >= self.pages * 7 {
             return Ok(false);
         }
+        let pages = txn.pages(LOCKS)?;
         let before = txn.get(LOCKS, key)?.map(<[u8]>::to_vec);
         txn.put(LOCKS, key, row)?;
         if txn.pages(LOCKS)? <= pages {
@@ -107,10 +115,15 @@ impl Room {
         Ok(())
     }
 
+    /// Whether locks and their holders use less than their share.
+    pub(super) fn has_room_for_holders(&self, txn: &Txn<'_>) -> Result<bool, Error> {
+        Ok(lock_pages(txn)? * 8 < self.pages * 3)
+    }
+
     /// Waiters may use a sixteenth of the pages, and waiters and locks together seven sixteenths. Beside half for the
     /// cells, a sixteenth is always left.
     pub(super) fn has_room(&self, txn: &Txn<'_>) -> Result<bool, Error> {
-        let (waiters, locks, all) = (txn.pages(WAITERS)?, txn.pages(LOCKS)?, self.pages);
+        let (waiters, locks, all) = (txn.pages(WAITERS)?, lock_pages(txn)?, self.pages);
         Ok(waiters * 16 < all && (waiters + locks) * 16 < all * 7)
     }
 
@@ -121,6 +134,26 @@ impl Room {
         }
         sweep_next(txn, WAITERS, &self.waiter_cursor, now)
     }
+}
+
+/// The pages of the locks with their holders.
+fn lock_pages(txn: &Txn<'_>) -> Result<usize, Error> {
+    Ok(txn.pages(LOCKS)? + txn.pages(HOLDERS)?)
+}
+
+/// Drops the holders among the next ones whose lock is gone.
+fn sweep_holders(txn: &mut Txn<'_>, cursor: &Mutex<Vec<u8>>) -> Result<(), Error> {
+    let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
+    // LMDB takes no empty key.
+    let from = if cursor.is_empty() { Bound::Unbounded } else { Bound::Excluded(&cursor[..]) };
+    let rows = txn.rows(HOLDERS, from, SWEEP_ROWS, |at, _| at.to_vec())?;
+    *cursor = if rows.len() < SWEEP_ROWS { Vec::new() } else { rows[rows.len() - 1].clone() };
+    for at in rows {
+        if txn.get(LOCKS, &holders::lock_of(&at))?.is_none() {
+            txn.delete(HOLDERS, &at)?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops the rows that had ended by `end` among the next ones; returns whether there were any. It starts behind a key
@@ -149,7 +182,7 @@ fn next_rows<const N: usize>(
 ) -> Result<Vec<([u8; N], u64)>, Error> {
     txn.rows(table, Bound::Excluded(after), most, |key, row| {
         // A cell or waiter that cannot be read means nothing; a lock that cannot be read may be held.
-        let unread = if table == LOCKS { u64::MAX } else { 0 };
+        let unread = if table == LOCKS { DamagedRow::decode(row).map_or(u64::MAX, |row| row.until) } else { 0 };
         let expires = decode_any_row(row).map_or(unread, |(_, row)| row.expires);
         (row_key(key), expires)
     })

@@ -1,20 +1,24 @@
 //! The sequence of a directory: numbers that only grow, over all keys, processes, restarts and generations.
 //!
 //! The numbers are the order in which waiters of a lock came, and the fencing tokens of its holders. The last number
-//! that was drawn stands in a row of its own among the locks. If that row is lost, the sequence goes on far above every
-//! number that can have been drawn: each generation of `state/` has a [first
-//! number](crate::store::directory::first_number), written down and synced before any process uses it.
+//! that was drawn stands in a row of its own among the locks, which is there from the beginning of a generation of
+//! `state/` on. If that row is damaged or missing, the sequence goes on far above every number that can have been drawn:
+//! each generation has a [first number](crate::store::directory::first_number), written down and synced before any
+//! process uses it.
 
 use super::tables::LOCKS;
 use crate::{
     error::Error,
     store::{
         directory::first_number::{LEAP, MOST, calendar},
-        lmdb::transaction::Txn,
+        lmdb::{env::Env, transaction::Txn},
         record::row::u64_at,
     },
 };
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The row's key. No lock has it, and walks over the locks start behind it.
@@ -33,6 +37,21 @@ fn decode(row: &[u8]) -> Option<u64> {
     (row == encode(last) && last <= MOST).then_some(last)
 }
 
+/// How long an opening that is alone waits at the gate.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// Whether the last number is known. Only for an opening that is alone.
+pub(crate) fn is_known(env: &Env) -> Result<bool, Error> {
+    let held = env.gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+    env.write(&held, |txn| Ok((txn.get(LOCKS, &KEY)?.and_then(decode).is_some(), false)))
+}
+
+/// Begins a sequence with its first number. Only for an opening that is alone.
+pub(crate) fn begin(env: &Env, first: u64) -> Result<(), Error> {
+    let held = env.gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+    env.write(&held, |txn| txn.put(LOCKS, &KEY, &encode(first.saturating_sub(1))).map(|()| ((), true)))
+}
+
 /// The sequence as one process sees it.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -49,8 +68,7 @@ impl Sequence {
     /// The last number that was drawn: the next one is greater by one.
     pub(super) fn last(&self, txn: &Txn<'_>, damaged: &AtomicU64) -> Result<u64, Error> {
         let highest = self.highest.load(Relaxed);
-        let Some(row) = txn.get(LOCKS, &KEY)? else { return Ok(highest) };
-        Ok(match decode(row) {
+        Ok(match txn.get(LOCKS, &KEY)?.and_then(decode) {
             Some(last) => last.max(highest),
             None => {
                 damaged.fetch_add(1, Relaxed);

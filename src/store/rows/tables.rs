@@ -4,13 +4,15 @@ use crate::store::lmdb::transaction::Table;
 
 /// Cells are in the table without a name: a commit to a named table also writes that table's own row in the table
 /// without a name.
-pub(crate) const TABLES: [&str; 3] = ["", "locks", "waiters"];
+pub(crate) const TABLES: [&str; 4] = ["", "locks", "waiters", "holders"];
 /// Rows that may be dropped when room is needed.
 pub(crate) const CELLS: Table = Table(0);
 /// Rows that are never dropped for room.
 pub(crate) const LOCKS: Table = Table(1);
 /// The waiters behind a row, see [`waiting_line`](super::waiting_line).
 pub(crate) const WAITERS: Table = Table(2);
+/// The holders of locks that have many, see [`holders`](super::holders).
+pub(crate) const HOLDERS: Table = Table(3);
 
 /// Bytes of a row's payload at most. A larger one would make room at the cost of all cells and still not fit.
 pub(crate) const PAYLOAD_MAX: usize = 64 << 10;

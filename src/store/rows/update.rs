@@ -1,11 +1,13 @@
 //! One update of a row of `state/`, as it runs in a transaction.
 
 use super::{
+    damage::{self, LookedUp},
+    holders::{self, Due, HolderId, HolderRow},
     recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
     tables::{CELLS, Change, LOCKS, PAYLOAD_MAX},
-    waiting_line::{self, LineTransition, Rows, Waiter, WaitingLine},
+    waiting_line::{self, LineTransition, Rows, Step, Waiter, WaitingLine},
 };
 use crate::{
     error::Error,
@@ -14,7 +16,7 @@ use crate::{
         lmdb::transaction::{Table, Txn},
         record::{
             key::Key,
-            row::{Found, Row, decode_any_row, decode_row, with_row},
+            row::{Found, Row, decode_row, with_row},
         },
     },
 };
@@ -26,6 +28,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 /// An updating function: pure, and re-runnable. `now` is machine time in ns.
@@ -74,6 +77,13 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
         result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
     }
 
+    /// The lock is refused, since nobody knows who holds it. Returns `changed`.
+    fn refuse(&mut self, until: u64, changed: bool) -> bool {
+        let retry_after = Duration::from_nanos(until.saturating_sub(self.now));
+        self.outcome = Some(Err(Error::DamagedLock { retry_after }));
+        changed
+    }
+
     /// Writes the row, which has `before` bytes so far.
     fn write(&mut self, txn: &mut Txn<'_>, change: Change, before: Option<usize>) -> Result<Written, Error> {
         let (expires, tag, payload) = match change {
@@ -98,7 +108,37 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
             self.outcome = Some(Err(Error::Full));
             return Ok(Written::Refused);
         }
+        if self.table == LOCKS {
+            txn.raise_lease_end(expires);
+        }
         Ok(Written::Put)
+    }
+}
+
+impl<C: Fn() -> u64, F: LineTransition<R>, R> Update<C, F, R> {
+    /// Runs the transition; `None`: it panicked.
+    fn decide(
+        &self,
+        txn: &Txn<'_>,
+        found: Found<'_>,
+        mended: Option<&[HolderRow]>,
+    ) -> Result<Option<Decided<R>>, Error> {
+        let rows = Behind {
+            txn,
+            local: &self.local,
+            key: &self.key,
+            last: Cell::new(None),
+            failed: Cell::new(None),
+            is_broken: Cell::new(false),
+            mended,
+        };
+        let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
+        let decided = catch_unwind(AssertUnwindSafe(transition));
+        if let Some(error) = rows.failed.take() {
+            return Err(error);
+        }
+        let (drawn, is_broken) = (rows.last.get(), rows.is_broken.get());
+        Ok(decided.ok().map(|(result, change, steps)| Decided { result, change, steps, drawn, is_broken }))
     }
 }
 
@@ -109,39 +149,48 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let is_retry = std::mem::replace(&mut self.is_retry, true);
+        let mut swept = false;
         let bytes = match self.table {
-            LOCKS => read_lock(txn, &self.key)?,
+            LOCKS => match damage::look_up(txn, &self.key.hash, self.now)? {
+                LookedUp::Row(bytes) => bytes,
+                LookedUp::Refused { until } => return Ok(self.refuse(until, false)),
+                LookedUp::Damaged { at } => {
+                    let until = damage::mark(txn, &at, &self.key.hash, &self.local.damaged)?;
+                    if until > self.now {
+                        return Ok(self.refuse(until, true));
+                    }
+                    swept = true;
+                    None
+                }
+            },
             table => txn.get(table, &self.key.hash)?,
         };
         let before = bytes.map(<[u8]>::len);
         let found = decode_row(bytes, &self.key);
         if matches!(found, Found::Damaged) {
             self.local.damaged.fetch_add(1, Relaxed);
-            if self.table == LOCKS {
-                // Its holders are not known, nor for how long they hold it.
-                return Err(Error::Damaged);
-            }
         }
-        let rows = Behind { txn, local: &self.local, key: &self.key, last: Cell::new(None), failed: Cell::new(None) };
-        let transition = || (self.transition)(found, &WaitingLine::new(&rows, self.now), self.now);
-        let Ok((result, change, steps)) = catch_unwind(AssertUnwindSafe(transition)) else {
-            self.outcome = Some(Err(Error::Panicked));
-            return Ok(false);
-        };
-        if let Some(error) = rows.failed.take() {
-            return Err(error);
-        }
-        let drawn = rows.last.get();
-        self.outcome = Some(Ok(result));
-        if let (CELLS, Change::Keep, Some(bytes)) = (self.table, &change, bytes)
+        let mut decided = self.decide(txn, found, None)?;
+        if let (CELLS, Some(Decided { change: Change::Keep, .. }), Some(bytes)) = (self.table, &decided, bytes)
             && let Some(seen) = txn.seen()
         {
             self.local.recent.keep(&self.key.hash, seen, bytes);
         }
-        let mut swept = false;
+        if decided.as_ref().is_some_and(|decided| decided.is_broken) {
+            self.local.damaged.fetch_add(1, Relaxed);
+            let left = holders::mend(txn, &self.key)?;
+            swept = true;
+            let found = decode_row(txn.get(self.table, &self.key.hash)?, &self.key);
+            decided = self.decide(txn, found, Some(&left))?;
+        }
+        let Some(Decided { result, change, steps, drawn, .. }) = decided else {
+            self.outcome = Some(Err(Error::Panicked));
+            return Ok(swept);
+        };
+        self.outcome = Some(Ok(result));
         if self.table == LOCKS {
-            let joins = self.local.room.check_joins(txn, &self.key, self.now, &steps)?;
-            swept = joins.0;
+            let joins = self.local.room.check_steps(txn, &self.key, self.now, &steps)?;
+            swept |= joins.0;
             if let Err(error) = joins.1 {
                 self.outcome = Some(Err(error));
                 return Ok(swept);
@@ -167,21 +216,18 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
     }
 }
 
-/// The bytes of a lock's row. A row that is not there may have been lost. Damage that makes a key disappear has mostly
-/// garbled its neighbours as well, and the number of rows is written on another page.
-fn read_lock<'a>(txn: &'a Txn<'_>, key: &Key) -> Result<Option<&'a [u8]>, Error> {
-    // A single row is the sequence's, or there is no other row that could have been lost.
-    if txn.len(LOCKS)? <= 1 {
-        return txn.get(LOCKS, &key.hash);
-    }
-    match txn.get_or_beside(LOCKS, &key.hash)? {
-        Ok(row) => Ok(Some(row)),
-        Err(Some(beside)) if decode_any_row(beside).is_some() => Ok(None),
-        Err(_) => Err(Error::Damaged),
-    }
+/// What a transition has decided.
+struct Decided<R> {
+    result: R,
+    change: Change,
+    steps: Vec<Step>,
+    /// The last number that was drawn.
+    drawn: Option<u64>,
+    /// Rows of holders are damaged, so it means nothing.
+    is_broken: bool,
 }
 
-/// The waiting line behind the row of an update, and the sequence.
+/// The waiting line behind the row of an update, its holders, and the sequence.
 struct Behind<'a> {
     txn: &'a Txn<'a>,
     local: &'a Local,
@@ -190,14 +236,29 @@ struct Behind<'a> {
     last: Cell<Option<u64>>,
     /// A failure of a read. The transition does not learn of it, and its answer is then not used.
     failed: Cell<Option<Error>>,
+    is_broken: Cell<bool>,
+    mended: Option<&'a [HolderRow]>,
+}
+
+impl Behind<'_> {
+    fn or_fail<T: Default>(&self, read: Result<T, Error>) -> T {
+        read.unwrap_or_else(|error| {
+            self.failed.set(Some(error));
+            T::default()
+        })
+    }
+
+    fn or_miss(&self, row: Option<HolderRow>) -> Option<HolderRow> {
+        if row.is_none() {
+            self.miss();
+        }
+        row
+    }
 }
 
 impl Rows for Behind<'_> {
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
-        waiting_line::read(self.txn, self.key, from, most, &self.local.damaged).unwrap_or_else(|error| {
-            self.failed.set(Some(error));
-            Vec::new()
-        })
+        self.or_fail(waiting_line::read(self.txn, self.key, from, most, &self.local.damaged))
     }
 
     fn number(&self) -> u64 {
@@ -208,6 +269,31 @@ impl Rows for Behind<'_> {
         }) + 1;
         self.last.set(Some(number));
         number
+    }
+
+    fn holder(&self, id: HolderId) -> Option<HolderRow> {
+        self.or_fail(holders::get(self.txn, self.key, id)).and_then(|row| self.or_miss(row))
+    }
+
+    fn holders(&self, owner: Option<u128>, most: usize) -> Vec<HolderRow> {
+        let rows = self.or_fail(holders::rows(self.txn, self.key, owner, most));
+        rows.into_iter().filter_map(|row| self.or_miss(row)).collect()
+    }
+
+    fn due(&self, range: (Due, Due), most: usize) -> Vec<(Due, HolderId)> {
+        self.or_fail(holders::due(self.txn, self.key, range, most))
+    }
+
+    fn miss(&self) {
+        self.is_broken.set(self.mended.is_none());
+    }
+
+    fn mended(&self) -> Option<&[HolderRow]> {
+        self.mended
+    }
+
+    fn latest_lease_end(&self) -> u64 {
+        self.txn.latest_lease_end()
     }
 }
 

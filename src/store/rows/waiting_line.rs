@@ -5,6 +5,7 @@
 //! consists of its rows alone: where there is no room for one, the update fails.
 
 use super::{
+    holders::{self, Due, HolderId, HolderRow, HolderStep},
     room::Room,
     tables::{Change, WAITERS, WaiterKey, row_key},
 };
@@ -51,15 +52,46 @@ pub(crate) enum Step {
     Join(Waiter),
     /// Removes a waiter's row, if it is there.
     Leave { turn: u64, ticket: u64 },
+    /// Changes the row of a holder. Where there is no room for a new one, nothing at all is changed and the update fails
+    /// with [`Error::Full`].
+    Hold(HolderStep),
 }
 
-/// The source from which a line is read.
+/// The source from which a line is read, and the holders of a lock that have rows of their own.
 pub(crate) trait Rows {
     /// The first waiters from a turn and ticket on, in order, at most `most`.
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter>;
 
     /// See [`WaitingLine::number`].
     fn number(&self) -> u64;
+
+    /// See [`WaitingLine::holder`].
+    fn holder(&self, _: HolderId) -> Option<HolderRow> {
+        None
+    }
+
+    /// See [`WaitingLine::holders`].
+    fn holders(&self, _owner: Option<u128>, _most: usize) -> Vec<HolderRow> {
+        Vec::new()
+    }
+
+    /// See [`WaitingLine::due`].
+    fn due(&self, _range: (Due, Due), _most: usize) -> Vec<(Due, HolderId)> {
+        Vec::new()
+    }
+
+    /// See [`WaitingLine::miss`].
+    fn miss(&self) {}
+
+    /// See [`WaitingLine::mended`].
+    fn mended(&self) -> Option<&[HolderRow]> {
+        None
+    }
+
+    /// See [`WaitingLine::latest_lease_end`].
+    fn latest_lease_end(&self) -> u64 {
+        0
+    }
 }
 
 /// The line as a transition sees it. Nothing is read until it is asked for. Rows that do not decode are left out.
@@ -93,6 +125,37 @@ impl<'a> WaitingLine<'a> {
     /// number was drawn in vain.
     pub(crate) fn number(&self) -> u64 {
         self.rows.number()
+    }
+
+    /// A holder that has a row of its own.
+    pub(crate) fn holder(&self, id: HolderId) -> Option<HolderRow> {
+        self.rows.holder(id)
+    }
+
+    /// The first holders that have rows of their own, of one owner or of all, at most `most`.
+    pub(crate) fn holders(&self, owner: Option<u128>, most: usize) -> Vec<HolderRow> {
+        self.rows.holders(owner, most)
+    }
+
+    /// The holders that stand in a range of the index, in order, at most `most`.
+    pub(crate) fn due(&self, range: (Due, Due), most: usize) -> Vec<(Due, HolderId)> {
+        self.rows.due(range, most)
+    }
+
+    /// A holder that must have a row has none, so rows are damaged. What the transition answers is not used: the rows are
+    /// [mended](WaitingLine::mended), and it runs again.
+    pub(crate) fn miss(&self) {
+        self.rows.miss();
+    }
+
+    /// All rows of holders that are left, where damaged ones were removed just now.
+    pub(crate) fn mended(&self) -> Option<&[HolderRow]> {
+        self.rows.mended()
+    }
+
+    /// The latest end of a lease that was ever granted in the directory, in ns of machine time.
+    pub(crate) fn latest_lease_end(&self) -> u64 {
+        self.rows.latest_lease_end()
     }
 }
 
@@ -176,6 +239,7 @@ impl Room {
         for step in steps {
             changed |= match step {
                 Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
+                Step::Hold(step) => holders::step(txn, key, step)?,
                 Step::Join(waiter) => {
                     // The sweep comes first, whether the waiter is left out or not: it makes room.
                     let swept = self.sweep_waiters(txn, now)?;
@@ -192,9 +256,9 @@ impl Room {
         Ok(changed)
     }
 
-    /// Whether all steps can be taken, for waiters that cannot wait without a row. It is asked before anything is
-    /// written. Also returns whether anything was swept, which makes room.
-    pub(super) fn check_joins(
+    /// Whether all steps behind a lock can be taken, since no waiter and no holder can be without its row. It is asked
+    /// before anything is written. Also returns whether anything was swept, which makes room.
+    pub(super) fn check_steps(
         &self,
         txn: &mut Txn<'_>,
         key: &Key,
@@ -203,7 +267,13 @@ impl Room {
     ) -> Result<(bool, Result<(), Error>), Error> {
         let mut swept = false;
         for step in steps {
-            let Step::Join(waiter) = step else { continue };
+            let waiter = match step {
+                Step::Join(waiter) => waiter,
+                Step::Hold(HolderStep { before: None, after: Some(_), .. }) if !self.has_room_for_holders(txn)? => {
+                    return Ok((swept, Err(Error::Full)));
+                }
+                Step::Hold(_) | Step::Leave { .. } => continue,
+            };
             let (size, limit) = (waiter.payload.len(), WAITER_MAX);
             if size > limit {
                 return Ok((swept, Err(Error::TooLarge { size, limit })));
@@ -224,6 +294,7 @@ pub(super) fn step_all(txn: &mut Txn<'_>, key: &Key, steps: Vec<Step>) -> Result
     for step in steps {
         changed |= match step {
             Step::Leave { turn, ticket } => txn.delete(WAITERS, &waiter_key(&key.hash, turn, ticket))?,
+            Step::Hold(step) => holders::step(txn, key, step)?,
             Step::Join(waiter) => join(txn, key, &waiter).map(|()| true)?,
         };
     }

@@ -38,6 +38,7 @@ impl Stored {
         }
         for step in steps {
             match step {
+                Step::Hold(_) => unreachable!("a throttle has no holders"),
                 Step::Join(waiter) => self.line.push(waiter),
                 Step::Leave { turn, ticket } => self.line.retain(|other| (other.turn, other.ticket) != (turn, ticket)),
             }

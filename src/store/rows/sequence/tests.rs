@@ -170,12 +170,31 @@ fn a_damaged_row_is_left_far_behind() {
         assert_eq!(next(&cache), number + 1, "mended");
         assert_eq!(cache.stats().damaged, i as u64 + 1);
     }
-    // A row that says less than this process knows to have been drawn, and a row that is gone.
+    // A row that says less than this process knows to have been drawn.
     let last = next(&cache);
     tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &encode(5)).unwrap());
     assert_eq!(next(&cache), last + 1);
+}
+
+#[test]
+fn a_missing_row_is_damage_also_for_who_comes_later() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    assert!(tamper(&state(&cache).queue, |txn| txn.get(LOCKS, &KEY).unwrap().is_some()), "there from the beginning");
+    let last = (0..100).map(|_| next(&cache)).last().unwrap();
     tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
-    assert_eq!(next(&cache), last + 2);
+    drop(cache);
+    let cache = open(dir.path());
+    let number = next(&cache);
+    assert!(number > last + LEAP, "{number} after {last}");
+    tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
+    let last = next(&cache);
+    assert!(last > number + LEAP / 2, "and for who has drawn before");
+    assert_eq!(cache.stats().damaged, 1);
+    tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
+    drop(cache);
+    assert!(next(&open(dir.path())) > last, "again and again");
 }
 
 #[test]
@@ -248,7 +267,8 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
         // help.
         let (mut stepped_back, mut damaged) = (false, false);
         let mut processes = [(); 3].map(|()| Sequence::new(start));
-        tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
+        let begin = |start| tamper(&state(&cache).queue, |txn| txn.put(LOCKS, &KEY, &encode(start - 1)).unwrap());
+        begin(start);
         for act in acts {
             match act {
                 Act::Draw { process, count, commits } => {
@@ -282,7 +302,7 @@ fn whatever_happens_the_next_number_is_greater_than_all_before() {
                 Act::Generation => {
                     damaged = false;
                     start = first_number::after(Some(start), now);
-                    tamper(&state(&cache).queue, |txn| txn.delete(LOCKS, &KEY).unwrap());
+                    begin(start);
                     processes = [(); 3].map(|()| Sequence::new(start));
                 }
             }
