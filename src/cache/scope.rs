@@ -116,16 +116,28 @@ impl Scope {
     ) {
         let (handle, clock) = (self.handle(), self.handle().clone());
         handle.posted(|settled| {
-            handle.shared.state.post_then(
-                table,
-                key,
-                move || clock.now(),
-                transition,
-                move |result| {
-                    then(result);
-                    drop(settled);
-                },
-            );
+            let then = move |result| {
+                then(result);
+                drop(settled);
+            };
+            handle.shared.state.post_then(table, key, move || clock.now(), transition, then);
+        });
+    }
+
+    /// See `State::post_as_holder`.
+    pub(crate) fn post_as_holder<R: Send + 'static>(
+        &self,
+        key: Key,
+        transition: impl LineTransition<R>,
+        then: impl FnOnce(Result<R, Error>) + Send + 'static,
+    ) {
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.posted(|settled| {
+            let then = move |result| {
+                then(result);
+                drop(settled);
+            };
+            handle.shared.state.post_as_holder(key, move || clock.now(), transition, then);
         });
     }
 

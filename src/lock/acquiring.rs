@@ -5,7 +5,7 @@ use super::{
     guard::Guard,
     lost::Signal,
     row::{
-        attempt::{Answer, Asked, LockRequest, Moment, Turn},
+        attempt::{Answer, Asked, LockRequest, Moment, Renewal, Turn},
         transition,
     },
     rule::{Lock, Rule},
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cache::Scope,
     error::Error,
-    store::{Event, Key, LOCKS, Pending, Registration},
+    store::{Event, HolderId, Key, LOCKS, Pending, Registration},
 };
 use hyper::rt::Sleep;
 use std::{
@@ -90,7 +90,9 @@ impl<R: Rule> Acquiring<R> {
         let (request, scope, key) = (self.request.clone(), self.scope.clone(), self.key);
         let turn = self.waiting.as_ref().map(|(_, in_line)| in_line.turn);
         let (label, is_labelled) = (self.label.clone(), !self.label.is_empty());
-        let (owner, lease, lost) = (request.owner.clone(), request.lease, self.lost.clone());
+        let (owner, lost) = (request.owner.clone(), self.lost.clone());
+        let (lease, weight) = (request.lease, request.weight());
+        let own_label = self.label.clone();
         let here = self.scope.clone();
         self.asking = Some(self.scope.update_line(
             LOCKS,
@@ -101,7 +103,7 @@ impl<R: Rule> Acquiring<R> {
                 ((asked, now), change, steps)
             },
             move |asked| {
-                let (Asked { answer, wait, to_wake, suspects }, now) = asked?;
+                let (Asked { answer, generation, wait, to_wake, suspects }, now) = asked?;
                 waiters::deliver(&scope, key, to_wake);
                 let answer = match answer {
                     Answer::Held(fence) => {
@@ -109,7 +111,15 @@ impl<R: Rule> Acquiring<R> {
                         if is_labelled {
                             scope.note(Event::Locked);
                         }
-                        let guard = Guard::new(scope, key, owner, lease, fence, now, lost);
+                        let renewal = Renewal {
+                            place: HolderId { owner: owner.0, number: fence },
+                            lease,
+                            instance: 0,
+                            weight,
+                            generation,
+                            label: own_label,
+                        };
+                        let guard = Guard::new(scope, key, owner, renewal, now, lost);
                         if orphaned {
                             // Others may look for it in a directory that was made anew. The guard is dropped.
                             return Err(Error::Damaged);

@@ -5,13 +5,16 @@ use super::{
     fence::Fence,
     lost::{Lost, Signal},
     owner::Owner,
-    row::{attempt::Released, transition},
+    row::{
+        attempt::{Released, Renewal, Renewed},
+        transition,
+    },
     waiters,
 };
 use crate::{
     cache::Scope,
     error::Error,
-    store::{Change, Event, HolderId, Holding, Key, LOCKS, Pending, Renew, Slot, block_on},
+    store::{Change, Event, HolderId, Holding, Key, Pending, Renew, Slot, block_on},
 };
 use std::{
     fmt,
@@ -59,9 +62,8 @@ struct HeldLock {
     scope: Scope,
     key: Key,
     owner: Owner,
-    /// In ns.
-    lease: u64,
     fence: Fence,
+    renewal: Mutex<Renewal>,
     phase: AtomicU8,
     lost: Arc<Signal>,
     /// A renewal is under way. While the gate is shut, more of them would pile up.
@@ -72,21 +74,14 @@ struct HeldLock {
 
 impl Guard {
     /// `since`: when it was acquired, in ns of machine time.
-    pub(super) fn new(
-        scope: Scope,
-        key: Key,
-        owner: Owner,
-        lease: u64,
-        fence: u64,
-        since: u64,
-        lost: Arc<Signal>,
-    ) -> Guard {
+    pub(super) fn new(scope: Scope, key: Key, owner: Owner, renewal: Renewal, since: u64, lost: Arc<Signal>) -> Guard {
+        let (fence, lease) = (renewal.place.number, renewal.lease);
         let held = Arc::new(HeldLock {
             scope,
             key,
             owner,
-            lease,
             fence: Fence::from_u64(fence),
+            renewal: Mutex::new(renewal),
             phase: AtomicU8::new(ACQUIRED),
             lost,
             renewing: AtomicBool::new(false),
@@ -210,8 +205,8 @@ impl fmt::Debug for Hold {
 }
 
 impl HeldLock {
-    fn place(&self) -> HolderId {
-        HolderId { owner: self.owner.0, number: self.fence.to_u64() }
+    fn renewal(&self) -> MutexGuard<'_, Renewal> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn others(&self) -> MutexGuard<'_, Vec<Guard>> {
@@ -226,8 +221,8 @@ impl HeldLock {
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         self.scope.handle().shared.release(self.fence.to_u64(), self);
         let others = std::mem::take(&mut *self.others());
-        let leaving =
-            Leaving { scope: self.scope.clone(), key: self.key, place: self.place(), lost: self.lost.clone() };
+        let place = self.renewal().place_and_generation();
+        let leaving = Leaving { scope: self.scope.clone(), key: self.key, place, lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
             // Waiters find out later. The place must not stay taken because there is no room for the offers.
             Err(Error::Full) => leaving.post(false, |_, released| then(released)),
@@ -258,7 +253,8 @@ impl HeldLock {
 struct Leaving {
     scope: Scope,
     key: Key,
-    place: HolderId,
+    /// Whose place it is, and in which generation it was entered.
+    place: (HolderId, u64),
     lost: Arc<Signal>,
 }
 
@@ -266,8 +262,7 @@ impl Leaving {
     /// Tells `then` whether it was held until now.
     fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
         let (scope, key, place) = (self.scope.clone(), self.key, self.place);
-        scope.post_then(
-            LOCKS,
+        scope.post_as_holder(
             key,
             move |found, line, now| transition::release(found, line, now, place, offers),
             move |released: Result<Released, Error>| {
@@ -293,22 +288,24 @@ impl Renew for HeldLock {
         if self.renewing.swap(true, Relaxed) {
             return;
         }
-        let (scope, key, place, lease) = (self.scope.clone(), self.key, self.place(), self.lease);
-        let instance = scope.instance().unwrap_or(0);
+        let (scope, key) = (self.scope.clone(), self.key);
+        let renewal = Renewal { instance: scope.instance().unwrap_or(0), ..self.renewal().clone() };
+        let generation = renewal.generation;
         let renewing = Renewing(self);
         let held = renewing.0.clone();
-        scope.post_then(
-            LOCKS,
+        scope.post_as_holder(
             key,
             move |found, line, now| match held.phase.load(SeqCst) {
-                RELEASED => (true, Change::Keep, Vec::new()),
-                _ => transition::renew(found, line, now, place, lease, instance),
+                RELEASED => (Renewed { ours: true, generation }, Change::Keep, Vec::new()),
+                _ => transition::renew(found, line, now, &renewal),
             },
-            move |ours| {
+            move |renewed| {
                 let held = &renewing.0;
-                // Once a damaged record is made anew, others are let in.
-                if let Ok(false) | Err(Error::DamagedLock { .. }) = ours {
-                    lose(&held.scope, &held.lost);
+                match renewed {
+                    Ok(Renewed { ours: true, generation }) => held.renewal().generation = generation,
+                    // Once a damaged record is made anew, others are let in.
+                    Ok(Renewed { ours: false, .. }) | Err(Error::DamagedLock { .. }) => lose(&held.scope, &held.lost),
+                    Err(_) => {}
                 }
             },
         );

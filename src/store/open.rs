@@ -156,7 +156,7 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         guarded: Some(directory.root().to_path_buf()),
-        carry_over: None,
+        carry_over: Some(sequence::carry_over),
     };
     let mut generation = layout.state;
     let env = open_environment(&directory.state_path(), &options, alone, &mut generation)?;

@@ -47,12 +47,25 @@ impl Opened {
     #[inline]
     pub(super) fn new(found: Found<'_>, limits: &Limits, times: Times, now: u64) -> Opened {
         let at = times.at(now);
+        let spent;
         let (payload, tag) = match found {
             Found::Row(row) => (Some(row.payload), row.tag),
             // A damaged cell is counted, and as good as a full budget.
             Found::Absent | Found::Damaged => (None, 0),
+            Found::Lost { at } => {
+                spent = Self::spent(limits, times, at.min(now)).write();
+                (Some(&spent[..]), 0)
+            }
         };
         Opened { cell: Cell::open(payload, limits, at, times.booted), tag, at }
+    }
+
+    /// A cell of which nothing was left at that time: its row was lost.
+    #[cold]
+    fn spent(limits: &Limits, times: Times, at: u64) -> Cell {
+        let mut cell = Cell::open(None, limits, times.at(at), times.booted);
+        cell.leave_at_most(0, at);
+        cell
     }
 
     pub(super) fn put(&self, tag: u64, retention: u64) -> Change {

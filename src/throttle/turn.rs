@@ -39,7 +39,7 @@ impl Taken {
         scope.post_line(CELLS, key, move |found, _, now| {
             let steps = row.map(|(turn, ticket)| Step::Leave { turn, ticket }).into_iter().collect();
             // A cell that is gone was full, or evicted: there is nothing to give back to.
-            if matches!(found, Found::Absent) && actual <= slots.cost && advice.is_none() {
+            if matches!(found, Found::Absent | Found::Lost { .. }) && actual <= slots.cost && advice.is_none() {
                 return ((), Change::Keep, steps);
             }
             let mut opened = Opened::new(found, &terms.limits, times, now);

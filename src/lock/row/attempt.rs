@@ -2,10 +2,13 @@
 
 use super::encoding::ToWake;
 use crate::{
-    lock::owner::Owner,
-    store::{Change, Step},
+    lock::{
+        owner::Owner,
+        rule::{Demand, Rule},
+    },
+    store::{Change, HolderId, Step},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How long a place is kept for the waiter that it is offered to.
 pub(crate) const OFFER: u64 = Duration::from_millis(250).as_nanos() as u64;
@@ -26,6 +29,13 @@ pub(crate) struct LockRequest<R> {
     /// The instance that asks, 0 if it is not known.
     pub(crate) instance: u64,
     pub(crate) wait_options: WaitOptions,
+}
+
+impl<R: Rule> LockRequest<R> {
+    /// How much of the lock it takes.
+    pub(crate) fn weight(&self) -> u32 {
+        self.rule.demand().map_or(1, Demand::weight)
+    }
 }
 
 /// Whether and how long an attempt waits.
@@ -72,11 +82,41 @@ pub(crate) enum Answer<Held = u64, Waiting = Turn> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) answer: Answer,
+    /// The generation of `state/` in which its row stands.
+    pub(crate) generation: u64,
     /// In how many ns it may be the turn of this attempt, if that can be guessed.
     pub(crate) wait: Option<u64>,
     pub(crate) to_wake: Vec<ToWake>,
     /// Instances in the way that may be dead.
     pub(crate) suspects: Vec<u64>,
+}
+
+/// What a guard says of its place when it extends its lease.
+#[derive(Clone, Debug)]
+pub(crate) struct Renewal {
+    pub(crate) place: HolderId,
+    /// In ns.
+    pub(crate) lease: u64,
+    /// The instance in which it lives.
+    pub(crate) instance: u64,
+    pub(crate) weight: u32,
+    /// The generation of `state/` in which it entered.
+    pub(crate) generation: u64,
+    pub(crate) label: Arc<[u8]>,
+}
+
+impl Renewal {
+    pub(crate) fn place_and_generation(&self) -> (HolderId, u64) {
+        (self.place, self.generation)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Renewed {
+    /// `false`: the place is lost.
+    pub(crate) ours: bool,
+    /// The generation in which its row stands now.
+    pub(crate) generation: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

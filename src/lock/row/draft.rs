@@ -155,17 +155,11 @@ impl<'a> Draft<'a> {
     /// Makes a place; its number is the fence.
     fn hold<R: Rule>(&mut self, request: &LockRequest<R>) -> u64 {
         let (now, number) = (self.moment.now, self.line.number());
-        self.add(Place {
-            owner: request.owner.clone(),
-            number,
-            since: now,
-            lease: now.saturating_add(request.lease),
-            stays: if request.at_least == 0 { 0 } else { now.saturating_add(request.at_least) },
-            instance: request.instance,
-            entered: 1,
-            weight: request.rule.demand().map_or(1, Demand::weight),
-            standing: Standing::Held,
-        });
+        let stays = if request.at_least == 0 { 0 } else { now.saturating_add(request.at_least) };
+        let id = HolderId { owner: request.owner.0, number };
+        let lease = now.saturating_add(request.lease);
+        let place = Place::held(id, now, lease, request.instance, request.weight());
+        self.add(Place { stays, ..place });
         number
     }
 

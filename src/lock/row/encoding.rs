@@ -140,6 +140,13 @@ pub(in crate::lock) struct Place {
 }
 
 impl Place {
+    /// A place that its owner has entered once.
+    pub(in crate::lock) fn held(id: HolderId, since: u64, lease: u64, instance: u64, weight: u32) -> Place {
+        let HolderId { owner, number } = id;
+        let standing = Standing::Held;
+        Place { owner: Owner(owner), number, since, lease, stays: 0, instance, entered: 1, weight, standing }
+    }
+
     /// In place of holders that are not known: it counts until their leases must have ended.
     pub(in crate::lock) fn unknown(now: u64, lease: u64, weight: u32) -> Place {
         Place {
@@ -270,7 +277,7 @@ impl LockRow {
     /// `None`: the row cannot be read.
     pub(in crate::lock) fn read(found: Found<'_>) -> Option<LockRow> {
         let row = match found {
-            Found::Absent => return Some(LockRow::default()),
+            Found::Absent | Found::Lost { .. } => return Some(LockRow::default()),
             Found::Row(row) => row,
             Found::Damaged => return None,
         };

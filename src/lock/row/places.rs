@@ -159,7 +159,8 @@ impl Draft<'_> {
     fn tidy_leases(&mut self, mut bite: usize) {
         let now = self.moment.now;
         let after = now.saturating_add(1);
-        let mut earliest = self.line.due(offered(after, u64::MAX), 1).first().map_or(u64::MAX, |(due, _)| time_of(*due));
+        let mut earliest =
+            self.line.due(offered(after, u64::MAX), 1).first().map_or(u64::MAX, |(due, _)| time_of(*due));
         let (mut instance, mut from) = (0, 0);
         while let Some((due, _)) = self.line.due(held_from(instance, from), 1).pop() {
             instance = instance_of(due);

@@ -27,6 +27,8 @@ struct Bench {
     mended: usize,
     last: Cell<u64>,
     now: u64,
+    generation: u64,
+    grants_from: u64,
 }
 
 struct Shown<'a> {
@@ -73,6 +75,14 @@ impl Rows for Shown<'_> {
 
     fn latest_lease_end(&self) -> u64 {
         self.lock.latest_lease_end
+    }
+
+    fn generation(&self) -> u64 {
+        self.lock.generation
+    }
+
+    fn grants_from(&self) -> u64 {
+        self.lock.grants_from
     }
 }
 
@@ -189,7 +199,13 @@ impl Bench {
 
     fn release(&mut self, number: u64) -> Released {
         let place = self.id(number);
-        self.apply(|found, line, now| release(found, line, now, place, true))
+        let entered_in = self.generation;
+        self.apply(|found, line, now| release(found, line, now, (place, entered_in), true))
+    }
+
+    fn release_of(&mut self, generation: u64, number: u64) -> bool {
+        let place = self.id(number);
+        self.apply(|found, line, now| release(found, line, now, (place, generation), true)).ours
     }
 
     fn leave(&mut self, number: u64) -> Vec<ToWake> {
@@ -206,14 +222,39 @@ impl Bench {
     }
 
     fn renew_in(&mut self, instance: u64, number: u64, lease: u64) -> bool {
-        let place = self.id(number);
-        self.apply(|found, line, now| renew(found, line, now, place, lease, instance))
+        self.renew_of(self.generation, instance, number, lease)
+    }
+
+    /// For a guard that entered in a generation.
+    fn renew_of(&mut self, generation: u64, instance: u64, number: u64, lease: u64) -> bool {
+        let label = encoding::write_label("scope", b"name").into();
+        let renewal = Renewal { place: self.id(number), lease, instance, weight: 1, generation, label };
+        let Renewed { ours, generation } = self.apply(|found, line, now| renew(found, line, now, &renewal));
+        assert!(!ours || generation == self.generation);
+        ours
+    }
+
+    /// Another generation of the rows begins, without any of them.
+    fn lose_all(&mut self) {
+        (self.row, self.generation, self.grants_from) = (None, self.generation + 1, self.latest_lease_end);
+        self.line.clear();
+        self.holders.clear();
+        self.index.clear();
     }
 }
 
 fn request<R>(rule: R, owner: u128, instance: u64) -> LockRequest<R> {
     let wait_options = WaitOptions { waits: true, queue_at_most: u32::MAX, deadline: u64::MAX };
-    LockRequest { rule, owner: Owner(owner), is_new_owner: false, lease: LEASE, at_least: 0, tag: 7, instance, wait_options }
+    LockRequest {
+        rule,
+        owner: Owner(owner),
+        is_new_owner: false,
+        lease: LEASE,
+        at_least: 0,
+        tag: 7,
+        instance,
+        wait_options,
+    }
 }
 
 fn numbers(to_wake: &[ToWake]) -> Vec<u64> {
@@ -803,4 +844,48 @@ proptest! {
         lock.enter(Lock, 1);
         lock.accept(Lock, 1, Turn { number: 3, since: 0 });
     }
+}
+
+#[test]
+fn holders_whose_rows_were_lost_enter_once_more() {
+    // Some of them have rows of their own.
+    let mut lock = Bench::default();
+    let held: Vec<u64> = (0..20).map(|owner| lock.held(Semaphore(20), owner)).collect();
+    lock.lose_all();
+    assert!(held.iter().all(|number| lock.renew_of(0, 1, *number, 2 * LEASE)));
+    assert_eq!(lock.places().len(), 20);
+    assert!(held.iter().all(|number| lock.renew(*number, 2 * LEASE)), "and then as ever");
+    assert_eq!(lock.places().len(), 20);
+    // When nobody else can hold it any more, it goes on.
+    lock.now = lock.grants_from;
+    let turn = lock.joined(Semaphore(20), 99, 1);
+    let released = lock.release(held[7]);
+    assert!(released.ours && numbers(&released.to_wake) == [turn.number]);
+    assert!(matches!(lock.accept(Semaphore(20), 99, turn), Answer::Held(_)));
+}
+
+#[test]
+fn an_owner_that_was_inside_twice_enters_twice_more() {
+    let mut lock = Bench::default();
+    let number = lock.held(OneOwner, 1);
+    assert_eq!(lock.enter(OneOwner, 1), Answer::Held(number));
+    lock.lose_all();
+    assert!(lock.renew_of(0, 1, number, 2 * LEASE) && lock.renew_of(0, 2, number, 2 * LEASE));
+    assert_eq!((lock.places()[0].entered, lock.places()[0].instance), (2, 0));
+    assert!(lock.release(number).ours);
+    assert_eq!(lock.places().len(), 1);
+    assert!(lock.release(number).ours);
+    assert!(lock.places().is_empty());
+}
+
+#[test]
+fn who_leaves_before_entering_once_more_has_held_to_the_end_and_who_comes_too_late_has_not() {
+    let mut lock = Bench::default();
+    let (first, second) = (lock.held(Semaphore(2), 1), lock.held(Semaphore(2), 2));
+    lock.lose_all();
+    assert!(lock.release_of(0, first));
+    assert!(lock.places().is_empty());
+    lock.now = lock.grants_from;
+    assert!(!lock.renew_of(0, 1, second, LEASE) && !lock.release_of(0, second));
+    assert!(lock.places().is_empty());
 }

@@ -1,7 +1,7 @@
 //! The transitions of a lock's row.
 
 use super::{
-    attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Transition, Turn},
+    attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Renewal, Renewed, Transition, Turn},
     draft::{Draft, NO_NUMBER_YET, NOBODY},
     encoding::{self, LockRow, Place, ToWake},
 };
@@ -46,18 +46,22 @@ pub(crate) fn ask<R: Rule>(
     };
     draft.row.tag = request.tag;
     let (to_wake, change, steps) = draft.finish(label);
-    (Asked { answer, wait, to_wake, suspects }, change, steps)
+    (Asked { answer, generation: line.generation(), wait, to_wake, suspects }, change, steps)
 }
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: what is free is offered to the waiters, for
-/// which the row may need more room.
+/// which the row may need more room. `generation`: that in which the holder entered.
 pub(crate) fn release(
     found: Found<'_>,
     line: &WaitingLine<'_>,
     now: u64,
-    place: HolderId,
+    (place, generation): (HolderId, u64),
     offers: bool,
 ) -> Transition<Released> {
+    if line.has_lost(generation) {
+        // It was held until now, since nobody else was let in, but has no row to leave.
+        return (Released { ours: true, to_wake: Vec::new() }, Change::Keep, Vec::new());
+    }
     let Some(row) = LockRow::read(found) else {
         return (Released { ours: false, to_wake: Vec::new() }, Change::Keep, Vec::new());
     };
@@ -84,29 +88,36 @@ pub(crate) fn leave(
     draft.finish(label_of(found))
 }
 
-/// Extends the lease, for a guard that lives in the instance. `false`: the place is lost.
-pub(crate) fn renew(
-    found: Found<'_>,
-    line: &WaitingLine<'_>,
-    now: u64,
-    place: HolderId,
-    lease: u64,
-    instance: u64,
-) -> Transition<bool> {
-    let Some(row) = LockRow::read(found) else { return (false, Change::Keep, Vec::new()) };
+/// Extends the lease, for a guard that lives. A place whose row was lost with all others is entered once more.
+pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal: &Renewal) -> Transition<Renewed> {
+    let Renewal { place: id, lease, instance, weight, generation, .. } = *renewal;
+    let Some(row) = LockRow::read(found) else {
+        return (Renewed { ours: false, generation }, Change::Keep, Vec::new());
+    };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
-    let found_place = draft.find(place).filter(Place::is_held);
-    let ours = found_place.is_some();
+    let enters_once_more = line.has_lost(generation);
+    let lease = now.saturating_add(lease);
+    let found_place = draft.find(id).filter(Place::is_held);
+    let ours = found_place.is_some() || enters_once_more;
     if let Some(mut place) = found_place {
-        place.lease = place.lease.max(now.saturating_add(lease));
-        if place.entered == 1 {
+        place.lease = place.lease.max(lease);
+        if enters_once_more {
+            // Another guard of the owner has entered before this one.
+            place.entered = place.entered.saturating_add(1);
+            if place.instance != instance {
+                place.instance = 0;
+            }
+        } else if place.entered == 1 {
             // The owner is inside only once: from this instance.
             place.instance = instance;
         }
         draft.put(place);
+    } else if enters_once_more {
+        draft.add(Place::held(id, now, lease, instance, weight));
     }
-    let (_, change, steps) = draft.finish(label_of(found));
-    (ours, change, steps)
+    let label = if enters_once_more { &renewal.label[..] } else { label_of(found) };
+    let (_, change, steps) = draft.finish(label);
+    (Renewed { ours, generation: line.generation() }, change, steps)
 }
 
 /// Looks whether a lease that is over, or a death, has made room.
@@ -138,6 +149,6 @@ pub(crate) fn may_have_lapsed(before: u64, now: u64) -> bool {
 fn label_of(found: Found<'_>) -> &[u8] {
     match found {
         Found::Row(row) => encoding::label(row.payload),
-        Found::Absent | Found::Damaged => &[],
+        Found::Absent | Found::Lost { .. } | Found::Damaged => &[],
     }
 }

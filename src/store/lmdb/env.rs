@@ -472,6 +472,9 @@ fn make_next<'a>(
                 new.sync()?;
                 File::open(generations.environment())?.sync_all()?;
             }
+            if gate.is_condemned() {
+                gate.begin_after_loss();
+            }
             gate.go_on_with(number, &new.files);
             if options.sync {
                 gate.sync()?;

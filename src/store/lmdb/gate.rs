@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code)]
 
-use super::files::{Files, GATE_SIZE, Id};
+use super::files::{Files, GATE_SIZE, Id, id_of};
 use crate::{
     error::Error,
     store::{os::syscalls, record::row::u64_at},
@@ -34,6 +34,8 @@ use std::{
 struct Page {
     /// [`MAGIC`].
     magic: AtomicU64,
+    /// Device and inode of the gate's file: a copy is no gate.
+    own: [AtomicU64; 2],
     mutex: UnsafeCell<libc::pthread_mutex_t>,
     /// How often in a row a thread died while it held the gate, or a process while it opened the environment alone.
     deaths: AtomicU64,
@@ -44,7 +46,15 @@ struct Page {
     sides: [Side; 2],
     /// The latest end of a lease that was ever granted, in ns of machine time. It only grows.
     latest_lease_end: AtomicU64,
+    /// The last number that was drawn, see [`sequence`](crate::store::rows::sequence). It only grows.
+    last_number: AtomicU64,
+    /// Where the rows of the generation before were lost: until when no lock is granted, and since when budgets are spent,
+    /// in ns of machine time. [`NOT_YET`]: since the first one is looked at.
+    grants_from: AtomicU64,
+    spent_since: AtomicU64,
 }
+
+const NOT_YET: u64 = u64::MAX;
 
 /// What every process must know of the files of a generation.
 #[repr(C)]
@@ -98,8 +108,10 @@ impl Gate {
         if file.metadata()?.len() < GATE_SIZE {
             return Err(Error::Damaged);
         }
-        let gate = Gate::map(&file)?;
-        if gate.page().magic.load(Acquire) != MAGIC { Err(Error::Damaged) } else { Ok(gate) }
+        let (gate, own) = (Gate::map(&file)?, id_of(&file.metadata()?));
+        let page = gate.page();
+        let sound = page.magic.load(Acquire) == MAGIC && page.own.each_ref().map(|id| id.load(Relaxed)) == own;
+        if sound { Ok(gate) } else { Err(Error::Damaged) }
     }
 
     /// Makes the gate for this generation, which is allowed only while no other process can be using it.
@@ -123,7 +135,12 @@ impl Gate {
         } else {
             page.deaths.store(0, Relaxed);
             page.condemned.store(0, Relaxed);
+            page.grants_from.store(0, Relaxed);
+            page.spent_since.store(0, Relaxed);
             page.current.store(generation << 1, Relaxed);
+        }
+        for (kept, id) in page.own.iter().zip(id_of(&file.metadata()?)) {
+            kept.store(id, Relaxed);
         }
         gate.init()?;
         Ok(gate)
@@ -189,6 +206,14 @@ impl Gate {
         &page.sides[(page.current.load(Acquire) & 1) as usize]
     }
 
+    /// Says that the rows are lost to the generation that comes next, while processes rely on them. The caller holds the
+    /// gate.
+    pub(super) fn begin_after_loss(&self) {
+        let page = self.page();
+        page.grants_from.store(page.latest_lease_end.load(Relaxed), Relaxed);
+        page.spent_since.store(NOT_YET, Relaxed);
+    }
+
     /// Makes a generation with these files the current one. The caller holds the gate, or is alone.
     pub(crate) fn go_on_with(&self, generation: u64, files: &Files) {
         let page = self.page();
@@ -229,6 +254,30 @@ impl Gate {
         if latest.load(Relaxed) < end {
             latest.store(end, Relaxed);
         }
+    }
+
+    pub(super) fn last_number(&self) -> u64 {
+        self.page().last_number.load(Relaxed)
+    }
+
+    /// Notes the last number that was drawn. The caller holds the gate.
+    pub(super) fn raise_last_number(&self, number: u64) {
+        self.page().last_number.fetch_max(number, Relaxed);
+    }
+
+    /// Until when no lock is granted, since the rows of those that are held were lost; in ns of machine time.
+    pub(super) fn grants_from(&self) -> u64 {
+        self.page().grants_from.load(Relaxed)
+    }
+
+    /// Since when budgets without a row are spent, since their rows were lost; in ns of machine time. The caller holds the
+    /// gate.
+    pub(super) fn spent_since(&self, now: u64) -> Option<u64> {
+        let since = &self.page().spent_since;
+        if since.load(Relaxed) == NOT_YET {
+            since.store(now, Relaxed);
+        }
+        Some(since.load(Relaxed)).filter(|since| *since > 0)
     }
 
     /// The files of the current generation.

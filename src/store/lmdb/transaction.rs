@@ -165,6 +165,31 @@ impl<'e> Txn<'e> {
         self.gate.raise_lease_end(end);
     }
 
+    /// The generation that it changes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// See [`Gate::grants_from`].
+    pub(crate) fn grants_from(&self) -> u64 {
+        self.gate.grants_from()
+    }
+
+    /// See [`Gate::spent_since`].
+    pub(crate) fn spent_since(&self, now: u64) -> Option<u64> {
+        self.gate.spent_since(now)
+    }
+
+    /// The last number that any transaction may have drawn.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.gate.last_number()
+    }
+
+    /// Notes the last number that this transaction draws: called before its commit.
+    pub(crate) fn raise_last_number(&self, number: u64) {
+        self.gate.raise_last_number(number);
+    }
+
     /// Pages that the rows of a table occupy.
     pub(crate) fn pages(&self, table: Table) -> Result<usize, Error> {
         let stat = self.tables[table.0].stat(&self.rw).map_err(from_heed)?;

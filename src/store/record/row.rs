@@ -17,6 +17,10 @@ pub(crate) struct Row<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found<'a> {
     Absent,
+    /// Absent, since all rows were lost at that machine time, in ns.
+    Lost {
+        at: u64,
+    },
     Row(Row<'a>),
     Damaged,
 }

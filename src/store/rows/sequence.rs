@@ -10,8 +10,11 @@ use super::tables::LOCKS;
 use crate::{
     error::Error,
     store::{
-        directory::first_number::{LEAP, MOST, calendar},
-        lmdb::{env::Env, transaction::Txn},
+        directory::first_number::{self, LEAP, MOST, calendar},
+        lmdb::{
+            env::Env,
+            transaction::{Reader, Txn},
+        },
         record::row::u64_at,
     },
 };
@@ -52,6 +55,12 @@ pub(crate) fn begin(env: &Env, first: u64) -> Result<(), Error> {
     env.write(&held, |txn| txn.put(LOCKS, &KEY, &encode(first.saturating_sub(1))).map(|()| ((), true)))
 }
 
+/// Goes on in a new generation, far above every number that can have been drawn.
+pub(crate) fn carry_over(_: Option<&Reader<'_>>, txn: &mut Txn<'_>) -> Result<(), Error> {
+    let first = first_number::after(Some(txn.last_number()), calendar());
+    txn.put(LOCKS, &KEY, &encode(first.saturating_sub(1)))
+}
+
 /// The sequence as one process sees it.
 #[derive(Debug)]
 pub(crate) struct Sequence {
@@ -84,6 +93,7 @@ impl Sequence {
     /// Writes down the last number that was drawn.
     pub(super) fn keep(&self, txn: &mut Txn<'_>, last: u64) -> Result<(), Error> {
         self.highest.fetch_max(last, Relaxed);
+        txn.raise_last_number(last);
         txn.put(LOCKS, &KEY, &encode(last))
     }
 }

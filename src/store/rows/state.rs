@@ -4,7 +4,7 @@ use super::{
     recent_refusals::RecentRefusals,
     room::Room,
     sequence::Sequence,
-    tables::{CELLS, row_key},
+    tables::{CELLS, LOCKS, row_key},
     update::{Local, RowTransition, Update, beside_the_line},
     waiting_line::LineTransition,
 };
@@ -102,6 +102,18 @@ impl State {
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let update = Update::new(&self.local, table, key, now, transition);
+        self.queue.post(update, |mut update, result| then(update.outcome(result)));
+    }
+
+    /// As `post_then`, for the holder of a lock: also where the rows of all locks were lost.
+    pub(crate) fn post_as_holder<R: Send + 'static>(
+        &self,
+        key: Key,
+        now: impl Fn() -> u64 + Send + 'static,
+        transition: impl LineTransition<R>,
+        then: impl FnOnce(Result<R, Error>) + Send + 'static,
+    ) {
+        let update = Update::new(&self.local, LOCKS, key, now, transition).by_holder();
         self.queue.post(update, |mut update, result| then(update.outcome(result)));
     }
 

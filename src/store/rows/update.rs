@@ -55,6 +55,8 @@ pub(super) struct Update<C, F, R> {
     /// The update has run before, in a transaction that failed, mostly for want of room. Now a throttle lists no
     /// waiter.
     is_retry: bool,
+    /// What it changes is held already.
+    by_holder: bool,
 }
 
 /// The outcome of writing an update's row.
@@ -69,7 +71,13 @@ enum Written {
 impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     pub(super) fn new(local: &Arc<Local>, table: Table, key: Key, clock: C, transition: F) -> Self {
         let local = local.clone();
-        Update { local, table, key, clock, now: 0, transition, outcome: None, is_retry: false }
+        Update { local, table, key, clock, now: 0, transition, outcome: None, is_retry: false, by_holder: false }
+    }
+
+    /// The update of somebody who holds what it changes. It runs also while nothing is granted, since the rows of what is
+    /// held were lost.
+    pub(super) fn by_holder(self) -> Self {
+        Update { by_holder: true, ..self }
     }
 
     #[inline]
@@ -149,6 +157,10 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         let is_retry = std::mem::replace(&mut self.is_retry, true);
+        let grants_from = txn.grants_from();
+        if self.table == LOCKS && !self.by_holder && self.now < grants_from {
+            return Ok(self.refuse(grants_from, false));
+        }
         let mut swept = false;
         let bytes = match self.table {
             LOCKS => match damage::look_up(txn, &self.key.hash, self.now)? {
@@ -166,7 +178,12 @@ impl<C: Fn() -> u64, F: LineTransition<R>, R> Operation for Update<C, F, R> {
             table => txn.get(table, &self.key.hash)?,
         };
         let before = bytes.map(<[u8]>::len);
-        let found = decode_row(bytes, &self.key);
+        let mut found = decode_row(bytes, &self.key);
+        if let (CELLS, Found::Absent) = (self.table, found)
+            && let Some(at) = txn.spent_since(self.now)
+        {
+            found = Found::Lost { at };
+        }
         if matches!(found, Found::Damaged) {
             self.local.damaged.fetch_add(1, Relaxed);
         }
@@ -257,6 +274,14 @@ impl Behind<'_> {
 }
 
 impl Rows for Behind<'_> {
+    fn generation(&self) -> u64 {
+        self.txn.generation()
+    }
+
+    fn grants_from(&self) -> u64 {
+        self.txn.grants_from()
+    }
+
     fn read(&self, from: Bound<(u64, u64)>, most: usize) -> Vec<Waiter> {
         self.or_fail(waiting_line::read(self.txn, self.key, from, most, &self.local.damaged))
     }

@@ -92,6 +92,16 @@ pub(crate) trait Rows {
     fn latest_lease_end(&self) -> u64 {
         0
     }
+
+    /// See [`WaitingLine::generation`].
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// Until when no lock is granted, in ns of machine time.
+    fn grants_from(&self) -> u64 {
+        0
+    }
 }
 
 /// The line as a transition sees it. Nothing is read until it is asked for. Rows that do not decode are left out.
@@ -156,6 +166,17 @@ impl<'a> WaitingLine<'a> {
     /// The latest end of a lease that was ever granted in the directory, in ns of machine time.
     pub(crate) fn latest_lease_end(&self) -> u64 {
         self.rows.latest_lease_end()
+    }
+
+    /// The generation of `state/` in which the rows stand.
+    pub(crate) fn generation(&self) -> u64 {
+        self.rows.generation()
+    }
+
+    /// Whether the row of what was held in a generation was lost since, so that its holder must enter once more. Nothing
+    /// is granted to others meanwhile.
+    pub(crate) fn has_lost(&self, generation: u64) -> bool {
+        self.now < self.rows.grants_from() && generation != self.rows.generation()
     }
 }
 
