@@ -17,6 +17,8 @@ use crate::{
 pub(super) const NOBODY: Option<(u64, &LockRequest<Lock>)> = None;
 /// Where the line is full, so many waiters at its head are checked for being alive.
 const SUSPECTS: usize = 8;
+/// Waiters that one transition takes from the line at most. The next one goes on.
+const LEAVES: usize = 256;
 /// The number of a candidate that has none yet.
 pub(super) const NO_NUMBER_YET: u64 = u64::MAX;
 
@@ -128,7 +130,10 @@ impl<'a> Draft<'a> {
         let offer = self.find_offered(&request.owner, number)?;
         self.take(offer.id());
         if offer.standing == Standing::Offered {
-            return Some(Answer::Held(self.hold(request)));
+            let fence = self.hold(request);
+            // There may be more room than was offered at once.
+            self.offer_places(NOBODY, false);
+            return Some(Answer::Held(fence));
         }
         // Its own rule decides, and the waiters behind it have waited for that.
         let fence = self.enter(request)?;
@@ -191,6 +196,10 @@ impl<'a> Draft<'a> {
             let is_end = waiters.len() < most;
             for waiter in waiters {
                 behind = Some(waiter.turn);
+                if self.steps.len() >= left + LEAVES {
+                    self.row.waiting = self.row.waiting.max(1);
+                    return won;
+                }
                 if has_left(&self.steps[..left], waiter.turn) {
                     continue;
                 }

@@ -42,13 +42,13 @@ pub(in crate::lock) struct Crowd {
     pub(in crate::lock) count: u32,
     pub(in crate::lock) weight: u64,
     /// The sum of their numbers, which may overflow.
-    numbers: u64,
+    pub(super) numbers: u64,
     /// Machine time in ns since when there are any.
     since: u64,
     /// None of them must be looked at before this machine time, in ns.
     pub(in crate::lock) earliest: u64,
     /// Machine time in ns at which all leases are over.
-    latest: u64,
+    pub(super) latest: u64,
 }
 
 impl Crowd {

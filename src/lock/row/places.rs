@@ -178,6 +178,10 @@ impl Draft<'_> {
             }
             from = after;
         }
+        if earliest == u64::MAX && self.own_rows.is_empty() {
+            // Nobody stands in the index.
+            self.line.miss();
+        }
         if bite == 0 {
             (self.is_unfinished, earliest) = (true, now);
         }
