@@ -23,17 +23,17 @@ pub(crate) fn ask<R: Rule>(
     let read = LockRow::read(found);
     let damaged = read.is_none();
     let mut draft = Draft::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
-    draft.changed = damaged;
+    draft.places.changed = damaged;
     draft.tidy();
-    let tidied = draft.changed;
+    let tidied = draft.places.changed;
     let answer =
         draft.enter_again(request, lease, turn).or_else(|| draft.accept(request, turn?.number)).unwrap_or_else(|| {
-            let first = turn.is_none() && draft.row.waiting == 0;
+            let first = turn.is_none() && draft.places.row.waiting == 0;
             let number = turn.map_or(NO_NUMBER_YET, |turn| turn.number);
             let won = if first { draft.enter(request) } else { draft.offer_places(Some((number, request)), tidied) };
             match won {
                 Some(fence) => Answer::Held(fence),
-                None if draft.has_too_many => Answer::TooManyHolders,
+                None if draft.places.has_too_many => Answer::TooManyHolders,
                 None => draft.wait(request, turn),
             }
         });
@@ -42,9 +42,9 @@ pub(crate) fn ask<R: Rule>(
     }
     let (wait, suspects) = match answer {
         Answer::Held(_) => (None, Vec::new()),
-        _ => (draft.row.wait(moment.now), draft.suspects()),
+        _ => (draft.places.row.wait(moment.now), draft.suspects()),
     };
-    draft.row.tag = request.tag;
+    draft.places.row.tag = request.tag;
     let (to_wake, change, steps) = draft.finish(label);
     (Asked { answer, wait, to_wake, suspects }, change, steps)
 }
@@ -95,7 +95,7 @@ pub(crate) fn renew(
 ) -> Transition<bool> {
     let Some(row) = LockRow::read(found) else { return (false, Change::Keep, Vec::new()) };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
-    let found_place = draft.find(place).filter(Place::is_held);
+    let found_place = draft.places.find(place).filter(Place::is_held);
     let ours = found_place.is_some();
     if let Some(mut place) = found_place {
         place.lease = place.lease.max(now.saturating_add(lease));
@@ -103,7 +103,7 @@ pub(crate) fn renew(
             // The owner is inside only once: from this instance.
             place.instance = instance;
         }
-        draft.put(place);
+        draft.places.put(place);
     }
     let (_, change, steps) = draft.finish(label_of(found));
     (ours, change, steps)
@@ -117,15 +117,15 @@ pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>)
     };
     let mut draft = Draft::new(row, line, moment);
     draft.tidy();
-    let tidied = draft.changed;
-    let lapsed = draft.to_wake.len();
+    let tidied = draft.places.changed;
+    let lapsed = draft.places.to_wake.len();
     draft.offer_places(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
-    draft.to_wake.truncate(lapsed);
-    draft.to_wake.extend(draft.offered());
+    draft.places.to_wake.truncate(lapsed);
+    draft.places.to_wake.extend(draft.places.offered());
     let suspects = draft.suspects();
-    let next = draft.next_end();
-    let mark = draft.row.mark();
+    let next = draft.places.next_end();
+    let mark = draft.places.row.mark();
     let (to_wake, change, steps) = draft.finish(label_of(found));
     (Looked { to_wake, suspects, next, mark }, change, steps)
 }
