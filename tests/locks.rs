@@ -51,6 +51,32 @@ async fn locks_work_without_tower() {
     assert!(permits().await.is_ok());
 }
 
+#[test]
+fn five_thousand_permits_are_five_thousand() {
+    let cache = Cache::builder_temporary().state_size(16 << 20).open().unwrap();
+    let permit = || cache.lock("l").rule(Semaphore(5_000)).try_acquire_blocking();
+    let mut permits: Vec<Guard> = (0..5_000).map(|_| permit().unwrap()).collect();
+    let reader = || cache.lock("r").rule(ReadWrite.read()).try_acquire_blocking().unwrap();
+    let readers: Vec<Guard> = (0..2_000).map(|_| reader()).collect();
+    assert!(matches!(permit(), Err(AcquireError::Busy { .. })));
+    drop(permits.swap_remove(2_500));
+    permits.push(permit().unwrap());
+    assert!(permit().is_err());
+    let locks = cache.lock_stats_blocking().unwrap();
+    let lock = |name: &str| locks.iter().find(|lock| lock.name == name).unwrap();
+    assert_eq!((lock("l").holding, lock("r").holding), (5_000, 2_000));
+    assert!((16..100).contains(&lock("l").holders.len()), "some of them");
+    assert!(lock("l").holders.iter().all(|holder| holder.process == Some(std::process::id())));
+    let mut fences: Vec<Fence> = permits.iter().chain(&readers).map(Guard::fence).collect();
+    fences.sort_unstable();
+    fences.dedup();
+    assert_eq!(fences.len(), 7_000);
+    for guard in permits.into_iter().chain(readers) {
+        guard.release_blocking().unwrap();
+    }
+    assert!(cache.lock_stats_blocking().unwrap().is_empty());
+}
+
 /// Offers to all who wait would need more room than there is.
 #[test]
 fn where_nothing_more_fits_a_lock_is_released_all_the_same() {

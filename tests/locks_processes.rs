@@ -15,8 +15,8 @@ use std::{
 use tokio::time::timeout;
 use tokio_test::{assert_pending, task};
 use tower_floodgate::{
-    Cache,
-    lock::{Acquiring, Fence, Guard, OneOwner, Owner, ReleaseError, Watermark},
+    Cache, Semaphore,
+    lock::{Acquire, Acquiring, Fence, Guard, OneOwner, Owner, ReleaseError, Watermark},
     time::clock_fn,
 };
 
@@ -80,6 +80,31 @@ impl Place {
     fn join(&self) -> Acquiring {
         join(&self.cache)
     }
+}
+
+fn many(cache: &Cache) -> Acquire<Semaphore> {
+    cache.lock("l").rule(Semaphore(600))
+}
+
+#[tokio::test]
+async fn who_is_killed_leaves_all_its_permits() {
+    let place = Place::new();
+    let own: Vec<Guard> = (0..100).map(|_| many(&place.cache).acquire_blocking().unwrap()).collect();
+    let mut child = place.child("hold many");
+    child.expect("held");
+    let more: Vec<Guard> = (0..100).map(|_| many(&place.cache).try_acquire_blocking().unwrap()).collect();
+    assert!(many(&place.cache).try_acquire().await.is_err(), "its process lives");
+    let waiting = many(&place.cache).acquire();
+    child.kill();
+    let mut late = vec![timeout(LONG, waiting).await.expect("it is noticed").unwrap()];
+    while late.len() < 400 {
+        late.push(timeout(LONG, many(&place.cache).acquire()).await.expect("all are free").unwrap());
+    }
+    assert!(many(&place.cache).try_acquire().await.is_err());
+    for guard in own.into_iter().chain(more).chain(late) {
+        guard.release().await.unwrap();
+    }
+    assert!(place.cache.lock_stats().await.unwrap().is_empty());
 }
 
 /// Joins the line, and is not polled again before somebody does.
@@ -306,6 +331,11 @@ fn child() {
             say("held");
             wait_to_be_killed();
         }),
+        "hold many" => {
+            let _guards: Vec<Guard> = (0..400).map(|_| many(&cache).acquire_blocking().unwrap()).collect();
+            say("held");
+            wait_to_be_killed();
+        }
         "wait for a second" => {
             let got = cache.lock("l").wait_at_most(Duration::from_secs(1)).acquire_blocking();
             say(if got.is_ok() { "held" } else { "busy" });

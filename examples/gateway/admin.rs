@@ -96,6 +96,7 @@ fn lock(lock: &LockStats) -> Value {
     json!({
         "scope": lock.scope,
         "name": lock.name,
+        "holding": lock.holding,
         "holders": holders.collect::<Vec<_>>(),
         "waiting": lock.waiting,
         "waiters": waiters.collect::<Vec<_>>(),

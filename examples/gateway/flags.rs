@@ -212,8 +212,7 @@ fn beta(text: &str) -> Result<f64, String> {
 }
 
 fn places(text: &str) -> Result<u32, String> {
-    // No lock has room for more holders.
-    text.parse().ok().filter(|places| (1..=1000).contains(places)).ok_or_else(|| "it must be 1 to 1000".into())
+    text.parse().ok().filter(|places| (1..=10_000).contains(places)).ok_or_else(|| "it must be 1 to 10000".into())
 }
 
 fn rate(text: &str) -> Result<(u32, Duration), String> {

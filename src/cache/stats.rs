@@ -80,7 +80,7 @@ pub struct LockStats {
     pub name: String,
     /// The number of its holders.
     pub holding: u64,
-    /// Its holders, in any order: the first eight or so, and at most 16 of those beyond.
+    /// Its holders, in any order: the latest few, and some of the others.
     pub holders: Vec<HolderStats>,
     /// The number of its waiters.
     pub waiting: u64,

@@ -55,7 +55,7 @@ fn what_cannot_work_is_one_line_and_exit_code_2() {
         (&["--throttle-wait", "-1"], "-1"),
         (&["--barrier", "0"], "'0'"),
         (&["--barrier", "1.5"], "1.5"),
-        (&["--barrier", "1001"], "1001"),
+        (&["--barrier", "10001"], "10001"),
         (&["--barrier", "99999999999"], "99999999999"),
         (&["--barrier-by", "ip"], "'ip'"),
         (&["--barrier-wait", "ages"], "ages"),

@@ -20,8 +20,10 @@ const NAME_MAX: usize = 256;
 const LABEL_MAX: usize = 1 + SCOPE_MAX + NAME_MAX;
 /// How long the row of a waiter counts. While it lives it asks again far more often.
 pub(super) const WAITER: u64 = Duration::from_secs(600).as_nanos() as u64;
-/// Places that stand in the row itself. Further ones have rows of their own, but for the few that concern the whole lock.
-pub(in crate::lock) const PLACES: usize = 8;
+/// Places that stand in the row itself: the latest ones, so that whoever enters and soon leaves touches no other row. When
+/// they are more, those that came first get rows of their own, several at a time, and so many stay.
+pub(in crate::lock) const PLACES: usize = 12;
+pub(super) const PLACES_LEFT: usize = 4;
 const _: () = assert!(HEAD + CROWD + 2 * PLACES * PLACE + LABEL_MAX <= PAYLOAD_MAX, "they fit");
 
 /// What a lock's row says.
@@ -42,13 +44,13 @@ pub(in crate::lock) struct Crowd {
     pub(in crate::lock) count: u32,
     pub(in crate::lock) weight: u64,
     /// The sum of their numbers, which may overflow.
-    numbers: u64,
+    pub(super) numbers: u64,
     /// Machine time in ns since when there are any.
     since: u64,
     /// None of them must be looked at before this machine time, in ns.
     pub(in crate::lock) earliest: u64,
     /// Machine time in ns at which all leases are over.
-    latest: u64,
+    pub(super) latest: u64,
 }
 
 impl Crowd {

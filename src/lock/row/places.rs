@@ -2,8 +2,8 @@
 //! are read one by one, as they are needed, and written when the transition is over.
 
 use super::{
-    draft::Draft,
-    encoding::{Crowd, LockRow, PLACES, Place, Standing, ToWake},
+    attempt::Moment,
+    encoding::{Crowd, LockRow, PLACES, PLACES_LEFT, Place, Standing, ToWake},
 };
 use crate::{
     lock::{
@@ -23,14 +23,28 @@ const SUSPECTS: usize = 64;
 /// Rows of one owner that are looked at.
 const OWN: usize = 8;
 
+/// A lock's row with all its places, while they are changed.
+pub(super) struct Places<'a> {
+    pub(super) row: LockRow,
+    pub(super) line: &'a WaitingLine<'a>,
+    pub(super) moment: Moment<'a>,
+    pub(super) changed: bool,
+    /// Waiters that were offered a place, or have lost an offer.
+    pub(super) to_wake: Vec<ToWake>,
+    /// The places with rows of their own that were read, or are to be written.
+    own_rows: BTreeMap<HolderId, OwnRow>,
+    /// More places have ended than one transition removes.
+    pub(super) is_unfinished: bool,
+    /// The rule must see all holders, and there are more than it may see.
+    pub(super) has_too_many: bool,
+}
+
 /// A place that has a row of its own, as it was read or is to be written.
-pub(super) struct OwnRow {
+struct OwnRow {
     before: Option<Due>,
     after: Option<(Due, Place)>,
     changed: bool,
 }
-
-pub(super) type OwnRows = BTreeMap<HolderId, OwnRow>;
 
 /// The range of the index where those stand that hold in an instance, from one time to another.
 fn held(instance: u64, from: u64, to: u64) -> (Due, Due) {
@@ -67,7 +81,7 @@ fn due_of(place: &Place) -> Due {
 
 /// The row after damaged rows of holders were removed. They count, with what is missing in the sum, until all leases that
 /// were ever granted have ended.
-pub(super) fn recount(row: &mut LockRow, line: &WaitingLine<'_>, now: u64) -> bool {
+fn recount(row: &mut LockRow, line: &WaitingLine<'_>, now: u64) -> bool {
     let Some(left) = line.mended() else { return false };
     let mut crowd = Crowd::default();
     for (row, place) in left.iter().filter_map(|row| Some((row, Place::of_row(row)?))) {
@@ -88,7 +102,21 @@ enum Fate {
     Ends,
 }
 
-impl Draft<'_> {
+impl<'a> Places<'a> {
+    pub(super) fn new(mut row: LockRow, line: &'a WaitingLine<'a>, moment: Moment<'a>) -> Places<'a> {
+        let changed = recount(&mut row, line, moment.now);
+        Places {
+            row,
+            line,
+            moment,
+            changed,
+            to_wake: Vec::new(),
+            own_rows: BTreeMap::new(),
+            is_unfinished: false,
+            has_too_many: false,
+        }
+    }
+
     fn fate(&self, place: &mut Place) -> Fate {
         let now = self.moment.now;
         let is_dead = self.moment.dead.contains(&place.instance);
@@ -113,7 +141,7 @@ impl Draft<'_> {
     }
 
     /// Removes places whose instance is dead or whose lease is over, and offers that were not accepted.
-    pub(super) fn tidy_places(&mut self) {
+    pub(super) fn tidy(&mut self) {
         let mut places = std::mem::take(&mut self.row.places);
         places.retain_mut(|place| {
             let fate = self.fate(place);
@@ -178,6 +206,10 @@ impl Draft<'_> {
                 break;
             }
             from = after;
+        }
+        if earliest == u64::MAX && self.own_rows.is_empty() {
+            // Nobody stands in the index.
+            self.line.miss();
         }
         if bite == 0 {
             (self.is_unfinished, earliest) = (true, now);
@@ -286,10 +318,20 @@ impl Draft<'_> {
     /// Adds a place.
     pub(super) fn add(&mut self, place: Place) {
         self.changed = true;
-        if self.row.places.len() < PLACES || place.standing == Standing::Asked {
-            self.row.places.push(place);
+        self.row.places.push(place);
+        if self.row.places.len() <= PLACES {
             return;
         }
+        // These concern the whole lock.
+        let stays = |place: &mut Place| matches!(place.standing, Standing::Asked | Standing::Unknown);
+        let mut movable: Vec<Place> = self.row.places.extract_if(.., |place| !stays(place)).collect();
+        movable.sort_unstable_by_key(|place| place.number);
+        let moved = movable.len().saturating_sub(PLACES_LEFT);
+        self.row.places.extend(movable.split_off(moved));
+        movable.into_iter().for_each(|place| self.move_to_own_row(place));
+    }
+
+    fn move_to_own_row(&mut self, place: Place) {
         if self.row.crowd.count == 0 && self.own_rows.is_empty() && !self.line.holders(None, 1).is_empty() {
             // Rows that the sum does not know.
             self.line.miss();

@@ -25,6 +25,7 @@ struct Bench {
     owners: BTreeMap<u64, Owner>,
     latest_lease_end: u64,
     mended: usize,
+    is_arbitrary: bool,
     last: Cell<u64>,
     now: u64,
     generation: u64,
@@ -138,7 +139,35 @@ impl Bench {
                 }
             }
         }
+        self.check();
         result
+    }
+
+    /// The sum is that of the rows, and each row stands in the index, early enough.
+    fn check(&self) {
+        // Of many, now and then.
+        if self.holders.len() > 100 && !(self.last.get() as usize + self.holders.len()).is_multiple_of(97) {
+            return;
+        }
+        let rows: Vec<&HolderRow> = self.holders.values().flatten().collect();
+        if rows.len() < self.holders.len() || self.is_arbitrary {
+            return;
+        }
+        assert_eq!(self.index, rows.iter().map(|row| (row.due, row.id)).collect());
+        let places: Vec<Place> = rows.iter().map(|row| Place::of_row(row).expect("our own row")).collect();
+        let row = self.row();
+        let (weight, numbers) = places.iter().fold((0, 0_u64), |(weight, numbers), place| {
+            (weight + u64::from(place.weight), numbers.wrapping_add(place.number))
+        });
+        assert_eq!((row.crowd.count as usize, row.crowd.weight, row.crowd.numbers), (places.len(), weight, numbers));
+        assert!(row.places.len() <= PLACES, "{} places", row.places.len());
+        for (row_of, place) in rows.iter().zip(&places) {
+            let (Due::Held { instance, at } | Due::Offered { at, instance }) = row_of.due;
+            assert_eq!((instance, matches!(row_of.due, Due::Offered { .. })), (place.instance, place.is_offered()));
+            assert!(row.crowd.earliest <= at && at <= place.lease && place.lease <= row.crowd.latest, "{place:?}");
+        }
+        let payload = self.row.as_ref().map_or(0, |row| row.2.len());
+        assert!(payload < 1_200, "{payload} bytes");
     }
 
     fn row(&self) -> LockRow {
@@ -668,6 +697,22 @@ fn offers_to_many_end_and_are_told_again() {
 }
 
 #[test]
+fn room_for_many_is_offered_in_bites_in_the_order_of_coming() {
+    let mut lock = Bench::default();
+    let all = lock.held(Semaphore(1_000).weighing(1_000), 0);
+    let turns: Vec<Turn> = (1..=1_000).map(|owner| lock.joined(Semaphore(1_000), owner, 1)).collect();
+    let mut offered = numbers(&lock.release(all).to_wake);
+    assert!(offered.len() < 300, "{}", offered.len());
+    for (turn, owner) in turns.iter().zip(1..) {
+        let asked = lock.ask(&request(Semaphore(1_000), owner, 1), Some(*turn), &[], &[]);
+        assert!(matches!(asked.answer, Answer::Held(_)), "{asked:?}");
+        offered.extend(numbers(&asked.to_wake));
+    }
+    assert_eq!(offered, turns.iter().map(|turn| turn.number).collect::<Vec<_>>());
+    assert_eq!((lock.row().taken(), lock.row().waiting), (1_000, 0));
+}
+
+#[test]
 fn holders_whose_rows_are_damaged_count_until_the_latest_lease_has_ended() {
     let mut lock = Bench::default();
     let rule = |owner| Semaphore(100).weighing(1 + u32::try_from(owner % 3).unwrap());
@@ -694,6 +739,23 @@ fn holders_whose_rows_are_damaged_count_until_the_latest_lease_has_ended() {
     lock.look(&[]);
     assert_eq!(lock.row().count(), 36);
     assert_eq!(lock.row().taken(), lock.places().iter().map(|place| u64::from(place.weight)).sum::<u64>());
+}
+
+#[test]
+fn holders_that_have_all_lost_their_rows_count_until_the_latest_lease_has_ended() {
+    let mut lock = Bench::default();
+    (0..20).for_each(|owner| drop(lock.held(Semaphore(20), owner)));
+    let lost = lock.row().crowd.weight;
+    lock.holders.clear();
+    lock.index.clear();
+    lock.is_arbitrary = true;
+    lock.latest_lease_end = 2 * LEASE;
+    lock.now = LEASE;
+    lock.look(&[]);
+    assert_eq!((lock.mended, lock.row().taken()), (1, lost), "the leases of the others are over");
+    lock.now = 2 * LEASE;
+    lock.look(&[]);
+    assert!(lock.row.is_none());
 }
 
 /// Something that may happen to a lock.
@@ -723,7 +785,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happens>> {
         1 => (1_u8..5).prop_map(Happens::Die),
         1 => (0..2 * OFFER).prop_map(Happens::Pass),
     ];
-    prop::collection::vec(one, 0..60)
+    prop::collection::vec(one, 0..160)
 }
 
 proptest! {
@@ -731,7 +793,7 @@ proptest! {
 
     /// Whatever happens: never more weight than there is, fences grow, nobody overtakes, and at the end everybody is served.
     #[test]
-    fn a_lock_is_never_held_by_too_many_and_serves_all(steps in happenings(), capacity in 1_u32..4) {
+    fn a_lock_is_never_held_by_too_many_and_serves_all(steps in happenings(), capacity in prop_oneof![1_u32..4, 20..40_u32]) {
         let mut lock = Bench::default();
         // Fence, weight, instance; and turn, weight, instance.
         let mut held: Vec<(u64, u32, u64)> = Vec::new();
@@ -830,13 +892,25 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_rows_never_panic(payload in prop::collection::vec(any::<u8>(), 0..200), version in any::<bool>(), waiter in prop::collection::vec(any::<u8>(), 0..40)) {
+    fn arbitrary_rows_never_panic(
+        payload in prop::collection::vec(any::<u8>(), 0..200),
+        sound in any::<bool>(),
+        crowded in any::<bool>(),
+        waiter in prop::collection::vec(any::<u8>(), 0..40),
+        holder in prop::collection::vec(any::<u8>(), 0..90),
+    ) {
         let mut payload = payload;
-        if let (true, Some(first)) = (version, payload.first_mut()) {
-            *first = 2;
+        if let (true, Some(head)) = (sound, payload.first_chunk_mut()) {
+            *head = [3, 0, 0, u8::from(crowded)];
         }
+        let (id, due) = (HolderId { owner: 7, number: 1 }, Due::Held { instance: 1, at: 0 });
+        let holder = HolderRow { id, due, payload: holder };
         let waiter = Waiter { turn: 3, ticket: 0, until: 9, instance: 4, payload: waiter };
         let mut lock = Bench { row: Some((0, 0, payload)), line: [((3, 0), waiter)].into(), ..Bench::default() };
+        lock.is_arbitrary = true;
+        lock.holders.insert(id, Some(holder));
+        lock.index.insert((due, id));
+        lock.owners.insert(1, Owner(7));
         lock.release(1);
         lock.renew(1, 5);
         lock.look(&[1]);

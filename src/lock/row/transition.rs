@@ -23,17 +23,17 @@ pub(crate) fn ask<R: Rule>(
     let read = LockRow::read(found);
     let damaged = read.is_none();
     let mut draft = Draft::new(read.unwrap_or_else(|| LockRow::unknown(moment.now, lease)), line, moment);
-    draft.changed = damaged;
+    draft.places.changed = damaged;
     draft.tidy();
-    let tidied = draft.changed;
+    let tidied = draft.places.changed;
     let answer =
         draft.enter_again(request, lease, turn).or_else(|| draft.accept(request, turn?.number)).unwrap_or_else(|| {
-            let first = turn.is_none() && draft.row.waiting == 0;
+            let first = turn.is_none() && draft.places.row.waiting == 0;
             let number = turn.map_or(NO_NUMBER_YET, |turn| turn.number);
             let won = if first { draft.enter(request) } else { draft.offer_places(Some((number, request)), tidied) };
             match won {
                 Some(fence) => Answer::Held(fence),
-                None if draft.has_too_many => Answer::TooManyHolders,
+                None if draft.places.has_too_many => Answer::TooManyHolders,
                 None => draft.wait(request, turn),
             }
         });
@@ -42,9 +42,9 @@ pub(crate) fn ask<R: Rule>(
     }
     let (wait, suspects) = match answer {
         Answer::Held(_) => (None, Vec::new()),
-        _ => (draft.row.wait(moment.now), draft.suspects()),
+        _ => (draft.places.row.wait(moment.now), draft.suspects()),
     };
-    draft.row.tag = request.tag;
+    draft.places.row.tag = request.tag;
     let (to_wake, change, steps) = draft.finish(label);
     (Asked { answer, generation: line.generation(), wait, to_wake, suspects }, change, steps)
 }
@@ -97,7 +97,7 @@ pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal:
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
     let enters_once_more = line.has_lost(generation);
     let lease = now.saturating_add(lease);
-    let found_place = draft.find(id).filter(Place::is_held);
+    let found_place = draft.places.find(id).filter(Place::is_held);
     let ours = found_place.is_some() || enters_once_more;
     if let Some(mut place) = found_place {
         place.lease = place.lease.max(lease);
@@ -111,9 +111,9 @@ pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal:
             // The owner is inside only once: from this instance.
             place.instance = instance;
         }
-        draft.put(place);
+        draft.places.put(place);
     } else if enters_once_more {
-        draft.add(Place::held(id, now, lease, instance, weight));
+        draft.places.add(Place::held(id, now, lease, instance, weight));
     }
     let label = if enters_once_more { &renewal.label[..] } else { label_of(found) };
     let (_, change, steps) = draft.finish(label);
@@ -128,15 +128,15 @@ pub(crate) fn look(found: Found<'_>, line: &WaitingLine<'_>, moment: Moment<'_>)
     };
     let mut draft = Draft::new(row, line, moment);
     draft.tidy();
-    let tidied = draft.changed;
-    let lapsed = draft.to_wake.len();
+    let tidied = draft.places.changed;
+    let lapsed = draft.places.to_wake.len();
     draft.offer_places(NOBODY, tidied);
     // Waiters with an offer are woken once more, since the first wake-up may be lost.
-    draft.to_wake.truncate(lapsed);
-    draft.to_wake.extend(draft.offered());
+    draft.places.to_wake.truncate(lapsed);
+    draft.places.to_wake.extend(draft.places.offered());
     let suspects = draft.suspects();
-    let next = draft.next_end();
-    let mark = draft.row.mark();
+    let next = draft.places.next_end();
+    let mark = draft.places.row.mark();
     let (to_wake, change, steps) = draft.finish(label_of(found));
     (Looked { to_wake, suspects, next, mark }, change, steps)
 }

@@ -203,3 +203,6 @@ pub(super) fn clear(txn: &mut Txn<'_>, lock: &[u8; 16]) -> Result<(), Error> {
 pub(super) fn lock_of(at: &[u8]) -> [u8; 16] {
     row_key(at)
 }
+
+#[cfg(test)]
+mod tests;
