@@ -109,7 +109,7 @@ impl<R: Rule> Acquiring<R> {
                         if is_labelled {
                             scope.note(Event::Locked);
                         }
-                        let guard = Guard::new(scope, key, owner, lease, fence, now, lost);
+                        let guard = Guard::new(scope, key, owner, lease, fence, now, lost)?;
                         if orphaned {
                             // Others may look for it in a directory that was made anew. The guard is dropped.
                             return Err(Error::Damaged);
@@ -137,7 +137,8 @@ impl<R: Rule> Acquiring<R> {
             Answer::Held(guard) => return self.take_hold(guard),
             Answer::Waiting(in_line) => {
                 self.wait_in(in_line);
-                None
+                let is_listening = self.scope.wake_ups().ensure_listening();
+                (!is_listening).then_some(AcquireError::Cache(Error::NoThread))
             }
             Answer::Busy => Some(self.busy()),
             Answer::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),

@@ -72,6 +72,10 @@ struct HeldLock {
 
 impl Guard {
     /// `since`: when it was acquired, in ns of machine time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoThread`] if no thread can renew its lease.
     pub(super) fn new(
         scope: Scope,
         key: Key,
@@ -80,7 +84,7 @@ impl Guard {
         fence: u64,
         since: u64,
         lost: Arc<Signal>,
-    ) -> Guard {
+    ) -> Result<Guard, Error> {
         let held = Arc::new(HeldLock {
             scope,
             key,
@@ -97,8 +101,10 @@ impl Guard {
         // The process may have been suspended just now, and the lease be over.
         let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
         let due = Instant::now() + every.saturating_sub(late);
-        held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
-        Guard { held, phase: ACQUIRED }
+        let is_renewed = held.scope.handle().shared.hold(&key, Holding { number: fence, due, every, renew });
+        // Where no thread renews it, it is released: nobody would tell its holder that it is lost.
+        let guard = Guard { held, phase: ACQUIRED };
+        if is_renewed { Ok(guard) } else { Err(Error::NoThread) }
     }
 
     /// One guard of several locks that were acquired in this order.
@@ -236,7 +242,7 @@ impl HeldLock {
     fn let_go_reporting(&self, releases: &mut Vec<Pending<Result<(), ReleaseError>>>) {
         let others = std::mem::take(&mut *self.others());
         let slot = Slot::new();
-        releases.push(Pending::Queued(slot.clone()));
+        releases.push(Pending::of(&slot));
         self.let_go(move |released| {
             slot.fill(match released {
                 Ok(true) => Ok(()),

@@ -64,7 +64,7 @@ impl Operation for Add {
 const LONG: Duration = Duration::from_secs(3600);
 
 struct House {
-    queue: WriteQueue,
+    queue: Arc<WriteQueue>,
     worker: Arc<Worker>,
     sum: Arc<AtomicUsize>,
 }
@@ -72,12 +72,12 @@ struct House {
 impl House {
     fn new() -> Arc<House> {
         let worker = Arc::new(Worker::new());
-        let queue = WriteQueue::new(Env::new(), LONG, worker.clone(), |_| Ok(false));
+        let queue = WriteQueue::new(Env::new(), LONG, (worker.clone(), Arc::new(Worker::new())), |_| Ok(false));
         Arc::new(House { queue, worker, sum: Arc::new(AtomicUsize::new(0)) })
     }
 
     fn add(&self) -> Pending<()> {
-        self.queue.submit(Add(self.sum.clone()), |_, result| result.unwrap())
+        self.queue.submit(Add(self.sum.clone()), |added| added.map(drop).unwrap())
     }
 
     /// Another process is at the gate, if no thread is.
@@ -183,7 +183,7 @@ fn filled() {
         let (slot, undone) = (slot.clone(), undone.clone());
         thread::spawn(move || slot.fill(Undone(undone)))
     };
-    let value = block_on(Pending::Queued(slot));
+    let value = block_on(Pending::of(&slot));
     assert_eq!(undone.load(SeqCst), 0);
     drop(value);
     filling.join().unwrap();
@@ -202,7 +202,7 @@ fn dropped() {
             0
         })
     };
-    let mut pending = Pending::Queued(slot);
+    let mut pending = Pending::of(&slot);
     block_on(poll_fn(|cx| {
         let _ = std::pin::Pin::new(&mut pending).poll(cx).is_ready();
         Poll::Ready(())
