@@ -147,14 +147,16 @@ pub struct WaiterStats {
     pub weight: u32,
 }
 
-impl QueueStats {
-    fn add(&mut self, times: &QueueTimes) {
-        self.writes += times.queued;
-        self.waited = self.waited.saturating_add(times.queued_for);
-        self.longest_wait = self.longest_wait.max(times.longest_queued);
-        self.batches += times.batches;
-        self.writing = self.writing.saturating_add(times.at_gate);
-        self.longest_batch = self.longest_batch.max(times.longest_at_gate);
+impl From<QueueTimes> for QueueStats {
+    fn from(times: QueueTimes) -> QueueStats {
+        QueueStats {
+            writes: times.queued,
+            waited: times.queued_for,
+            longest_wait: times.longest_queued,
+            batches: times.batches,
+            writing: times.at_gate,
+            longest_batch: times.longest_at_gate,
+        }
     }
 }
 
@@ -198,15 +200,17 @@ impl Cache {
         let waiting_counts = shared.wake_ups.waiting_counts();
         stats.lock_waiters = waiting_counts.waiting as u64;
         stats.longest_wait = waiting_counts.longest.unwrap_or_default();
-        stats.queued_decisions.add(&shared.state.queue.times());
+        stats.queued_decisions = shared.state.queue.times().into();
+        let mut answers = QueueTimes::default();
         for shard in &shared.entries {
-            stats.queued_answers.add(&shard.queue.times());
+            answers.add(&shard.queue.times());
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;
             stats.entry_bytes += bytes;
             stats.entries_evicted += shard.counts.evicted.load(Relaxed);
             stats.damaged += shard.counts.damaged.load(Relaxed);
         }
+        stats.queued_answers = answers.into();
         stats
     }
 }

@@ -233,20 +233,28 @@ impl Backlog {
 }
 
 impl Times {
-    /// Counts the waits of a batch that has come to the gate.
-    pub(super) fn count_waits(&mut self, batch: &[Queued], now: Instant) {
-        for queued in batch {
-            let waited = now.saturating_duration_since(queued.came);
-            self.queued += 1;
-            self.queued_for = self.queued_for.saturating_add(waited);
-            self.longest_queued = self.longest_queued.max(waited);
-        }
+    /// Counts an operation whose batch came to the gate then.
+    pub(super) fn count_wait(&mut self, queued: &Queued, now: Instant) {
+        let waited = now.saturating_duration_since(queued.came);
+        self.queued += 1;
+        self.queued_for = self.queued_for.saturating_add(waited);
+        self.longest_queued = self.longest_queued.max(waited);
     }
 
     /// Counts a batch that held the gate for so long.
     pub(super) fn count_batch(&mut self, at_gate: Duration) {
-        self.batches += 1;
-        self.at_gate = self.at_gate.saturating_add(at_gate);
-        self.longest_at_gate = self.longest_at_gate.max(at_gate);
+        self.add(&Times { batches: 1, at_gate, longest_at_gate: at_gate, ..Times::default() });
+    }
+
+    pub(crate) fn add(&mut self, other: &Times) {
+        self.queued += other.queued;
+        self.queued_for = self.queued_for.saturating_add(other.queued_for);
+        self.longest_queued = self.longest_queued.max(other.longest_queued);
+        self.batches += other.batches;
+        self.at_gate = self.at_gate.saturating_add(other.at_gate);
+        self.longest_at_gate = self.longest_at_gate.max(other.longest_at_gate);
     }
 }
+
+#[cfg(test)]
+mod tests;

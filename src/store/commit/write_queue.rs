@@ -453,7 +453,7 @@ impl WriteQueue {
             return (own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true)), Vec::new());
         }
         let began = Instant::now();
-        self.backlog().times.count_waits(&batch, began);
+        let mut times = Times::default();
         let mut done = Vec::with_capacity(batch.len());
         let mut live = Vec::with_capacity(batch.len());
         for mut queued in batch {
@@ -486,6 +486,7 @@ impl WriteQueue {
         });
         let result = if together.is_ok() {
             let rest = live.split_off(ran);
+            live.iter().for_each(|queued| times.count_wait(queued, began));
             done.extend(live.into_iter().filter_map(Queued::into_job).map(|job| (job, Ok(()))));
             live = rest;
             Ok(())
@@ -493,7 +494,9 @@ impl WriteQueue {
             let (again, mut ran) = (Instant::now(), 0);
             let mut rest = live.into_iter();
             while !rest.as_slice().first().is_none_or(|next| ran > 0 && is_over(again, ran, next.size())) {
-                let Some(mut job) = rest.next().and_then(Queued::into_job) else { continue };
+                let Some(queued) = rest.next() else { break };
+                times.count_wait(&queued, began);
+                let Some(mut job) = queued.into_job() else { continue };
                 ran += 1;
                 let result = match job.abandoned() {
                     true => Err(Error::Busy),
@@ -504,8 +507,9 @@ impl WriteQueue {
             live = rest.collect();
             own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true))
         };
+        times.count_batch(began.elapsed());
         let mut backlog = self.backlog();
-        backlog.times.count_batch(began.elapsed());
+        backlog.times.add(&times);
         backlog.end_batch(live);
         self.queued.store(backlog.len(), SeqCst);
         (result, done)

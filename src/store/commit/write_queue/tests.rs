@@ -323,3 +323,5 @@ fn nothing_is_lost_or_forgotten_while_another_comes_and_goes() {
     assert_eq!(cache.get::<i64>("n").unwrap(), Some(500));
     assert!(read(&cache, "dropped") <= 4000);
 }
+
+mod hanging;
