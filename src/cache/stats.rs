@@ -37,7 +37,7 @@ pub struct Stats {
     pub bridged: u64,
     /// Answers stored.
     pub stored: u64,
-    /// Answers that were not to be stored.
+    /// Answers that were not to be stored, or found too much before them that was about to be.
     pub not_stored: u64,
     /// Requests that a throttle let pass, at once or after waiting; also without a layer.
     pub admitted: u64,

@@ -30,6 +30,7 @@ pub fn all() {
     try_all("another process is in the way", 6, behind_another_process);
     try_all("the worker thread takes part", 5, with_the_worker);
     try_all("the worker thread waits for another process", 5, with_the_worker_behind_another_process);
+    try_all("a queued write is given up by its caller", 5, dropped_in_the_queue);
     try_all("a queued result reaches its future", 9, filled);
     try_all("a queued result is undone with its future", 9, dropped);
     try_all("a call reaches who waits", 9, woken);
@@ -166,6 +167,27 @@ fn with_the_worker_behind_another_process() {
     other.join().unwrap();
     worker.join().unwrap();
     house.check(pending);
+}
+
+fn dropped_in_the_queue() {
+    let house = House::new();
+    let worker = {
+        let house = house.clone();
+        thread::spawn(move || house.work())
+    };
+    let other = {
+        let house = house.clone();
+        thread::spawn(move || house.add())
+    };
+    drop(house.add());
+    worker.join().unwrap();
+    let kept = other.join().unwrap();
+    if house.worker.was_notified() {
+        house.work();
+    }
+    assert!(!house.queue.has_queued(), "left in the queue, and nobody knows");
+    assert!((1..=2).contains(&house.sum.load(SeqCst)));
+    block_on(kept);
 }
 
 /// A result with an undo.

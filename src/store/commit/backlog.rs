@@ -14,7 +14,8 @@ use std::{
 const BATCH: usize = 256;
 /// Bytes that the operations of one transaction store at most. A larger one has a transaction to itself.
 const BATCH_BYTES: usize = 4 << 20;
-/// Bytes that may be queued before answers that need not be stored are left out.
+/// Bytes that may be queued before answers that need not be stored are left out. Values that their callers insert are theirs
+/// until they are stored: they wait in line, and are gone from memory as soon as their callers do not wait any more.
 const QUEUE_BYTES: usize = 64 << 20;
 
 /// The operations that wait for a turn at the gate, and the callers of those that have it.

@@ -269,8 +269,10 @@ impl WriteQueue {
     }
 
     fn be_watched(&self) {
-        if !self.watched.load(SeqCst) && !self.watched.swap(true, SeqCst) {
-            self.watcher.notify();
+        let begins = !self.watched.load(SeqCst) && !self.watched.swap(true, SeqCst);
+        if begins && !self.watcher.notify() {
+            // The next one tries again to start the thread.
+            self.watched.store(false, SeqCst);
         }
     }
 
