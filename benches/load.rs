@@ -52,7 +52,10 @@ fn main() -> ExitCode {
     if !std::env::args().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
-    println!("{:<44} {:>9} {:>9} {:>9} {:>11} {:>7} {:>9}", "a check, in us", "p50", "p99", "p99.9", "max", "failed", "uncounted");
+    println!(
+        "{:<44} {:>9} {:>9} {:>9} {:>11} {:>7} {:>9}",
+        "a check, in us", "p50", "p99", "p99.9", "max", "failed", "uncounted"
+    );
     let (here, elsewhere) = (tempdir().expect("a directory"), tempdir().expect("a directory"));
     probe("the machine at rest", here.path());
     let idle = beside("the directory idle, others in another one", here.path(), elsewhere.path());

@@ -7,7 +7,7 @@ use crate::{
     pending::{Pending, Slot},
     store::record::key::Key,
     wake_ups::{Listener, Next, Registration, WakeUps, Watch},
-    write_queue::WriteQueue,
+    write_queue::{Served, WriteQueue},
 };
 use loom::{
     future::block_on,
@@ -88,12 +88,10 @@ impl House {
         drop(held);
     }
 
-    /// The work of the worker thread when it is woken: it does not rest while something is queued.
+    /// The work of the worker thread when it is woken: it does not rest while something is queued, unless another thread is
+    /// at the gate, which then notifies it.
     fn work(&self) {
-        self.queue.serve(LONG);
-        while self.queue.has_queued() {
-            self.queue.serve(LONG);
-        }
+        while self.queue.serve(LONG) == Served::More {}
     }
 
     /// Checks that all requested writes are done, or that the worker was notified.

@@ -262,8 +262,9 @@ impl WriteQueue {
     }
 
     fn call_worker(&self) {
+        let has_worker = self.worker.notify();
         self.be_watched();
-        if !self.worker.notify() {
+        if !has_worker {
             self.serve_without_worker();
         }
     }
