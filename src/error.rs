@@ -17,8 +17,12 @@ pub enum Error {
         /// The reason, in words.
         reason: String,
     },
-    /// The cache could not be written in time: another process is stopped while it writes, or the disk is stuck.
+    /// The cache could not be written in time: nobody could write for the whole patience, since another process is stopped
+    /// in the middle of a write, a callback does not return, or the disk is stuck.
     Busy,
+    /// A thread that would serve the cache could not be started, and the calling thread could not do its work: raise the
+    /// limit of threads (`ulimit -u`, `pids.max` of the control group, `TasksMax` of the service).
+    NoThread,
     /// There is no room left, on disk or in the environment's fixed size.
     Full,
     /// The files are damaged, or were removed or replaced while processes use them. Their contents are lost. Those
@@ -58,6 +62,9 @@ impl fmt::Display for Error {
                 false => write!(f, "cannot open the cache {}: {reason}", path.display()),
             },
             Error::Busy => f.write_str("the cache could not be written in time"),
+            Error::NoThread => f.write_str(
+                "no thread could be started to serve the cache: raise the limit of threads (ulimit -u, pids.max, TasksMax)",
+            ),
             Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
             Error::Damaged => f.write_str(
                 "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \

@@ -99,7 +99,9 @@ mod varint;
 pub use answer::{Answer, Fail, Http};
 pub use barrier::BarrierLayer;
 pub use body::Body;
-pub use cache::{Averager, Builder, Cache, Durability, HolderStats, LockStats, Purge, Scope, Stats, WaiterStats};
+pub use cache::{
+    Averager, Builder, Cache, Durability, HolderStats, LockStats, Purge, QueueStats, Scope, Stats, WaiterStats,
+};
 pub use error::Error;
 pub use lock::{Lock, LockFactory, RLock, ReadWrite, Semaphore};
 pub use name::Name;

@@ -56,7 +56,7 @@ fn child() {
 /// Writers ask for the time while they hold the gate.
 fn stopping_clock(stop: Arc<AtomicBool>) -> impl tower_floodgate::time::Clock {
     let now = move || {
-        if std::thread::current().name() == Some("floodgate-worker") && stop.swap(false, SeqCst) {
+        if std::thread::current().name() == Some("floodgate-entries") && stop.swap(false, SeqCst) {
             raise(Signal::SIGSTOP).unwrap();
         }
         Duration::from_secs(1_000_000)

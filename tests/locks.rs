@@ -254,7 +254,7 @@ fn a_clock_that_panics_once_does_not_end_the_renewals() {
     let (asked, tell) = mpsc::channel();
     let renewals = AtomicU32::new(0);
     let now = move || {
-        if std::thread::current().name() == Some("floodgate-worker") {
+        if std::thread::current().name() == Some("floodgate-state") {
             let renewal = renewals.fetch_add(1, SeqCst);
             let _ = asked.send(renewal);
             assert_ne!(renewal, 0, "the clock panics once");

@@ -294,7 +294,7 @@ fn who_was_suspended_while_it_acquired_renews_at_once() {
     let (slow, seconds) = (Arc::new(AtomicBool::new(false)), AtomicU64::new(100));
     let suspended = slow.clone();
     let now = move || {
-        if std::thread::current().name() == Some("floodgate-worker") {
+        if std::thread::current().name() == Some("floodgate-state") {
             let _ = renewed.send(());
         }
         let read = Duration::from_secs(seconds.load(SeqCst));

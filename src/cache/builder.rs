@@ -114,8 +114,10 @@ impl Builder {
         self
     }
 
-    /// How long a write may take before it counts as failed: 250 ms of real time unless said otherwise. This happens
-    /// when another process is stopped in the middle of a write; layers then answer as if there were no cache.
+    /// How long nobody may get to write before the writes that wait count as failed: 250 ms of real time unless said
+    /// otherwise; [`Duration::MAX`] waits for ever. This happens when another process is stopped in the middle of a write;
+    /// layers then answer as if there were no cache. A write is never late because many wait before it, as long as they
+    /// move, and the time in which this process is stopped does not count.
     ///
     /// # Panics
     ///

@@ -70,7 +70,7 @@ impl Handle {
     /// A write as the caller sees it. The runtime of a [paused](Clock::may_be_paused) clock must not count as idle
     /// while a write is queued, so there the thread waits for it.
     pub(crate) fn settled<T>(&self, mut write: Pending<T>) -> Pending<T> {
-        if self.clock.may_be_paused() && matches!(write, Pending::Queued(_)) {
+        if self.clock.may_be_paused() && write.is_queued() {
             let deadline = Instant::now() + PAUSED_FOR;
             if let Some(settled) = block_on_until(Pin::new(&mut write), Some(deadline)) {
                 return Pending::ready(settled);

@@ -45,7 +45,7 @@ pub use builder::{Builder, Durability};
 pub use cache::Cache;
 pub use purge::Purge;
 pub use scope::Scope;
-pub use stats::{HolderStats, LockStats, Stats, WaiterStats};
+pub use stats::{HolderStats, LockStats, QueueStats, Stats, WaiterStats};
 pub use values::{Insert, Write};
 
 pub(crate) use handle::Task;

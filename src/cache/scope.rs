@@ -240,7 +240,7 @@ impl Scope {
 
     /// Stores an entry; resolves after the commit.
     pub(crate) fn commit(&self, key: Key, name: &[u8], entry: Entry) -> Pending<Result<(), Error>> {
-        self.edit(key, name, move |_, _| (Ok(()), Edit::Store(entry.clone())))
+        self.edit_of_size(key, name, entry.payload.len(), move |_, _| (Ok(()), Edit::Store(entry.clone())))
     }
 
     /// Whether no purge has hit an entry that is in memory only.
@@ -254,8 +254,24 @@ impl Scope {
         name: &[u8],
         edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
+        self.edit_of_size(key, name, 0, edit)
+    }
+
+    /// As `edit`, for one that stores about so many bytes.
+    pub(crate) fn edit_of_size<R: Send + 'static>(
+        &self,
+        key: Key,
+        name: &[u8],
+        size: usize,
+        edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
+    ) -> Pending<Result<R, Error>> {
         let (handle, clock) = (self.handle(), self.handle().clone());
-        handle.settled(handle.shared.shard(&key).edit(key, name, move || clock.now(), edit))
+        handle.settled(handle.shared.shard(&key).edit(key, name, size, move || clock.now(), edit))
+    }
+
+    /// Whether an entry of so many bytes, which need not be stored, finds room among those that are about to be.
+    pub(crate) fn has_room_for(&self, key: &Key, size: usize) -> bool {
+        self.handle().shared.shard(key).queue.has_room_for(size)
     }
 
     /// From the moment this resolves, the entry of the key is gone with all entries that carry its

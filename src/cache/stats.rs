@@ -1,7 +1,7 @@
 //! Statistics of a cache: events, how full it is, and the holders of its locks.
 
 use super::cache::Cache;
-use crate::store::{Event, Events};
+use crate::store::{Event, Events, QueueTimes};
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 /// Counts of events in the handles of this process since it opened the cache, and how full the cache is now.
@@ -37,7 +37,7 @@ pub struct Stats {
     pub bridged: u64,
     /// Answers stored.
     pub stored: u64,
-    /// Answers that were not to be stored.
+    /// Answers that were not to be stored, or found too much before them that was about to be.
     pub not_stored: u64,
     /// Requests that a throttle let pass, at once or after waiting; also without a layer.
     pub admitted: u64,
@@ -65,9 +65,33 @@ pub struct Stats {
     pub lock_waiters: u64,
     /// How long the longest of these waits has lasted.
     pub longest_wait: Duration,
+    /// Writes to throttle cells and locks that had to wait for others.
+    pub queued_decisions: QueueStats,
+    /// Writes of stored answers and values, which go through a queue always.
+    pub queued_answers: QueueStats,
     /// The locks that are held or waited for in any process: at most 100, and none where another process is writing
     /// just now. See [`Cache::lock_stats`](crate::Cache::lock_stats) for all.
     pub locks: Vec<LockStats>,
+}
+
+/// How long writes of this process have waited in a queue, and how long they kept others from writing.
+///
+/// A write waits while another thread or process writes. One after the other then writes a batch of what is queued.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueStats {
+    /// Writes that were queued, up to the last batch.
+    pub writes: u64,
+    /// How long they have waited together, and the longest of them: until their batch began.
+    pub waited: Duration,
+    /// See [`waited`](QueueStats::waited).
+    pub longest_wait: Duration,
+    /// Batches of them.
+    pub batches: u64,
+    /// How long the batches took together, and the longest of them. Nobody else writes meanwhile.
+    pub writing: Duration,
+    /// See [`writing`](QueueStats::writing).
+    pub longest_batch: Duration,
 }
 
 /// A lock, with its holders and its waiters.
@@ -125,6 +149,19 @@ pub struct WaiterStats {
     pub weight: u32,
 }
 
+impl From<QueueTimes> for QueueStats {
+    fn from(times: QueueTimes) -> QueueStats {
+        QueueStats {
+            writes: times.queued,
+            waited: times.queued_for,
+            longest_wait: times.longest_queued,
+            batches: times.batches,
+            writing: times.at_gate,
+            longest_batch: times.longest_at_gate,
+        }
+    }
+}
+
 impl Stats {
     fn of(events: &Events) -> Stats {
         let count = |event| events.count(event);
@@ -165,13 +202,17 @@ impl Cache {
         let waiting_counts = shared.wake_ups.waiting_counts();
         stats.lock_waiters = waiting_counts.waiting as u64;
         stats.longest_wait = waiting_counts.longest.unwrap_or_default();
+        stats.queued_decisions = shared.state.queue.times().into();
+        let mut answers = QueueTimes::default();
         for shard in &shared.entries {
+            answers.add(&shard.queue.times());
             let (entries, bytes) = shard.size().unwrap_or_default();
             stats.entries += entries;
             stats.entry_bytes += bytes;
             stats.entries_evicted += shard.counts.evicted.load(Relaxed);
             stats.damaged += shard.counts.damaged.load(Relaxed);
         }
+        stats.queued_answers = answers.into();
         stats
     }
 }

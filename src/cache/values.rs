@@ -125,7 +125,7 @@ impl Insert {
             return Err(Error::Codec(format!("{} tags, at most {} fit", tags.len(), TAGS_MAX)));
         }
         let (key, id) = (scope.key(Kind::Value, &name), scope.id());
-        Ok(scope.edit(key, &name, move |old, moment| {
+        Ok(scope.edit_of_size(key, &name, payload.len(), move |old, moment| {
             if only_if_absent && old.is_some() {
                 return (Ok(false), Edit::Keep);
             }

@@ -119,7 +119,7 @@ impl<R: Rule> Acquiring<R> {
                             generation,
                             label: own_label,
                         };
-                        let guard = Guard::new(scope, key, owner, renewal, now, lost);
+                        let guard = Guard::new(scope, key, owner, renewal, now, lost)?;
                         if orphaned {
                             // Others may look for it in a directory that was made anew. The guard is dropped.
                             return Err(Error::Damaged);
@@ -148,7 +148,8 @@ impl<R: Rule> Acquiring<R> {
             Answer::Held(guard) => return self.take_hold(guard),
             Answer::Waiting(in_line) => {
                 self.wait_in(in_line);
-                None
+                let is_listening = self.scope.wake_ups().ensure_listening();
+                (!is_listening).then_some(AcquireError::Cache(Error::NoThread))
             }
             Answer::Busy => Some(self.busy()),
             Answer::QueueFull => Some(AcquireError::QueueFull { retry_after: wait }),

@@ -74,7 +74,18 @@ struct HeldLock {
 
 impl Guard {
     /// `since`: when it was acquired, in ns of machine time.
-    pub(super) fn new(scope: Scope, key: Key, owner: Owner, renewal: Renewal, since: u64, lost: Arc<Signal>) -> Guard {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoThread`] if no thread can renew its lease.
+    pub(super) fn new(
+        scope: Scope,
+        key: Key,
+        owner: Owner,
+        renewal: Renewal,
+        since: u64,
+        lost: Arc<Signal>,
+    ) -> Result<Guard, Error> {
         let (fence, lease) = (renewal.place.number, renewal.lease);
         let held = Arc::new(HeldLock {
             scope,
@@ -92,8 +103,10 @@ impl Guard {
         // The process may have been suspended just now, and the lease be over.
         let late = Duration::from_nanos(held.scope.handle().now().saturating_sub(since));
         let due = Instant::now() + every.saturating_sub(late);
-        held.scope.handle().shared.hold(Holding { number: fence, due, every, renew });
-        Guard { held, phase: ACQUIRED }
+        let is_renewed = held.scope.handle().shared.hold(Holding { number: fence, due, every, renew });
+        // Where no thread renews it, it is released: nobody would tell its holder that it is lost.
+        let guard = Guard { held, phase: ACQUIRED };
+        if is_renewed { Ok(guard) } else { Err(Error::NoThread) }
     }
 
     /// One guard of several locks that were acquired in this order.
@@ -235,7 +248,7 @@ impl HeldLock {
     fn let_go_reporting(&self, releases: &mut Vec<Pending<Result<(), ReleaseError>>>) {
         let others = std::mem::take(&mut *self.others());
         let slot = Slot::new();
-        releases.push(Pending::Queued(slot.clone()));
+        releases.push(Pending::of(&slot));
         self.let_go(move |released| {
             slot.fill(match released {
                 Ok(true) => Ok(()),

@@ -26,6 +26,7 @@ use std::{
 
 /// Why nothing is stored where something could be.
 const CACHE_FAILED: &str = "cache-failed";
+const QUEUE_FULL: &str = "queue-full";
 
 /// When a computation began, by the clock and by the purge sequence.
 pub(super) struct Beginning {
@@ -159,7 +160,13 @@ impl<C> Core<C> {
     }
 
     /// Resolves after the commit: what a response says is stored must be there for all processes, and survive this one.
+    ///
+    /// Where more is about to be stored than memory should hold, the answer is not.
     async fn store(&self, key: Key, name: &[u8], entry: Entry, ttl: Duration) -> CacheStatus {
+        if !self.scope.has_room_for(&key, entry.payload.len()) {
+            self.scope.note(Event::NotStored);
+            return CacheStatus::NotStored { reason: QUEUE_FULL };
+        }
         let committed = self.scope.commit(key, name, entry).await;
         self.scope.note(if committed.is_ok() { Event::Stored } else { Event::CacheFailed });
         match committed {

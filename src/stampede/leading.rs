@@ -38,7 +38,8 @@ impl<Out, Err> LeaderSlot<Out, Err> {
     /// The slot, and the wait for it to be filled.
     pub(super) fn new() -> (LeaderSlot<Out, Err>, Pending<LeaderOutcome<Out, Err>>) {
         let slot = Slot::new();
-        (LeaderSlot(slot.clone()), Pending::Queued(slot))
+        let pending = Pending::of(&slot);
+        (LeaderSlot(slot), pending)
     }
 
     pub(super) fn fill(&self, outcome: LeaderOutcome<Out, Err>) {

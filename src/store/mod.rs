@@ -26,6 +26,7 @@ pub(crate) use {
 };
 pub(crate) use {
     commit::{
+        backlog::Times as QueueTimes,
         pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread},
         worker::WorkerPause,
     },

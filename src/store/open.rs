@@ -18,7 +18,7 @@ use super::{
     },
     record::key::Secret,
     rows::{room, sequence, state::State, tables},
-    shared::{Shared, Tidied},
+    shared::{Looked, Shared, Tidied, Workers},
 };
 use crate::error::Error;
 use std::{
@@ -26,7 +26,7 @@ use std::{
     io::ErrorKind,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -72,15 +72,14 @@ impl Shared {
         OPEN.open(id, check, || {
             let path = fs::canonicalize(&path).map_err(fail)?;
             let shared = Arc::new(open_files(&path, temporary, id, settings)?);
-            let chores: Weak<Shared> = Arc::downgrade(&shared);
-            shared.worker.serve(chores);
+            shared.start_serving();
             Ok(shared)
         })
     }
 }
 
 fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings) -> Result<Shared, Error> {
-    let worker = Arc::new(Worker::default());
+    let workers = Workers::new();
     let opened = Directory::open(path, &settings.wanted, |directory, layout, alone| {
         if alone {
             instances::clear(&directory.run_path());
@@ -109,17 +108,20 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     let budget = settings.size / entries.len() as u64;
     let instances = Arc::new(Instances::new(directory.run_path()));
     let sockets = Sockets::new(directory.run_path(), &instances);
-    let queue = |env: Env, make_room| {
+    let queue = |env: Env, worker: &Arc<Worker>, make_room| {
         let notified = worker.clone();
-        env.on_change(move || notified.notify());
-        WriteQueue::new(env, settings.patience, worker.clone(), make_room)
+        env.on_change(move || drop(notified.notify()));
+        WriteQueue::new(env, settings.patience, (worker.clone(), workers.watcher.clone()), make_room)
     };
     Ok(Shared {
         temporary,
         secret: Secret::new(directory.layout().secret),
         offset: directory.layout().offset,
-        state: Arc::new(State::new(queue(state, room::make_room), directory.layout().numbers)),
-        entries: entries.into_iter().map(|env| Arc::new(Entries::new(queue(env, table::make_room), budget))).collect(),
+        state: Arc::new(State::new(queue(state, &workers.state, room::make_room), directory.layout().numbers)),
+        entries: entries
+            .into_iter()
+            .map(|env| Arc::new(Entries::new(queue(env, &workers.entries, table::make_room), budget)))
+            .collect(),
         tier: MemoryTier::new(settings.memory),
         events: Events::default(),
         instances,
@@ -127,11 +129,11 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         sockets,
         flights: Arc::default(),
         holdings: Holdings::default(),
-        looked: Mutex::new(Instant::now()),
-        tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now() }),
+        looked: Mutex::new(Looked { at_files: Instant::now(), for_dead: Instant::now() }),
+        tidied: Mutex::new(Tidied { all: Instant::now(), some: Instant::now(), old: Instant::now() }),
         planned: AtomicU64::new(u64::MAX),
         began: Instant::now(),
-        worker,
+        workers,
         directory,
         closing: OPEN.closing(id),
     })

@@ -46,21 +46,54 @@ pub(crate) struct Shared {
     /// The computations under way in this process.
     pub(crate) flights: Arc<Flights>,
     pub(super) holdings: Holdings,
+    /// When the worker threads last looked after the files, and what is in them.
+    pub(super) looked: Mutex<Looked>,
     pub(super) tidied: Mutex<Tidied>,
-    pub(super) looked: Mutex<Instant>,
-    /// When the worker thread wakes by itself, in ns since `began`.
+    /// When the worker thread of `state/` wakes by itself, in ns since `began`.
     pub(super) planned: AtomicU64,
     pub(super) began: Instant,
-    pub(super) worker: Arc<Worker>,
+    pub(super) workers: Workers,
     pub(super) directory: Directory,
     // The last field, dropped after the environments are closed.
     pub(super) closing: Closing<Shared>,
 }
 
-/// When the worker thread tidied last: everything, and the shards that had more to do.
+/// The threads of an opening, beside the listener. None of them ever waits for another.
+pub(super) struct Workers {
+    /// Serves `state/`, and renews what this process holds.
+    pub(super) state: Arc<Worker>,
+    /// Serves `entries/`, and tidies there.
+    pub(super) entries: Arc<Worker>,
+    /// Watches over the queues, so that what waits in them comes to an end even if the others are kept from their work.
+    pub(super) watcher: Arc<Worker>,
+}
+
+impl Workers {
+    pub(super) fn new() -> Workers {
+        Workers {
+            state: Worker::new("floodgate-state"),
+            entries: Worker::new("floodgate-entries"),
+            watcher: Worker::new("floodgate-watcher"),
+        }
+    }
+
+    fn all(&self) -> [&Arc<Worker>; 3] {
+        [&self.state, &self.entries, &self.watcher]
+    }
+}
+
+/// When the files were last checked, and those of dead processes cleared away.
+pub(super) struct Looked {
+    pub(super) at_files: Instant,
+    pub(super) for_dead: Instant,
+}
+
+/// When the entries were last tidied: in all shards, and in those that had more to do.
 pub(super) struct Tidied {
     pub(super) all: Instant,
     pub(super) some: Instant,
+    /// Files of earlier generations.
+    pub(super) old: Instant,
 }
 
 impl Shared {
@@ -69,16 +102,16 @@ impl Shared {
         self.state.queue.env.forked()
     }
 
-    /// Keeps the worker thread from work while a handle is dropped, see [`WorkerPause`].
+    /// Keeps the worker threads from work while a handle is dropped, see [`WorkerPause`].
     pub(crate) fn pause_worker(&self, worker_pause: &mut WorkerPause) {
-        // A forked child has no worker thread, though the copied state may say that it is at work.
+        // A forked child has no worker threads, though the copied state may say that they are at work.
         if !self.forked() {
             worker_pause.begin();
         }
     }
 
     pub(crate) fn worker_pause(&self) -> WorkerPause {
-        WorkerPause::new(&self.worker)
+        WorkerPause::new(self.workers.all().map(Arc::clone))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -100,13 +133,11 @@ impl Shared {
         }
     }
 
-    /// Makes the worker thread renew a holding until it is released.
-    pub(crate) fn hold(&self, holding: Holding) {
+    /// Makes the worker thread renew a holding until it is released. `false`: there is no thread to do so.
+    pub(crate) fn hold(&self, holding: Holding) -> bool {
         let due = self.since_began(holding.due);
         self.holdings.add(holding);
-        if due < self.planned.load(SeqCst) {
-            self.worker.notify();
-        }
+        due >= self.planned.load(SeqCst) || self.workers.state.notify()
     }
 
     /// Ends a holding, see [`Holdings::remove`].
@@ -124,7 +155,7 @@ impl Shared {
     }
 
     pub(super) fn queues(&self) -> impl Iterator<Item = &WriteQueue> {
-        std::iter::once(&self.state.queue).chain(self.entries.iter().map(|shard| &shard.queue))
+        std::iter::once(&*self.state.queue).chain(self.entries.iter().map(|shard| &*shard.queue))
     }
 }
 
@@ -134,7 +165,7 @@ impl Drop for Shared {
             // The files, the locks on them and the queued operations belong to the parent.
             return;
         }
-        self.worker.close();
+        self.workers.all().into_iter().for_each(|worker| worker.close());
         self.wake_ups.close();
         // Queued operations are still wanted, but closing must not wait for ever behind a stopped process.
         for queue in self.queues() {

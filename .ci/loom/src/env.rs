@@ -37,6 +37,14 @@ impl Env {
 
     pub fn look_if_due(&self) {}
 
+    pub fn is_sound(&self) -> bool {
+        true
+    }
+
+    pub fn last_transaction(&self) -> u64 {
+        0
+    }
+
     pub fn write<T>(&self, _: &Held<'_>, f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>) -> Result<T, Error> {
         assert!(!self.inside.swap(true, SeqCst), "two at once");
         let done = f(&mut Txn(PhantomData));
@@ -58,8 +66,9 @@ impl Worker {
         Worker(AtomicBool::new(false))
     }
 
-    pub fn notify(self: &Arc<Self>) {
+    pub fn notify(self: &Arc<Self>) -> bool {
         self.0.store(true, SeqCst);
+        true
     }
 
     /// Whether it was notified since it was last asked.

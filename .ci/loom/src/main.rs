@@ -4,6 +4,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+#[path = "../../../src/store/commit/backlog.rs"]
+mod backlog;
 mod env;
 #[path = "../../../src/error.rs"]
 mod error;
@@ -12,6 +14,8 @@ mod models;
 mod operation;
 #[path = "../../../src/store/commit/pending.rs"]
 mod pending;
+#[path = "../../../src/store/commit/standstill.rs"]
+mod standstill;
 mod sync;
 #[path = "../../../src/store/peers/wake_ups.rs"]
 mod wake_ups;

@@ -7,7 +7,7 @@ use crate::{
     pending::{Pending, Slot},
     store::record::key::Key,
     wake_ups::{Listener, Next, Registration, WakeUps, Watch},
-    write_queue::WriteQueue,
+    write_queue::{Served, WriteQueue},
 };
 use loom::{
     future::block_on,
@@ -30,6 +30,7 @@ pub fn all() {
     try_all("another process is in the way", 6, behind_another_process);
     try_all("the worker thread takes part", 5, with_the_worker);
     try_all("the worker thread waits for another process", 5, with_the_worker_behind_another_process);
+    try_all("a queued write is given up by its caller", 5, dropped_in_the_queue);
     try_all("a queued result reaches its future", 9, filled);
     try_all("a queued result is undone with its future", 9, dropped);
     try_all("a call reaches who waits", 9, woken);
@@ -64,7 +65,7 @@ impl Operation for Add {
 const LONG: Duration = Duration::from_secs(3600);
 
 struct House {
-    queue: WriteQueue,
+    queue: Arc<WriteQueue>,
     worker: Arc<Worker>,
     sum: Arc<AtomicUsize>,
 }
@@ -72,12 +73,12 @@ struct House {
 impl House {
     fn new() -> Arc<House> {
         let worker = Arc::new(Worker::new());
-        let queue = WriteQueue::new(Env::new(), LONG, worker.clone(), |_| Ok(false));
+        let queue = WriteQueue::new(Env::new(), LONG, (worker.clone(), Arc::new(Worker::new())), |_| Ok(false));
         Arc::new(House { queue, worker, sum: Arc::new(AtomicUsize::new(0)) })
     }
 
     fn add(&self) -> Pending<()> {
-        self.queue.submit(Add(self.sum.clone()), |_, result| result.unwrap())
+        self.queue.submit(Add(self.sum.clone()), |added| added.map(drop).unwrap())
     }
 
     /// Another process is at the gate, if no thread is.
@@ -87,12 +88,10 @@ impl House {
         drop(held);
     }
 
-    /// The work of the worker thread when it is woken: it does not rest while something is queued.
+    /// The work of the worker thread when it is woken: it does not rest while something is queued, unless another thread is
+    /// at the gate, which then notifies it.
     fn work(&self) {
-        self.queue.serve(LONG);
-        while self.queue.has_queued() {
-            self.queue.serve(LONG);
-        }
+        while self.queue.serve(LONG) == Served::More {}
     }
 
     /// Checks that all requested writes are done, or that the worker was notified.
@@ -168,6 +167,27 @@ fn with_the_worker_behind_another_process() {
     house.check(pending);
 }
 
+fn dropped_in_the_queue() {
+    let house = House::new();
+    let worker = {
+        let house = house.clone();
+        thread::spawn(move || house.work())
+    };
+    let other = {
+        let house = house.clone();
+        thread::spawn(move || house.add())
+    };
+    drop(house.add());
+    worker.join().unwrap();
+    let kept = other.join().unwrap();
+    if house.worker.was_notified() {
+        house.work();
+    }
+    assert!(!house.queue.has_queued(), "left in the queue, and nobody knows");
+    assert!((1..=2).contains(&house.sum.load(SeqCst)));
+    block_on(kept);
+}
+
 /// A result with an undo.
 struct Undone(Arc<AtomicUsize>);
 
@@ -183,7 +203,7 @@ fn filled() {
         let (slot, undone) = (slot.clone(), undone.clone());
         thread::spawn(move || slot.fill(Undone(undone)))
     };
-    let value = block_on(Pending::Queued(slot));
+    let value = block_on(Pending::of(&slot));
     assert_eq!(undone.load(SeqCst), 0);
     drop(value);
     filling.join().unwrap();
@@ -202,7 +222,7 @@ fn dropped() {
             0
         })
     };
-    let mut pending = Pending::Queued(slot);
+    let mut pending = Pending::of(&slot);
     block_on(poll_fn(|cx| {
         let _ = std::pin::Pin::new(&mut pending).poll(cx).is_ready();
         Poll::Ready(())

@@ -4,7 +4,6 @@ use loom::sync::atomic::{self, Ordering};
 pub use loom::{
     hint::spin_loop,
     sync::{Mutex, MutexGuard},
-    thread::yield_now,
 };
 
 pub const LINGER: u32 = 0;

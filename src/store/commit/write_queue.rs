@@ -3,41 +3,54 @@
 //! A thread that takes the gate applies its own write and those queued behind it in one transaction, then looks at the
 //! queue once more. A thread that does not get the gate leaves its write in the queue and awaits the result. Only the
 //! worker thread may block.
+//!
+//! A write that has to wait fails only if the gate stands still for the whole patience. The worker thread notices that.
+//! Where it is kept from its work, perhaps by a callback of the user's, the thread that watches over it does.
 
 use super::{
-    operation::{Awaited, Done, Job, Nothing, Operation, Posted, Queued, finish, finish_all, prepare, run},
-    pending::{Pending, Slot},
+    backlog::{Backlog, Late, Queued, Times},
+    operation::{Awaited, Awaiting, Done, Job, Nothing, Operation, Posted, finish, finish_all, prepare, run},
+    pending::{Pending, Queue, Slot},
     worker::Worker,
 };
 use crate::{
     error::Error,
     store::{
         lmdb::{env::Env, gate::Held, transaction::Txn},
-        os::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SPIN, spin_loop, yield_now},
+        os::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, SPIN, spin_loop},
     },
 };
 use std::{
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, atomic::Ordering::SeqCst},
+    sync::{Arc, PoisonError, Weak, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
-/// Operations in one transaction at most: some 150 microseconds of a runtime's thread.
-const BATCH: usize = 256;
+/// How long a transaction goes on taking operations.
+const BATCH_SPAN: Duration = Duration::from_millis(5);
+/// An operation that stores more is worth a look at the clock; of smaller ones, every eighth is.
+const LARGE: usize = 64 << 10;
+/// After a batch that took much longer, the worker thread leaves the gate open for so long: the mutex is not fair, and
+/// other processes may wait for it.
+const BREATH: Duration = Duration::from_micros(100);
+/// How long a thread tries to get the gate where no worker thread can be started.
+const WITHOUT_WORKER: Duration = Duration::from_millis(1);
 
 /// The write queue of one environment.
 pub(crate) struct WriteQueue {
     pub(crate) env: Env,
     /// A thread of this process is at the gate; it looks at the queue after it has left.
     busy: AtomicBool,
-    queue: Mutex<VecDeque<Queued>>,
+    backlog: Mutex<Backlog>,
     queued: AtomicUsize,
-    /// The gate could not be taken for a whole `patience`: writes fail at once until it can.
+    /// The gate stood still for a whole patience: writes fail at once until it can be had.
     stuck: AtomicBool,
-    patience: Duration,
+    /// The watching thread looks at this queue.
+    watched: AtomicBool,
     worker: Arc<Worker>,
+    watcher: Arc<Worker>,
     make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
+    this: Weak<WriteQueue>,
 }
 
 /// A turn at the gate. Its end gives the gate back, also after a panic, which would otherwise shut the queue for ever.
@@ -61,23 +74,36 @@ enum Attempt<'a> {
     Shut,
 }
 
+/// What a turn of the worker thread leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    All,
+    /// More is queued.
+    More,
+    /// A thread of this process is at the gate. It notifies the worker thread if it leaves anything.
+    Behind,
+}
+
 impl WriteQueue {
+    /// `worker` serves it, `watcher` watches over that.
     pub(crate) fn new(
         env: Env,
         patience: Duration,
-        worker: Arc<Worker>,
+        (worker, watcher): (Arc<Worker>, Arc<Worker>),
         make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
-    ) -> WriteQueue {
-        WriteQueue {
+    ) -> Arc<WriteQueue> {
+        Arc::new_cyclic(|this| WriteQueue {
             env,
             busy: AtomicBool::new(false),
-            queue: Mutex::default(),
+            backlog: Mutex::new(Backlog::new(patience)),
             queued: AtomicUsize::new(0),
             stuck: AtomicBool::new(false),
-            patience,
+            watched: AtomicBool::new(false),
             worker,
+            watcher,
             make_room,
-        }
+            this: this.clone(),
+        })
     }
 
     /// Applies the operation here and now, unless the gate is taken.
@@ -94,11 +120,15 @@ impl WriteQueue {
             match self.attempt() {
                 Err(error) => return Some(Err(error)),
                 Ok(Attempt::In(turn)) => {
-                    let jobs = self.take_queued();
-                    let (result, done) = self.apply(&turn, Some(own), jobs);
+                    let batch = self.take_batch();
+                    let (result, done) = self.apply(&turn, Some(own), batch);
                     self.leave(turn);
                     finish_all(done);
-                    return Some(result);
+                    return match result {
+                        // It runs in the files that replace them.
+                        Err(Error::Damaged) if self.env.is_to_be_replaced() => None,
+                        result => Some(result),
+                    };
                 }
                 Ok(Attempt::Behind | Attempt::Shut) => spin_loop(),
             }
@@ -113,18 +143,25 @@ impl WriteQueue {
     pub(crate) fn submit<R, G>(
         &self,
         mut run: R,
-        settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
         R: Operation + Send + 'static,
         G: Send + 'static,
     {
         if let Some(result) = self.try_now(&mut run) {
-            return Pending::ready(settle(run, result));
+            return Pending::ready(settle(result.map(|()| run)));
+        }
+        if self.stuck.load(SeqCst) {
+            // A thread that queued a write meanwhile may have taken this try for a turn.
+            if self.has_queued() {
+                self.call_worker();
+            }
+            return Pending::ready(settle(Err(Error::Busy)));
         }
         let slot = Slot::new();
-        self.push(Box::new(Awaited { operation: run, settle, slot: slot.clone() }), true);
-        Pending::Queued(slot)
+        let number = self.push(Box::new(Awaited { operation: run, caller: Awaiting::new(settle, &slot) }), true);
+        self.pending(slot, number)
     }
 
     /// As `submit`, for an operation that must happen however late, and whose result no caller awaits: `settle` gets
@@ -132,14 +169,16 @@ impl WriteQueue {
     pub(crate) fn post<R: Operation + Send + 'static>(
         &self,
         mut run: R,
-        settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
+        settle: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         match self.try_now(&mut run) {
             Some(result @ (Ok(()) | Err(Error::Forked | Error::Panicked))) => {
-                let _ = catch_unwind(AssertUnwindSafe(|| settle(run, result)));
+                let _ = catch_unwind(AssertUnwindSafe(|| settle(result.map(|()| run))));
             }
             // A disk may be full only for a moment, so the worker thread tries once more.
-            None | Some(Err(_)) => self.push(Box::new(Posted { operation: run, settle }), false),
+            None | Some(Err(_)) => {
+                self.push(Box::new(Posted { operation: run, settle }), false);
+            }
         }
     }
 
@@ -147,7 +186,7 @@ impl WriteQueue {
     pub(crate) fn delegate<R, G>(
         &self,
         run: R,
-        settle: impl FnOnce(R, Result<(), Error>) -> G + Send + 'static,
+        settle: impl FnOnce(Result<R, Error>) -> G + Send + 'static,
     ) -> Pending<G>
     where
         R: Operation + Send + 'static,
@@ -158,98 +197,176 @@ impl WriteQueue {
             (false, true) => Error::Busy,
             (false, false) => {
                 let slot = Slot::new();
-                self.enqueue(Box::new(Awaited { operation: run, settle, slot: slot.clone() }), true);
-                self.worker.notify();
-                return Pending::Queued(slot);
+                let caller = Awaiting::new(settle, &slot);
+                let number = self.enqueue(Box::new(Awaited { operation: run, caller }), true);
+                self.call_worker();
+                return self.pending(slot, number);
             }
         };
         // A thread that queued a write while this one tried the gate has left it to this one.
         if self.has_queued() {
-            self.worker.notify();
+            self.call_worker();
         }
-        Pending::ready(settle(run, Err(error)))
+        Pending::ready(settle(Err(error)))
     }
 
     /// Leaves an operation that no caller awaits to the next turn of the worker thread.
     pub(crate) fn leave_to_worker<R: Operation + Send + 'static>(
         &self,
         run: R,
-        settle: impl FnOnce(R, Result<(), Error>) + Send + 'static,
+        settle: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         self.enqueue(Box::new(Posted { operation: run, settle }), false);
     }
 
-    /// Whether the gate could not be taken for a whole `patience`, and still cannot. The gate is tried here because,
-    /// with an empty queue, no other thread would find out that it is free.
+    /// Whether so many bytes more, which need not be stored, find room in the queue.
+    pub(crate) fn has_room_for(&self, size: usize) -> bool {
+        self.backlog().has_room_for(size)
+    }
+
+    /// How long operations have waited, and how long the gate was held for them.
+    pub(crate) fn times(&self) -> Times {
+        self.backlog().times
+    }
+
+    fn pending<G: Send + 'static>(&self, slot: Arc<Slot<G>>, number: u64) -> Pending<G> {
+        let queue: Weak<dyn Queue> = self.this.clone();
+        Pending::queued(slot, queue, number)
+    }
+
+    /// Whether the gate stood still for a whole patience, and still cannot be had. The gate is tried here because, with an
+    /// empty queue, no other thread would find out that it is free.
     fn is_stuck(&self) -> bool {
         self.stuck.load(SeqCst) && !matches!(self.attempt(), Ok(Attempt::In(_)))
     }
 
-    fn push(&self, job: Box<dyn Job>, bounded: bool) {
-        if bounded && self.stuck.load(SeqCst) {
-            // A thread that queued a write meanwhile may have taken this try for a turn.
-            if self.has_queued() {
-                self.worker.notify();
-            }
-            return finish(job, Err(Error::Busy));
-        }
-        self.enqueue(job, bounded);
+    fn push(&self, job: Box<dyn Job>, bounded: bool) -> u64 {
+        let number = self.enqueue(job, bounded);
         // The thread that was in the way may have looked at the queue just before.
         match self.attempt() {
             Ok(Attempt::In(turn)) => self.leave(turn),
-            Ok(Attempt::Behind) => {}
-            Ok(Attempt::Shut) | Err(_) => self.worker.notify(),
+            Ok(Attempt::Behind) => self.be_watched(),
+            Ok(Attempt::Shut) => self.call_worker(),
+            // What was queued has failed.
+            Err(_) => {}
         }
+        number
     }
 
-    fn enqueue(&self, job: Box<dyn Job>, bounded: bool) {
-        let deadline = bounded.then(|| Instant::now() + self.patience);
-        let mut queue = self.locked_queue();
-        queue.push_back(Queued { job, deadline });
-        self.queued.store(queue.len(), SeqCst);
+    fn enqueue(&self, job: Box<dyn Job>, bounded: bool) -> u64 {
+        let now = Instant::now();
+        let mut backlog = self.backlog();
+        let number = backlog.push(job, bounded, now);
+        self.queued.store(backlog.len(), SeqCst);
+        number
     }
 
     pub(crate) fn has_queued(&self) -> bool {
         self.queued.load(SeqCst) > 0
     }
 
+    fn call_worker(&self) {
+        let has_worker = self.worker.notify();
+        self.be_watched();
+        if !has_worker {
+            self.serve_without_worker();
+        }
+    }
+
+    fn be_watched(&self) {
+        let begins = !self.watched.load(SeqCst) && !self.watched.swap(true, SeqCst);
+        if begins && !self.watcher.notify() {
+            // The next one tries again to start the thread.
+            self.watched.store(false, SeqCst);
+        }
+    }
+
+    /// Serves the queue on a thread of a caller, since there is no other. What cannot be served at once fails, except what
+    /// must happen however late: that waits for the next caller.
+    fn serve_without_worker(&self) {
+        let began = Instant::now();
+        while self.has_queued() {
+            match self.attempt() {
+                Ok(Attempt::In(turn)) => self.drain(turn),
+                Ok(Attempt::Shut) if began.elapsed() < WITHOUT_WORKER => spin_loop(),
+                // The thread that is at the gate comes here when it leaves.
+                Ok(Attempt::Behind) => return,
+                Ok(Attempt::Shut) | Err(_) => return self.fail_all(true, || Error::NoThread),
+            }
+        }
+    }
+
     /// The worker thread's turn: it waits for the gate at most for `slice` and applies a batch.
-    pub(crate) fn serve(&self, slice: Duration) {
+    pub(crate) fn serve(&self, slice: Duration) -> Served {
         if !self.has_queued() {
-            return;
+            return Served::All;
         }
         self.env.look_if_due();
-        // Another thread of this process leaves the gate within microseconds, unless a callback of the user's hangs
-        // there.
-        let began = Instant::now();
-        while self.busy.swap(true, SeqCst) {
-            if began.elapsed() >= slice {
-                return self.fail_overdue();
-            }
-            yield_now();
+        if self.busy.swap(true, SeqCst) {
+            self.fail_late();
+            return Served::Behind;
         }
         let mut turn = Turn { queue: self, held: None };
         match self.env.gate.lock_for(slice) {
             Ok(Some(held)) => {
                 turn.held = Some(held);
                 self.stuck.store(false, SeqCst);
+                let began = Instant::now();
                 self.drain(turn);
+                if self.has_queued() && began.elapsed() > 10 * BREATH {
+                    std::thread::sleep(BREATH);
+                }
             }
             Ok(None) => {
                 drop(turn);
-                self.fail_overdue();
+                self.fail_late();
+            }
+            Err(Error::Damaged) if self.env.is_to_be_replaced() => {
+                drop(turn);
+                self.fail_late();
+                return Served::Behind;
             }
             Err(_) => {
                 drop(turn);
-                self.take_queued().into_iter().for_each(|queued| finish(queued.job, Err(Error::Damaged)));
+                self.fail_all(false, || Error::Damaged);
             }
         }
+        if self.has_queued() { Served::More } else { Served::All }
+    }
+
+    /// A look of the watching thread, which runs nothing of the user's at the gate. Returns after how long to look again;
+    /// `None`: nothing is queued.
+    pub(crate) fn watch(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let (pace, is_left_alone) = {
+            let mut backlog = self.backlog();
+            if backlog.is_idle() {
+                self.watched.store(false, SeqCst);
+                return None;
+            }
+            (backlog.pace(), backlog.is_left_alone(now))
+        };
+        if !is_left_alone {
+            return Some(pace);
+        }
+        match self.attempt() {
+            Ok(Attempt::In(turn)) => {
+                drop(turn);
+                // The worker thread does not come. Perhaps a callback of the user's keeps it.
+                let callers = self.backlog().first_callers();
+                callers.iter().for_each(|caller| caller.call());
+                self.worker.notify();
+            }
+            Ok(Attempt::Behind | Attempt::Shut) => self.fail_late(),
+            Err(_) => {}
+        }
+        Some(pace)
     }
 
     /// Fails everything that is still queued.
     pub(crate) fn shut(&self) {
         while self.has_queued() {
-            self.take_queued().into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
+            self.fail_all(false, || Error::Busy);
         }
     }
 
@@ -258,12 +375,22 @@ impl WriteQueue {
             return Ok(Attempt::Behind);
         }
         let mut turn = Turn { queue: self, held: None };
-        turn.held = self.env.gate.try_lock()?;
-        if turn.held.is_none() {
-            return Ok(Attempt::Shut);
+        match self.env.gate.try_lock() {
+            Ok(None) => Ok(Attempt::Shut),
+            Ok(held) => {
+                turn.held = held;
+                self.stuck.store(false, SeqCst);
+                Ok(Attempt::In(turn))
+            }
+            // The worker thread replaces them.
+            Err(Error::Damaged) if self.env.is_to_be_replaced() => Ok(Attempt::Shut),
+            Err(error) => {
+                drop(turn);
+                // A thread that queued a write meanwhile has left it to this one.
+                self.fail_all(false, || Error::Damaged);
+                Err(error)
+            }
         }
-        self.stuck.store(false, SeqCst);
-        Ok(Attempt::In(turn))
     }
 
     /// Gives the gate back and looks at the queue once more: other threads may have queued writes behind this one.
@@ -277,51 +404,54 @@ impl WriteQueue {
         }
         // This thread has spent enough time, or another process is at the gate.
         if self.has_queued() {
-            self.worker.notify();
+            self.call_worker();
         }
     }
 
     /// Applies a batch of queued operations and gives the gate back.
     fn drain(&self, turn: Turn<'_>) {
-        let jobs = self.take_queued();
-        let (_, done) = self.apply(&turn, None::<&mut Nothing>, jobs);
+        let batch = self.take_batch();
+        let (_, done) = self.apply(&turn, None::<&mut Nothing>, batch);
         drop(turn);
         finish_all(done);
     }
 
-    fn locked_queue(&self) -> MutexGuard<'_, VecDeque<Queued>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_queued(&self) -> Vec<Queued> {
+    fn take_batch(&self) -> Vec<Queued> {
         if !self.has_queued() {
             return Vec::new();
         }
-        let mut queue = self.locked_queue();
-        let batch = queue.len().min(BATCH);
-        let jobs = queue.drain(..batch).collect();
-        self.queued.store(queue.len(), SeqCst);
-        jobs
+        let now = Instant::now();
+        let mut backlog = self.backlog();
+        let batch = backlog.take_batch(now);
+        self.queued.store(backlog.len(), SeqCst);
+        batch
     }
 
-    fn fail_overdue(&self) {
+    /// Fails what has waited for the whole patience while the gate stood still.
+    fn fail_late(&self) {
+        let commit = if self.env.is_sound() { self.env.last_transaction() } else { 0 };
         let now = Instant::now();
-        let mut overdue = Vec::new();
-        let mut queue = self.locked_queue();
-        let mut at = 0;
-        while at < queue.len() {
-            if queue[at].deadline.is_some_and(|deadline| deadline <= now) {
-                overdue.extend(queue.remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        self.queued.store(queue.len(), SeqCst);
-        drop(queue);
-        if !overdue.is_empty() {
+        let mut backlog = self.backlog();
+        let Late { jobs, inside } = backlog.look(now, commit);
+        self.queued.store(backlog.len(), SeqCst);
+        drop(backlog);
+        if !jobs.is_empty() || !inside.is_empty() {
             self.stuck.store(true, SeqCst);
         }
-        overdue.into_iter().for_each(|queued| finish(queued.job, Err(Error::Busy)));
+        inside.into_iter().for_each(|caller| caller.give_up(Error::Busy));
+        jobs.into_iter().for_each(|job| finish(job, Err(Error::Busy)));
+    }
+
+    fn fail_all(&self, but_patient: bool, error: impl Fn() -> Error) {
+        let mut backlog = self.backlog();
+        let failed = backlog.take_all(but_patient);
+        self.queued.store(backlog.len(), SeqCst);
+        drop(backlog);
+        failed.into_iter().for_each(|job| finish(job, Err(error())));
     }
 
     /// Runs the queued jobs and then `own` in one transaction. If that fails, each runs alone, so that a bad neighbour
@@ -330,57 +460,127 @@ impl WriteQueue {
         &self,
         turn: &Turn<'_>,
         mut own: Option<&mut impl Operation>,
-        jobs: Vec<Queued>,
+        batch: Vec<Queued>,
     ) -> (Result<(), Error>, Vec<Done>) {
         let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
-        if jobs.is_empty() {
-            return (own.map_or(Ok(()), |own| self.apply_alone(held, own)), Vec::new());
+        if batch.is_empty() {
+            return (own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true)), Vec::new());
         }
-        let mut done = Vec::with_capacity(jobs.len());
-        let mut live = Vec::with_capacity(jobs.len());
-        for mut queued in jobs {
-            if queued.job.abandoned() {
-                continue;
-            }
-            match prepare(&mut *queued.job) {
-                Ok(()) => live.push(queued.job),
-                Err(error) => done.push((queued.job, Err(error))),
+        let began = Instant::now();
+        let mut times = Times::default();
+        let mut done = Vec::with_capacity(batch.len());
+        let mut live = Vec::with_capacity(batch.len());
+        for mut queued in batch {
+            let Some(job) = queued.job() else { continue };
+            let prepared = if job.abandoned() { Err(Error::Busy) } else { prepare(&mut **job) };
+            match prepared {
+                Ok(()) => live.push(queued),
+                Err(error) => done.extend(queued.into_job().map(|job| (job, Err(error)))),
             }
         }
+        let mut ran = 0;
         let together = self.env.write(held, |txn| {
             let mut changed = false;
-            for job in &mut live {
-                changed |= run(&mut **job, txn)?;
+            for queued in &mut live {
+                if ran > 0 && is_over(began, ran, queued.size()) {
+                    break;
+                }
+                if let Some(job) = queued.job() {
+                    changed |= run(&mut **job, txn)?;
+                }
+                ran += 1;
             }
             if let Some(own) = &mut own {
                 changed |= run(*own, txn)?;
             }
-            Ok(((), changed))
+            match live[..ran].iter_mut().all(|queued| queued.job().is_none_or(|job| job.seal())) {
+                true => Ok(((), changed)),
+                false => Err(Error::Busy),
+            }
         });
-        if together.is_ok() {
-            done.extend(live.into_iter().map(|job| (job, Ok(()))));
-            return (Ok(()), done);
-        }
-        for mut job in live {
-            let result = self.apply_alone(held, &mut *job);
-            done.push((job, result));
-        }
-        (own.map_or(Ok(()), |own| self.apply_alone(held, own)), done)
+        let result = if together.is_ok() {
+            let rest = live.split_off(ran);
+            live.iter().for_each(|queued| times.count_wait(queued, began));
+            done.extend(live.into_iter().filter_map(Queued::into_job).map(|job| (job, Ok(()))));
+            live = rest;
+            Ok(())
+        } else if let (Err(Error::Damaged), true) = (&together, self.env.is_to_be_replaced()) {
+            // All of them run in the files that replace these.
+            together
+        } else {
+            let (again, mut ran) = (Instant::now(), 0);
+            let mut rest = live.into_iter();
+            while !rest.as_slice().first().is_none_or(|next| ran > 0 && is_over(again, ran, next.size())) {
+                let Some(queued) = rest.next() else { break };
+                times.count_wait(&queued, began);
+                let Some(mut job) = queued.into_job() else { continue };
+                ran += 1;
+                let result = match job.abandoned() {
+                    true => Err(Error::Busy),
+                    false => self.apply_alone(held, &mut *job, |job| job.seal()),
+                };
+                done.push((job, result));
+            }
+            live = rest.collect();
+            own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true))
+        };
+        times.count_batch(began.elapsed());
+        let mut backlog = self.backlog();
+        backlog.times.add(&times);
+        backlog.end_batch(live);
+        self.queued.store(backlog.len(), SeqCst);
+        (result, done)
     }
 
-    fn apply_alone(&self, held: &Held<'_>, alone: &mut (impl Operation + ?Sized)) -> Result<(), Error> {
-        let first = self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)));
-        match first {
+    fn apply_alone<O: Operation + ?Sized>(
+        &self,
+        held: &Held<'_>,
+        alone: &mut O,
+        seal: impl Fn(&O) -> bool,
+    ) -> Result<(), Error> {
+        let mut attempt = || {
+            self.env.write(held, |txn| {
+                let changed = run(alone, txn)?;
+                if seal(alone) { Ok(((), changed)) } else { Err(Error::Busy) }
+            })
+        };
+        match attempt() {
             Err(Error::Full) => {
                 match self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed))) {
                     // Even without more room, the operation may get by with less.
                     Ok(()) | Err(Error::Full) => {}
                     failed => return failed,
                 }
-                self.env.write(held, |txn| run(alone, txn).map(|changed| ((), changed)))
+                attempt()
             }
             result => result,
         }
+    }
+}
+
+/// Whether a transaction that began then and has run so many operations takes no more, of which the next stores `size`
+/// bytes.
+fn is_over(began: Instant, ran: usize, size: usize) -> bool {
+    (ran.is_multiple_of(8) || size > LARGE) && began.elapsed() > BATCH_SPAN
+}
+
+impl Queue for WriteQueue {
+    fn help(&self) {
+        if let Ok(Attempt::In(turn)) = self.attempt() {
+            self.drain(turn);
+        }
+        if self.has_queued() {
+            self.call_worker();
+        }
+    }
+
+    fn forget(&self, number: u64) {
+        let mut backlog = self.backlog();
+        let forgotten = backlog.remove(number);
+        self.queued.store(backlog.len(), SeqCst);
+        drop(backlog);
+        // Its drop may run the user's code.
+        drop(forgotten);
     }
 }
 

@@ -47,18 +47,19 @@ pub(crate) enum Edit {
 impl Entries {
     /// Edits the entry under a key, in one transaction with other edits; resolves after the commit.
     ///
-    /// `edit` gets the entry, if it is fresh, and decides what becomes of it; it may run more than once.
+    /// `edit` gets the entry, if it is fresh, and decides what becomes of it; it may run more than once. It stores about
+    /// `size` bytes.
     pub(crate) fn edit<R: Send + 'static>(
         self: &Arc<Self>,
         key: Key,
         name: &[u8],
+        size: usize,
         now: impl Fn() -> u64 + Send + 'static,
         edit: impl FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit) + Send + 'static,
     ) -> Pending<Result<R, Error>> {
-        let run = Editing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, edit, outcome: None };
-        let settle = |run: Editing<_, _, _>, result: Result<(), Error>| {
-            result.and_then(|()| run.outcome.unwrap_or(Err(Error::Panicked)))
-        };
+        let run =
+            Editing { entries: self.clone(), key, name: name.into(), size, clock: now, now: 0, edit, outcome: None };
+        let settle = |run: Result<Editing<_, _, _>, Error>| run?.outcome.unwrap_or(Err(Error::Panicked));
         self.queue.delegate(run, settle)
     }
 }
@@ -67,6 +68,7 @@ struct Editing<C, F, R> {
     entries: Arc<Entries>,
     key: Key,
     name: Box<[u8]>,
+    size: usize,
     clock: C,
     now: u64,
     edit: F,
@@ -77,6 +79,10 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
     fn prepare(&mut self) {
         self.now = self.now.max((self.clock)());
         self.entries.latest.fetch_max(self.now, Relaxed);
+    }
+
+    fn size(&self) -> usize {
+        self.size
     }
 
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {

@@ -41,7 +41,7 @@ pub(crate) struct Walk {
 /// One shard of the stored answers.
 #[derive(Debug)]
 pub(crate) struct Entries {
-    pub(crate) queue: WriteQueue,
+    pub(crate) queue: Arc<WriteQueue>,
     budget: Budget,
     pub(crate) counts: Counts,
     pub(crate) walk: Mutex<Walk>,
@@ -72,7 +72,7 @@ pub(crate) struct Counts {
 }
 
 impl Entries {
-    pub(crate) fn new(queue: WriteQueue, budget: u64) -> Entries {
+    pub(crate) fn new(queue: Arc<WriteQueue>, budget: u64) -> Entries {
         Entries {
             queue,
             budget: Budget(budget),
@@ -220,7 +220,7 @@ impl Entries {
     pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
         self.latest.fetch_max(now, Relaxed);
         let walked = self.walk().walked_upto;
-        self.queue.delegate(Purge { subject, soft, now, walked }, |_, result| result)
+        self.queue.delegate(Purge { subject, soft, now, walked }, |purge| purge.map(drop))
     }
 
     pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {

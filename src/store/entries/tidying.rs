@@ -29,8 +29,8 @@ impl Entries {
         }
         let now = self.latest.load(Relaxed);
         let tidy = Tidy { entries: self.clone(), now, walk: *self.walk(), more: false };
-        self.queue.leave_to_worker(tidy, |tidy, result| {
-            if result.is_ok() {
+        self.queue.leave_to_worker(tidy, |tidy| {
+            if let Ok(tidy) = tidy {
                 *tidy.entries.walk() = tidy.walk;
                 tidy.entries.more.store(tidy.more, Relaxed);
             }

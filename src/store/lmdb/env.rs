@@ -187,6 +187,14 @@ impl Env {
         result
     }
 
+    /// As `write`, for an opening that is alone. Damaged files may kill it, which is kept on record.
+    pub(crate) fn write_alone<T>(&self, f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>) -> Result<T, Error> {
+        self.gate.survive(|| {
+            let held = self.gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+            self.write(&held, f)
+        })
+    }
+
     /// Runs `f` in a read transaction. `f` must not begin another one: heed has one reader for each thread.
     pub(crate) fn read<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
         if self.forked() {
@@ -267,6 +275,11 @@ impl Env {
         self.notify();
     }
 
+    /// Whether the current files were found damaged and the worker thread will replace them.
+    pub(crate) fn is_to_be_replaced(&self) -> bool {
+        self.options.carry_over.is_some() && self.gate.is_condemned()
+    }
+
     /// Has another generation take the place of files that have grown too much.
     pub(crate) fn want_rotation(&self) {
         if self.options.carry_over.is_some() && !self.outgrown.swap(true, SeqCst) {
@@ -280,9 +293,7 @@ impl Env {
         if self.forked() || self.gate.is_shut() {
             return;
         }
-        let due = self.gate.is_condemned() || self.outgrown.load(SeqCst);
-        if due
-            && self.options.carry_over.is_some()
+        if (self.is_to_be_replaced() || self.outgrown.load(SeqCst))
             && let Err(error) = self.rotate()
             && self.failed.allows()
         {
@@ -296,9 +307,14 @@ impl Env {
         }
     }
 
+    /// Whether there may be files of earlier generations.
+    pub(crate) fn has_old_generations(&self) -> bool {
+        self.bytes_besides() > 0
+    }
+
     /// Removes the files of earlier generations that no process uses any more. For the worker thread.
     pub(crate) fn remove_old_generations(&self) {
-        if self.bytes_besides() == 0 || self.forked() || self.gate.is_shut() {
+        if !self.has_old_generations() || self.forked() || self.gate.is_shut() {
             return;
         }
         if let Ok(Some(changing)) = self.generations.begin_change() {

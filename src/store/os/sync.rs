@@ -7,7 +7,6 @@ pub(crate) use std::{
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize},
     },
-    thread::yield_now,
 };
 
 /// Ticks without a waiter before the listener thread sleeps. Waking it costs more than a second of ticks.

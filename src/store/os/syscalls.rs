@@ -20,6 +20,8 @@ pub(crate) unsafe fn mutex_lock_for(mutex: *mut libc::pthread_mutex_t, patience:
         ) -> libc::c_int;
     }
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Centuries at most: a time that does not fit is refused.
+    let patience = patience.min(Duration::from_secs(u32::MAX.into()));
     let deadline = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) + patience;
     let deadline =
         libc::timespec { tv_sec: deadline.as_secs() as libc::time_t, tv_nsec: deadline.subsec_nanos() as libc::c_long };

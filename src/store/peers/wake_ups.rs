@@ -155,15 +155,22 @@ impl WakeUps {
         Registration { wake_ups: self.clone(), key, number, waiting }
     }
 
-    /// Wakes the listener thread if there are waiters and it sleeps, or could not be started before.
-    pub(crate) fn ensure_listening(self: &Arc<Self>) {
+    /// Wakes the listener thread if there are waiters and it sleeps, or could not be started before. `false`: there is no
+    /// such thread, so that nothing looks after the waiters. They are all woken, to find that out too.
+    pub(crate) fn ensure_listening(self: &Arc<Self>) -> bool {
         let mut inner = lock(&self.inner);
         let sleeps = !inner.awake && !inner.closed && !inner.keys.is_empty();
         inner.awake |= sleeps;
         drop(inner);
-        if sleeps && !self.listener.wake(self) {
-            lock(&self.inner).awake = false;
+        if !sleeps || self.listener.wake(self) {
+            return true;
         }
+        let mut inner = lock(&self.inner);
+        inner.awake = false;
+        let all: Vec<_> = inner.waiting.values().cloned().collect();
+        drop(inner);
+        all.iter().for_each(|waiting| waiting.wake());
+        false
     }
 
     /// Wakes the waiter with this number. `false`: there is none, or not yet.

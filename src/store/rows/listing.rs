@@ -54,7 +54,7 @@ impl State {
             listed: Vec::new(),
             last: None,
         };
-        self.queue.submit(listing, |listing, result| result.map(|()| (listing.listed, listing.last)))
+        self.queue.submit(listing, |listing| listing.map(|listing| (listing.listed, listing.last)))
     }
 }
 

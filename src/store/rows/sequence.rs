@@ -18,10 +18,7 @@ use crate::{
         record::row::u64_at,
     },
 };
-use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The row's key. No lock has it, and walks over the locks start behind it.
@@ -40,19 +37,14 @@ fn decode(row: &[u8]) -> Option<u64> {
     (row == encode(last) && last <= MOST).then_some(last)
 }
 
-/// How long an opening that is alone waits at the gate.
-const OPENING: Duration = Duration::from_secs(2);
-
 /// Whether the last number is known. Only for an opening that is alone.
 pub(crate) fn is_known(env: &Env) -> Result<bool, Error> {
-    let held = env.gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
-    env.write(&held, |txn| Ok((txn.get(LOCKS, &KEY)?.and_then(decode).is_some(), false)))
+    env.write_alone(|txn| Ok((txn.get(LOCKS, &KEY)?.and_then(decode).is_some(), false)))
 }
 
 /// Begins a sequence with its first number. Only for an opening that is alone.
 pub(crate) fn begin(env: &Env, first: u64) -> Result<(), Error> {
-    let held = env.gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
-    env.write(&held, |txn| txn.put(LOCKS, &KEY, &encode(first.saturating_sub(1))).map(|()| ((), true)))
+    env.write_alone(|txn| txn.put(LOCKS, &KEY, &encode(first.saturating_sub(1))).map(|()| ((), true)))
 }
 
 /// Goes on in a new generation, far above every number that can have been drawn.

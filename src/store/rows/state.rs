@@ -27,13 +27,13 @@ use std::{
 /// The shared state of throttles and locks.
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) queue: WriteQueue,
+    pub(crate) queue: Arc<WriteQueue>,
     pub(crate) local: Arc<Local>,
 }
 
 impl State {
     /// `first`: the first number of this generation, see [`sequence`](super::sequence).
-    pub(crate) fn new(queue: WriteQueue, first: u64) -> State {
+    pub(crate) fn new(queue: Arc<WriteQueue>, first: u64) -> State {
         let local = Local {
             room: Room::new(queue.env.pages()),
             sequence: Sequence::new(first),
@@ -87,7 +87,7 @@ impl State {
         G: Send + 'static,
     {
         let update = Update::new(&self.local, table, key, now, transition);
-        self.queue.submit(update, |mut update, result| settle(update.outcome(result)))
+        self.queue.submit(update, |update| settle(update.and_then(Update::into_outcome)))
     }
 
     /// As `update_line`, for an update that must happen however late, and whose result no caller awaits. Never blocks.
@@ -102,7 +102,7 @@ impl State {
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let update = Update::new(&self.local, table, key, now, transition);
-        self.queue.post(update, |mut update, result| then(update.outcome(result)));
+        self.queue.post(update, |update| then(update.and_then(Update::into_outcome)));
     }
 
     /// As `post_then`, for the holder of a lock: also where the rows of all locks were lost.
@@ -114,7 +114,7 @@ impl State {
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
         let update = Update::new(&self.local, LOCKS, key, now, transition).by_holder();
-        self.queue.post(update, |mut update, result| then(update.outcome(result)));
+        self.queue.post(update, |update| then(update.and_then(Update::into_outcome)));
     }
 
     /// Drops the cells whose tag is `wanted` among at most 100 rows behind `after`; returns the last key, if there are
@@ -124,7 +124,7 @@ impl State {
         after: Option<[u8; 16]>,
         wanted: impl Fn(u64) -> bool + Send + 'static,
     ) -> Pending<Result<Option<[u8; 16]>, Error>> {
-        self.queue.submit(Scan { after, wanted, last: None }, |scan, result| result.map(|()| scan.last))
+        self.queue.submit(Scan { after, wanted, last: None }, |scan| scan.map(|scan| scan.last))
     }
 }
 

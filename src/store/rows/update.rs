@@ -81,8 +81,8 @@ impl<C: Fn() -> u64, F, R> Update<C, F, R> {
     }
 
     #[inline]
-    pub(super) fn outcome(&mut self, result: Result<(), Error>) -> Result<R, Error> {
-        result.and_then(|()| self.outcome.take().unwrap_or(Err(Error::Panicked)))
+    pub(super) fn into_outcome(self) -> Result<R, Error> {
+        self.outcome.unwrap_or(Err(Error::Panicked))
     }
 
     /// The lock is refused, since nobody knows who holds it. Returns `changed`.

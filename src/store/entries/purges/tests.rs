@@ -52,7 +52,7 @@ fn tidy(cache: &Cache) {
         loop {
             shard.tidy();
             // The queue is served in order, so the step is done when this is.
-            let _ = shard.queue.delegate(Nothing, |_, result| result).wait();
+            let _ = shard.queue.delegate(Nothing, |done| done.map(drop)).wait();
             if !shard.is_untidy() {
                 break;
             }
