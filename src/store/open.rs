@@ -110,7 +110,9 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     let sockets = Sockets::new(directory.run_path(), &instances);
     let queue = |env: Env, worker: &Arc<Worker>, make_room| {
         let notified = worker.clone();
-        env.on_change(move || drop(notified.notify()));
+        env.on_change(move || {
+            notified.notify();
+        });
         WriteQueue::new(env, settings.patience, (worker.clone(), workers.watcher.clone()), make_room)
     };
     Ok(Shared {

@@ -56,7 +56,7 @@ fn what_waits_is_served_by_its_own_thread_while_the_worker_is_kept_from_it() {
         }
     }
     let cache = builder().patience(Duration::from_millis(200)).open().unwrap();
-    let (queue, root) = (&state(&cache).queue, cache.root());
+    let queue = &state(&cache).queue;
     let ((enter, entered), (go_on, gone_on)) = (mpsc::channel(), mpsc::channel::<()>());
     let hanging = Arc::new(Hanging(Mutex::new(gone_on), enter));
     let renew: Weak<dyn Renew> = Arc::downgrade(&hanging) as Weak<dyn Renew>;
