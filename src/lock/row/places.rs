@@ -59,18 +59,6 @@ fn offered(from: u64, to: u64) -> (Due, Due) {
     (Due::Offered { at: from, instance: 0 }, Due::Offered { at: to, instance: u64::MAX })
 }
 
-fn time_of(due: Due) -> u64 {
-    match due {
-        Due::Held { at, .. } | Due::Offered { at, .. } => at,
-    }
-}
-
-fn instance_of(due: Due) -> u64 {
-    match due {
-        Due::Held { instance, .. } | Due::Offered { instance, .. } => instance,
-    }
-}
-
 /// When a place must be looked at: when its lease ends.
 fn due_of(place: &Place) -> Due {
     match place.is_offered() {
@@ -85,7 +73,7 @@ fn recount(row: &mut LockRow, line: &WaitingLine<'_>, now: u64) -> bool {
     let Some(left) = line.mended() else { return false };
     let mut crowd = Crowd::default();
     for (row, place) in left.iter().filter_map(|row| Some((row, Place::of_row(row)?))) {
-        crowd.enter(&place, time_of(row.due));
+        crowd.enter(&place, row.due.time());
     }
     let (lost, until) = (row.crowd.weight.saturating_sub(crowd.weight), line.latest_lease_end());
     if lost > 0 && until > now {
@@ -171,7 +159,7 @@ impl<'a> Places<'a> {
         }
         let until = if dead.is_empty() { now } else { u64::MAX };
         for (due, id) in self.line.due(offered(0, until), bite) {
-            if time_of(due) <= now || dead.contains(&instance_of(due)) {
+            if due.time() <= now || dead.contains(&due.instance()) {
                 bite -= 1;
                 self.lapse(due, id);
             }
@@ -187,13 +175,12 @@ impl<'a> Places<'a> {
     fn tidy_leases(&mut self, mut bite: usize) {
         let now = self.moment.now;
         let after = now.saturating_add(1);
-        let mut earliest =
-            self.line.due(offered(after, u64::MAX), 1).first().map_or(u64::MAX, |(due, _)| time_of(*due));
+        let mut earliest = self.line.due(offered(after, u64::MAX), 1).first().map_or(u64::MAX, |(due, _)| due.time());
         let (mut instance, mut from) = (0, 0);
         while let Some((due, _)) = self.line.due(held_from(instance, from), 1).pop() {
-            instance = instance_of(due);
-            if time_of(due) > now {
-                earliest = earliest.min(time_of(due));
+            instance = due.instance();
+            if due.time() > now {
+                earliest = earliest.min(due.time());
                 let Some(next) = instance.checked_add(1) else { break };
                 (instance, from) = (next, 0);
                 continue;
@@ -215,7 +202,7 @@ impl<'a> Places<'a> {
             (self.is_unfinished, earliest) = (true, now);
         }
         let read = self.own_rows.values().filter_map(|row| row.after.as_ref());
-        self.row.crowd.earliest = read.map(|(due, _)| time_of(*due)).fold(earliest, u64::min);
+        self.row.crowd.earliest = read.map(|(due, _)| due.time()).fold(earliest, u64::min);
         self.changed = true;
     }
 
@@ -263,7 +250,7 @@ impl<'a> Places<'a> {
             }
             (_, due) => due,
         };
-        self.row.crowd.renew(&place, time_of(due));
+        self.row.crowd.renew(&place, due.time());
         (row.after, row.changed) = (Some((due, place)), true);
     }
 
@@ -337,7 +324,7 @@ impl<'a> Places<'a> {
             self.line.miss();
         }
         let due = due_of(&place);
-        self.row.crowd.enter(&place, time_of(due));
+        self.row.crowd.enter(&place, due.time());
         self.own_rows.insert(place.id(), OwnRow { before: None, after: Some((due, place)), changed: true });
     }
 
@@ -366,16 +353,16 @@ impl<'a> Places<'a> {
     /// Those who were offered a place, and may not know it.
     pub(super) fn offered(&self) -> Vec<ToWake> {
         let places = self.row.places.iter().filter(|place| place.is_offered()).map(Place::to_wake);
-        let mut offered: Vec<ToWake> = places.collect();
+        let mut to_wake: Vec<ToWake> = places.collect();
         if self.row.crowd.count == 0 {
-            return offered;
+            return to_wake;
         }
-        let rows = self.line.due(offered_at_any_time(), BITE).into_iter();
+        let rows = self.line.due(offered(0, u64::MAX), BITE).into_iter();
         let rows = rows.filter(|(_, id)| !self.own_rows.contains_key(id));
-        offered.extend(rows.map(|(due, id)| ToWake { instance: instance_of(due), number: id.number }));
+        to_wake.extend(rows.map(|(due, id)| ToWake { instance: due.instance(), number: id.number }));
         let read = self.own_rows.values().filter_map(|row| row.after.as_ref());
-        offered.extend(read.filter(|(_, place)| place.is_offered()).map(|(_, place)| place.to_wake()));
-        offered
+        to_wake.extend(read.filter(|(_, place)| place.is_offered()).map(|(_, place)| place.to_wake()));
+        to_wake
     }
 
     /// When the next place ends by itself.
@@ -392,7 +379,7 @@ impl<'a> Places<'a> {
         }
         let read = self.own_rows.values().filter_map(|row| row.after.as_ref());
         instances.extend(read.map(|(_, place)| place.instance));
-        instances.extend(self.line.due(offered_at_any_time(), SUSPECTS).into_iter().map(|(due, _)| instance_of(due)));
+        instances.extend(self.line.due(offered(0, u64::MAX), SUSPECTS).into_iter().map(|(due, _)| due.instance()));
         let some = self.instances_from(0);
         if some.len() == SUSPECTS {
             // Others each time, since they are numbered at random.
@@ -406,8 +393,8 @@ impl<'a> Places<'a> {
         let (mut found, mut next) = (Vec::new(), Some(first));
         while let Some(from) = next.filter(|_| found.len() < SUSPECTS) {
             let Some((due, _)) = self.line.due(held_from(from, 0), 1).pop() else { break };
-            found.push(instance_of(due));
-            next = instance_of(due).checked_add(1);
+            found.push(due.instance());
+            next = due.instance().checked_add(1);
         }
         found
     }
@@ -423,8 +410,4 @@ impl<'a> Places<'a> {
             })
             .collect()
     }
-}
-
-fn offered_at_any_time() -> (Due, Due) {
-    offered(0, u64::MAX)
 }

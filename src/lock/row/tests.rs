@@ -744,9 +744,9 @@ fn holders_whose_rows_are_damaged_count_until_the_latest_lease_has_ended() {
 #[test]
 fn holders_that_have_all_lost_their_rows_count_until_the_latest_lease_has_ended() {
     let mut lock = Bench::default();
-    (0..20).for_each(|owner| {
+    for owner in 0..20 {
         lock.held(Semaphore(20), owner);
-    });
+    }
     let lost = lock.row().crowd.weight;
     lock.holders.clear();
     lock.index.clear();

@@ -82,3 +82,6 @@ fn clear_line(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

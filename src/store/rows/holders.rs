@@ -33,6 +33,21 @@ pub(crate) enum Due {
     Offered { at: u64, instance: u64 },
 }
 
+impl Due {
+    /// Machine time in ns at which it must be looked at.
+    pub(crate) fn time(self) -> u64 {
+        match self {
+            Due::Held { at, .. } | Due::Offered { at, .. } => at,
+        }
+    }
+
+    pub(crate) fn instance(self) -> u64 {
+        match self {
+            Due::Held { instance, .. } | Due::Offered { instance, .. } => instance,
+        }
+    }
+}
+
 /// A holder with a row of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HolderRow {
