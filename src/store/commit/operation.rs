@@ -107,6 +107,10 @@ where
     G: Send + 'static,
 {
     fn finish(self: Box<Self>, result: Result<(), Error>) {
+        // Where nobody waits, there is nobody to be told of a failure, and nothing to be undone.
+        if result.is_err() && self.abandoned() {
+            return;
+        }
         let Awaited { operation, caller } = *self;
         caller.settle(result.map(|()| operation));
     }
