@@ -242,6 +242,36 @@ fn what_is_remembered_of_others_is_bounded() {
     assert!(lock(&instances.known).len() <= KNOWN_MAX);
 }
 
+/// Files in a directory that this process has open, even if they are gone from it.
+fn open_in(directory: &Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    descriptors.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|at| at.starts_with(directory))).count()
+}
+
+#[test]
+fn no_file_of_the_dead_stays_open() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().canonicalize().unwrap();
+    let instances = Instances::new(run.clone());
+    let living = Instances::new(run.clone());
+    assert!(!instances.is_dead(living.instance().unwrap()));
+    let before = open_in(&run);
+    for _ in 0..100 {
+        let other = Instances::new(run.clone());
+        let number = other.instance().unwrap();
+        assert!(!instances.is_dead(number));
+        // As if its process were killed: the lock is gone, and the file is there.
+        let Own { file, .. } = other.own.get().unwrap();
+        *lock(file) = File::open("/dev/null").unwrap();
+        std::mem::forget(other);
+    }
+    assert!(open_in(&run) > before, "met alive, they were kept open");
+    instances.tidy();
+    assert_eq!(open_in(&run), before, "the living one is still open");
+    assert_eq!(files(&run).iter().filter(|name| name.ends_with(DEAD)).count(), 100);
+}
+
 #[test]
 fn the_newborn_are_never_dead() {
     let dir = tempfile::tempdir().unwrap();
