@@ -42,6 +42,7 @@ pub struct Builder {
     durability: Durability,
     patience: Duration,
     mixed: bool,
+    any_file_system: bool,
     clock: Option<Box<dyn Clock>>,
     executor: Option<SharedExecutor>,
 }
@@ -57,6 +58,7 @@ impl Builder {
             durability: Durability::default(),
             patience: Duration::from_millis(250),
             mixed: false,
+            any_file_system: false,
             clock: None,
             executor: None,
         }
@@ -150,6 +152,17 @@ impl Builder {
         self
     }
 
+    /// Opens the directory even on a file system that is not known to be local: a network file system, a shared folder of
+    /// a virtual machine, FUSE. It must keep `flock` and shared maps coherent between all processes that use the
+    /// directory, and these must run on one machine; otherwise locks are held twice and files are damaged. This is
+    /// logged.
+    ///
+    /// Known to do are ext2 to ext4, xfs, btrfs, bcachefs, f2fs, jfs, reiserfs, zfs, tmpfs, ramfs and overlayfs.
+    pub fn allow_any_file_system(mut self) -> Self {
+        self.any_file_system = true;
+        self
+    }
+
     /// Opens the cache, making the directory if need be. Blocks for some milliseconds; for up to ten seconds behind
     /// another process that is opening or closing it.
     ///
@@ -158,7 +171,9 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::Open`] with the reason: no permission, not a directory, a network file system, writable by others.
+    /// [`Error::Open`] with the reason and what to do: no permission, not a directory, a network file system, writable by
+    /// others. A directory of ours that others may write to, and that holds nothing but a cache, is set right instead: its
+    /// mode becomes 0700, which is logged.
     pub fn open(self) -> Result<Cache, Error> {
         let clock = self.clock.or_else(default_clock).ok_or_else(|| Error::Open {
             path: self.path.clone().unwrap_or_default(),
@@ -174,6 +189,7 @@ impl Builder {
                 shards: self.shards,
                 mixed: self.mixed,
                 sync: self.durability == Durability::Full,
+                any_file_system: self.any_file_system,
             },
         })?;
         Ok(Cache::new(Arc::new(Handle::new(shared, clock, self.executor))))

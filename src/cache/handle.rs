@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    store::{Pending, Shared, Subject, WorkerPause, block_on_until},
+    store::{Opened, Pending, Shared, Subject, block_on_until},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -19,17 +19,18 @@ use std::{
 /// How long a thread waits for a write at most where the clock may be paused. Processes leave the gate within microseconds.
 const PAUSED_FOR: Duration = Duration::from_millis(200);
 
+/// How long the drop of a cache's last handle waits on a runtime's thread until the files are closed.
+const CLOSED_FOR: Duration = Duration::from_millis(50);
+
 /// A future that an executor can run on its own.
 pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) type SharedExecutor = Arc<dyn Executor<Task> + Send + Sync>;
 
 /// The state that the handles of one opening share: the files, and this opening's clock and executor.
 pub(crate) struct Handle {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Opened,
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
-    // The last field: it ends when `shared` has been dropped.
-    worker_pause: WorkerPause,
 }
 
 #[cfg(feature = "tokio")]
@@ -44,14 +45,23 @@ pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.pause_worker(&mut self.worker_pause);
+        self.shared.close(if on_a_runtime() { Some(CLOSED_FOR) } else { None });
     }
+}
+
+#[cfg(feature = "tokio")]
+fn on_a_runtime() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
+#[cfg(not(feature = "tokio"))]
+fn on_a_runtime() -> bool {
+    true
 }
 
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
-        let worker_pause = shared.worker_pause();
-        Handle { shared, clock, executor, worker_pause }
+        Handle { shared: Opened::new(shared), clock, executor }
     }
 
     /// Machine time in ns, the same in every process that shares the directory.

@@ -24,9 +24,16 @@
 //! whole machine (another boot id, and no clean end) starts with empty files, since nothing is synced on the way,
 //! unless [`Durability::Full`] is asked for. A damaged record counts as a miss and is removed.
 //!
+//! # Closing
+//!
+//! The files are closed when the last handle is dropped, by a thread of its own, since they are synced first; what the
+//! directory then holds outlives a reboot. The drop waits for that: on a thread of a tokio runtime for 50 ms, elsewhere to
+//! the end. What is closed later still keeps others from opening the directory meanwhile, and the end of the process waits
+//! for it, for ten seconds at most.
+//!
 //! # Platforms
 //!
-//! Linux. The directory must be on a local file system and belong to this user. "Exact" means on one machine.
+//! Linux. The directory must be on a [local file system](Builder::allow_any_file_system) and belong to this user. "Exact" means on one machine.
 
 mod averager;
 mod builder;

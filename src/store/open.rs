@@ -4,7 +4,8 @@ use super::{
     commit::{worker::Worker, write_queue::WriteQueue},
     directory::{
         layout::{Directory, Layout, Wanted},
-        registry::{DirectoryId, Registry},
+        registry::{Closing, Registry},
+        temporary::Temporary,
     },
     entries::{memory_tier::MemoryTier, shard::Entries, table},
     events::Events,
@@ -47,10 +48,16 @@ pub(crate) struct Settings {
 
 impl Shared {
     pub(crate) fn open(settings: &Settings) -> Result<Arc<Shared>, Error> {
-        let temporary = settings.path.is_none();
-        let path = match &settings.path {
-            Some(path) => path.clone(),
-            None => temporary_path(),
+        let (path, temporary) = match &settings.path {
+            Some(path) => (path.clone(), None),
+            None => {
+                let parent = std::env::temp_dir();
+                let made = Temporary::make(&parent).map_err(|error| Error::Open {
+                    path: parent,
+                    reason: format!("no temporary directory: {error}"),
+                })?;
+                (made.path().to_owned(), Some(made))
+            }
         };
         let fail = |error: std::io::Error| Error::Open { path: path.clone(), reason: error.to_string() };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -69,17 +76,26 @@ impl Shared {
             }),
             false => Ok(()),
         };
-        OPEN.open(id, check, || {
+        let opened = OPEN.open(id, check, |closing| {
             let path = fs::canonicalize(&path).map_err(fail)?;
-            let shared = Arc::new(open_files(&path, temporary, id, settings)?);
+            let shared = Arc::new(open_files(&path, temporary, closing, settings)?);
             let chores: Weak<Shared> = Arc::downgrade(&shared);
             shared.worker.serve(chores);
             Ok(shared)
-        })
+        });
+        if opened.is_err() && settings.path.is_none() {
+            let _ = fs::remove_dir_all(&path);
+        }
+        opened
     }
 }
 
-fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings) -> Result<Shared, Error> {
+fn open_files(
+    path: &Path,
+    temporary: Option<Temporary>,
+    closing: Closing<Shared>,
+    settings: &Settings,
+) -> Result<Shared, Error> {
     let worker = Arc::new(Worker::default());
     let opened = Directory::open(path, &settings.wanted, |directory, layout, alone| {
         if alone {
@@ -112,7 +128,8 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     Ok(Shared {
         temporary,
         secret: Secret::new(directory.layout().secret),
-        offset: directory.layout().offset,
+        offset: directory.offset(),
+        booted: directory.layout().offset,
         state: Arc::new(State::new(queue(state, room::make_room), directory.layout().numbers)),
         entries: entries.into_iter().map(|env| Arc::new(Entries::new(queue(env, table::make_room), budget))).collect(),
         tier: MemoryTier::new(settings.memory),
@@ -128,14 +145,10 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         began: Instant::now(),
         worker,
         directory,
-        closing: OPEN.closing(id),
+        handles: Mutex::default(),
+        closing,
+        closed: Mutex::default(),
     })
-}
-
-/// A name that nobody can guess. The crate `tempfile` would add two crates for this line, and its removal on drop would
-/// run in a forked child too.
-fn temporary_path() -> PathBuf {
-    std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }
 
 /// A shard's part of the address space, in whole pages of any size.

@@ -2,13 +2,22 @@
 //! needed, is tied to no runtime, and ends with the last handle of its cache.
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
-    thread::ThreadId,
     time::{Duration, Instant},
 };
 
 const AFTER_A_PANIC: Duration = Duration::from_millis(20);
+
+thread_local! {
+    static ON_A_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is a worker, of whichever cache.
+pub(crate) fn on_a_worker() -> bool {
+    ON_A_WORKER.try_with(Cell::get).unwrap_or(false)
+}
 
 /// The work that the thread does each time it is woken. The result says after how long it wants to be woken next.
 pub(crate) trait Chores: Send + Sync + 'static {
@@ -28,54 +37,6 @@ struct State {
     notified: bool,
     started: bool,
     closed: bool,
-    /// The thread is at work, or a handle is being dropped.
-    busy: bool,
-    thread: Option<ThreadId>,
-}
-
-/// How long the drop of a handle waits for the thread.
-const PAUSED_WITHIN: Duration = Duration::from_secs(1);
-
-/// Keeps the worker thread from work while a handle is dropped. Otherwise the thread may hold the last reference to the
-/// shared state, and the process may end before the thread has closed the files.
-#[derive(Debug)]
-pub(crate) struct WorkerPause {
-    worker: Arc<Worker>,
-    taken: bool,
-}
-
-impl WorkerPause {
-    pub(crate) fn new(worker: &Arc<Worker>) -> WorkerPause {
-        WorkerPause { worker: worker.clone(), taken: false }
-    }
-
-    /// Pauses the worker thread until this is dropped. It does not wait for ever, and does nothing on the worker thread
-    /// itself.
-    pub(crate) fn begin(&mut self) {
-        let mut state = self.worker.lock();
-        if state.thread == Some(std::thread::current().id()) {
-            return;
-        }
-        let (waited, late) = self
-            .worker
-            .changed
-            .wait_timeout_while(state, PAUSED_WITHIN, |state| state.busy)
-            .unwrap_or_else(PoisonError::into_inner);
-        state = waited;
-        if !late.timed_out() {
-            state.busy = true;
-            self.taken = true;
-        }
-    }
-}
-
-impl Drop for WorkerPause {
-    fn drop(&mut self) {
-        if self.taken {
-            self.worker.lock().busy = false;
-            self.worker.changed.notify_all();
-        }
-    }
 }
 
 impl Worker {
@@ -108,7 +69,7 @@ impl Worker {
     }
 
     fn run(&self) {
-        self.lock().thread = Some(std::thread::current().id());
+        ON_A_WORKER.set(true);
         while let Some(pause) = self.work() {
             let deadline = Instant::now() + pause;
             let mut state = self.lock();
@@ -124,22 +85,9 @@ impl Worker {
 
     /// Works, and returns after how long to work next; `None` when there is nothing to work for any more.
     fn work(&self) -> Option<Duration> {
-        let mut state = self.lock();
-        while state.busy && !state.closed {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.closed {
-            return None;
-        }
-        state.busy = true;
-        drop(state);
-        let pause = self.chores.get().and_then(Weak::upgrade).map(|chores| {
-            // A chore that panics, perhaps in a user's clock, must not end the others for ever.
-            catch_unwind(AssertUnwindSafe(|| chores.work())).unwrap_or(AFTER_A_PANIC)
-        });
-        self.lock().busy = false;
-        self.changed.notify_all();
-        pause
+        let chores = self.chores.get().filter(|_| !self.lock().closed)?.upgrade()?;
+        // A chore that panics, perhaps in a user's clock, must not end the others for ever.
+        Some(catch_unwind(AssertUnwindSafe(|| chores.work())).unwrap_or(AFTER_A_PANIC))
     }
 }
 

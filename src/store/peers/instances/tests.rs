@@ -156,7 +156,8 @@ fn who_opens_alone_and_who_tidies_clear_away_the_dead_and_nobody_else() {
     let mut first = start("wait", dir.path());
     let instance: u64 = first.line().parse().unwrap();
     first.kill();
-    let home = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let mut entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let home = entries.find(|entry| entry.is_dir()).unwrap();
     let run = home.join("run");
     assert_eq!(files(&run), [name(instance)]);
     let (stale, newborn) = ("0123456789abcdef", "0123456789abcdef.new");
@@ -245,7 +246,9 @@ fn what_is_remembered_of_others_is_bounded() {
 /// Files in a directory that this process has open, even if they are gone from it.
 fn open_in(directory: &Path) -> usize {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
-    descriptors.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|at| at.starts_with(directory))).count()
+    descriptors
+        .filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|at| at.starts_with(directory)))
+        .count()
 }
 
 #[test]
