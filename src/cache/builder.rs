@@ -128,8 +128,8 @@ impl Builder {
         self
     }
 
-    /// The clock of this handle. Without one, the handle uses machine time and tokio's timer; without the feature
-    /// `tokio` there is no default, and opening fails.
+    /// The clock of this handle. Without one, the handle uses machine time and tokio's timer, or that of a thread where
+    /// there is no such timer.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Box::new(clock));
         self
@@ -175,10 +175,7 @@ impl Builder {
     /// others. A directory of ours that others may write to, and that holds nothing but a cache, is set right instead: its
     /// mode becomes 0700, which is logged.
     pub fn open(self) -> Result<Cache, Error> {
-        let clock = self.clock.or_else(default_clock).ok_or_else(|| Error::Open {
-            path: self.path.clone().unwrap_or_default(),
-            reason: "it has no timer: give it one with `Builder::clock`, or enable the feature `tokio`".into(),
-        })?;
+        let clock = self.clock.unwrap_or_else(default_clock);
         let shared = Shared::open(&Settings {
             path: self.path,
             size: self.size,

@@ -8,6 +8,7 @@ use crate::{
 use hyper::rt::{Executor, Sleep};
 use std::{
     future::Future,
+    panic::{RefUnwindSafe, UnwindSafe},
     pin::Pin,
     sync::{
         Arc,
@@ -34,14 +35,18 @@ pub(crate) struct Handle {
 }
 
 #[cfg(feature = "tokio")]
-pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
-    Some(Box::new(crate::time::System(crate::time::TokioTimer)))
+pub(super) fn default_clock() -> Box<dyn Clock> {
+    Box::new(crate::time::System(crate::time::TokioTimer))
 }
 
 #[cfg(not(feature = "tokio"))]
-pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
-    None
+pub(super) fn default_clock() -> Box<dyn Clock> {
+    Box::new(crate::time::System(crate::time::ThreadTimer))
 }
+
+/// A clock and an executor may be the user's. Nothing of theirs is looked into, so a panic leaves nothing half-done here.
+impl UnwindSafe for Handle {}
+impl RefUnwindSafe for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
