@@ -19,7 +19,7 @@ pub enum Error {
     },
     /// The cache could not be written in time: another process is stopped while it writes, or the disk is stuck.
     Busy,
-    /// There is no room left, on disk or in the environment's fixed size.
+    /// There is no room left, on disk, in the user's part of the disk (quota) or in the environment's fixed size.
     Full,
     /// The files are damaged, or were removed or replaced while processes use them. Their contents are lost. Those
     /// processes may still hold locks, so every process that uses the cache has to be stopped; the next one starts with
@@ -51,7 +51,7 @@ impl fmt::Display for Error {
                 false => write!(f, "cannot open the cache {}: {reason}", path.display()),
             },
             Error::Busy => f.write_str("the cache could not be written in time"),
-            Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
+            Error::Full => f.write_str("the cache is full: give it a larger size, more disk space or a larger quota"),
             Error::Damaged => f.write_str(
                 "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \
                  cache, the next one starts with fresh files",
@@ -78,6 +78,22 @@ impl std::error::Error for Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        Error::Io(error)
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full,
+            _ => Error::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_quota_is_a_full_disk() {
+        for code in [libc::ENOSPC, libc::EDQUOT] {
+            assert!(matches!(Error::from(io::Error::from_raw_os_error(code)), Error::Full));
+        }
+        assert!(matches!(Error::from(io::Error::from_raw_os_error(libc::EACCES)), Error::Io(_)));
     }
 }

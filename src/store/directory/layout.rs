@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     store::{
         os::{
+            blocks::write_in_place,
             boot::{boot_id, boot_time_lead, since_boot, since_epoch},
             file_system::FileSystem,
         },
@@ -169,6 +170,11 @@ impl Directory {
         let Access { directory, file_system, is_private } = access::enter(root, any_file_system).map_err(fail)?;
         let home = root.join(fingerprint());
         access::make_inner(&home).map_err(fail)?;
+        if file_system == FileSystem::CopyOnWrite
+            && let Err(error) = write_in_place(&home)
+        {
+            tracing::warn!(%error, cache = %root.display(), "a full disk may kill the processes that use the cache");
+        }
         if let Some(sibling) = sibling_in_use(root, &home).filter(|_| !mixed) {
             return Err(fail(format!(
                 "a process of another build ({sibling}) is using it, and the two would share no locks; stop it, use another \

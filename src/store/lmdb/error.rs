@@ -14,8 +14,7 @@ pub(super) fn from_commit(error: heed::Error) -> Error {
 
 pub(super) fn from_heed(error: heed::Error) -> Error {
     match error {
-        heed::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => Error::Full,
-        heed::Error::Io(error) => Error::Io(error),
+        heed::Error::Io(error) => error.into(),
         heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull | MdbError::ReadersFull | MdbError::MapResized) => {
             Error::Full
         }

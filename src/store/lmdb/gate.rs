@@ -9,12 +9,14 @@
 #![allow(unsafe_code)]
 
 use super::files::{Files, GATE_SIZE, Id};
-use crate::{error::Error, store::os::syscalls};
+use crate::{
+    error::Error,
+    store::os::{blocks, syscalls},
+};
 use std::{
     cell::UnsafeCell,
     fs::File,
     io,
-    io::Write,
     marker::PhantomData,
     mem::size_of,
     os::fd::AsRawFd,
@@ -86,9 +88,9 @@ impl Gate {
         if short && !fresh {
             return Err(Error::Damaged);
         }
-        if short {
-            // Written, not only lengthened: on a full disk, the first touch of a hole would kill the process.
-            (&file).write_all(&[0; MAPPED])?;
+        if fresh {
+            // On a full disk, the first touch of a hole would kill the process.
+            blocks::reserve(&file, GATE_SIZE)?;
         }
         // SAFETY: a new shared mapping of a file that we have just made long enough; the result is checked.
         let page = unsafe {
