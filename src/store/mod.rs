@@ -26,6 +26,7 @@ pub(crate) use {
     entries::{
         editing::{Edit, Moment},
         entry::{Entry, Life, TAGS_MAX},
+        memory_tier::Weight,
         purge_rule::{PREFIX_MAX, Subject},
         purges::LONGEST_FLIGHT,
         shard::Hit,
