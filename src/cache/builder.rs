@@ -35,7 +35,7 @@ pub enum Durability {
 #[must_use = "a builder does nothing until `open`"]
 pub struct Builder {
     path: Option<PathBuf>,
-    size: u64,
+    size: Option<u64>,
     memory: usize,
     state_size: u64,
     shards: u32,
@@ -51,7 +51,7 @@ impl Builder {
     fn new(path: Option<PathBuf>) -> Self {
         Builder {
             path,
-            size: 1 << 30,
+            size: None,
             memory: 32 << 20,
             state_size: 64 << 20,
             shards: 1,
@@ -67,12 +67,16 @@ impl Builder {
     /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, the answers that end first
     /// are dropped first.
     ///
+    /// The size is the directory's, and written down in it. It changes when a process that asks for another size opens
+    /// the directory while no other process uses it. Whoever joins others keeps their size, which is logged; whoever asks
+    /// for none keeps what is there.
+    ///
     /// # Panics
     ///
     /// Below 1 MiB or above 32 GiB.
     pub fn size(mut self, bytes: u64) -> Self {
         assert!((1 << 20..=32 << 30).contains(&bytes), "a cache's size is 1 MiB to 32 GiB, not {bytes} bytes");
-        self.size = bytes;
+        self.size = Some(bytes);
         self
     }
 
@@ -178,11 +182,11 @@ impl Builder {
         let clock = self.clock.unwrap_or_else(default_clock);
         let shared = Shared::open(&Settings {
             path: self.path,
-            size: self.size,
             memory: self.memory,
             patience: self.patience,
             wanted: Wanted {
                 state_size: self.state_size,
+                size: self.size,
                 shards: self.shards,
                 mixed: self.mixed,
                 sync: self.durability == Durability::Full,
@@ -209,7 +213,8 @@ impl Cache {
     }
 
     /// A cache in a private directory of its own, which is removed with the last handle: for tests, and where nothing
-    /// is to be shared. It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
+    /// is to be shared. It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`]. What a
+    /// killed process leaves is removed when any process of this user opens the next temporary cache.
     ///
     /// # Errors
     ///

@@ -33,7 +33,10 @@
 //!
 //! # Platforms
 //!
-//! Linux. The directory must be on a [local file system](Builder::allow_any_file_system) and belong to this user. "Exact" means on one machine.
+//! Linux. The directory must be on a [local file system](Builder::allow_any_file_system) and belong to this user. On a full
+//! disk, storing fails and nothing else: the files that are mapped have blocks of their own. A copy by `cp --reflink` and a
+//! snapshot take these away while the cache is open, and then a process may be killed on a full disk; so may it on btrfs
+//! with a kernel that writes nothing in place on a full disk (6.18 does). Copy or snapshot a cache that is closed. "Exact" means on one machine.
 
 mod averager;
 mod builder;

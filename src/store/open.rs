@@ -40,7 +40,6 @@ static OPEN: Registry<Shared> = Registry::new();
 pub(crate) struct Settings {
     /// `None`: a private directory, which is removed with the last handle.
     pub(crate) path: Option<PathBuf>,
-    pub(crate) size: u64,
     pub(crate) memory: usize,
     pub(crate) patience: Duration,
     pub(crate) wanted: Wanted,
@@ -121,7 +120,7 @@ fn open_files(
         },
         other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
     })?;
-    let budget = settings.size / entries.len() as u64;
+    let budget = directory.layout().size / entries.len() as u64;
     let instances = Arc::new(Instances::new(directory.run_path()));
     let sockets = Sockets::new(directory.run_path(), &instances);
     let queue = |env, make_room| WriteQueue::new(env, settings.patience, worker.clone(), make_room);

@@ -39,6 +39,9 @@ use std::{
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
 const SCHEMA: u32 = 6;
 
+/// Bytes that stored answers may take, unless said otherwise.
+const SIZE: u64 = 1 << 30;
+
 /// How long a closing waits for a process that is opening the directory.
 const CLOSING: Duration = Duration::from_secs(2);
 
@@ -54,6 +57,8 @@ pub(crate) struct Layout {
     pub(crate) secret: [u8; Secret::LEN],
     /// Bytes of `state/`'s map: the same for every process.
     pub(crate) state_size: u64,
+    /// Bytes that stored answers may take: the same for every process.
+    pub(crate) size: u64,
     pub(crate) shards: u32,
     boot: String,
     /// Machine time is the time since the machine started plus this, in ns.
@@ -77,6 +82,7 @@ impl Layout {
         Some(Layout {
             secret: unhex(fields.get("secret")?)?,
             state_size: number("state_size").filter(|&size| is_state_size(size))?,
+            size: number("size")?,
             shards,
             boot: fields.get("boot")?.to_string(),
             offset: number("offset")?,
@@ -95,8 +101,9 @@ impl Layout {
             hex
         });
         let mut text = format!(
-            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
+            "secret={secret}\nstate_size={}\nsize={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
             self.state_size,
+            self.size,
             self.shards,
             self.boot,
             self.offset,
@@ -134,6 +141,8 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) state_size: u64,
+    /// `None`: as it is, or [`SIZE`].
+    pub(crate) size: Option<u64>,
     pub(crate) shards: u32,
     /// Users of other builds are no obstacle.
     pub(crate) mixed: bool,
@@ -164,7 +173,7 @@ impl Directory {
         wanted: &Wanted,
         open: impl FnOnce(&Directory, &mut Layout, bool) -> Result<T, Error>,
     ) -> Result<(Directory, T), Error> {
-        let &Wanted { state_size, shards, mixed, sync, any_file_system } = wanted;
+        let &Wanted { state_size, size, shards, mixed, sync, any_file_system } = wanted;
         let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
         let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
         let Access { directory, file_system, is_private } = access::enter(root, any_file_system).map_err(fail)?;
@@ -216,6 +225,7 @@ impl Directory {
             None => Layout {
                 secret: rand::random(),
                 state_size,
+                size: SIZE,
                 shards,
                 boot: boot.clone(),
                 offset: since_epoch().saturating_sub(since_boot(lead)),
@@ -234,6 +244,14 @@ impl Directory {
                 cache = %root.display(), state_size = layout.state_size, shards = layout.shards,
                 "the cache was made with other sizes than asked for; those are kept"
             );
+        }
+        match size {
+            Some(size) if alone => layout.size = size,
+            Some(size) if size != layout.size => tracing::warn!(
+                cache = %root.display(), size = layout.size,
+                "others use the cache with another size than asked for; theirs is kept"
+            ),
+            _ => {}
         }
         if alone && text.is_some() && !home.join(format!("state-{}", layout.state)).join("data.mdb").exists() {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");

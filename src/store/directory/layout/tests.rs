@@ -3,7 +3,8 @@ use crate::{cache::testing::nobody_starts, store::directory::lock_files::open_fi
 use rustix::fs::{FlockOperation, flock};
 use std::os::unix::fs::PermissionsExt;
 
-const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false, any_file_system: false };
+const WANTED: Wanted =
+    Wanted { state_size: 1 << 20, size: None, shards: 2, mixed: false, sync: false, any_file_system: false };
 
 fn open(root: &Path) -> Result<(Directory, bool), Error> {
     Directory::open(root, &WANTED, |_, _, alone| Ok(alone))
@@ -42,6 +43,21 @@ fn the_second_user_is_not_alone_and_gets_the_same_secret() {
     let (second, alone) = open(dir.path()).unwrap();
     assert!(!alone);
     assert_eq!(first.layout.secret, second.layout.secret);
+}
+
+#[test]
+fn whoever_comes_first_decides_the_size() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let open = |size| Directory::open(dir.path(), &Wanted { size, ..WANTED }, |_, _, _| Ok(())).unwrap().0;
+    let size = |directory: &Directory| directory.layout.size;
+    assert_eq!(size(&open(None)), SIZE);
+    let first = open(Some(2 << 20));
+    assert_eq!(size(&first), 2 << 20, "alone");
+    assert_eq!(size(&open(Some(1 << 20))), 2 << 20, "the smallest does not trim everybody's answers");
+    drop(first);
+    assert_eq!(size(&open(None)), 2 << 20, "whoever has no wish keeps it");
+    assert_eq!(size(&open(Some(1 << 20))), 1 << 20);
 }
 
 #[test]
