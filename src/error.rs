@@ -23,7 +23,7 @@ pub enum Error {
     /// A thread that would serve the cache could not be started, and the calling thread could not do its work: raise the
     /// limit of threads (`ulimit -u`, `pids.max` of the control group, `TasksMax` of the service).
     NoThread,
-    /// There is no room left, on disk or in the environment's fixed size.
+    /// There is no room left, on disk, in the user's part of the disk (quota) or in the environment's fixed size.
     Full,
     /// The files are damaged, or were removed or replaced while processes use them. Their contents are lost. Those
     /// processes may still hold locks, so every process that uses the cache has to be stopped; the next one starts with
@@ -65,7 +65,7 @@ impl fmt::Display for Error {
             Error::NoThread => f.write_str(
                 "no thread could be started to serve the cache: raise the limit of threads (ulimit -u, pids.max, TasksMax)",
             ),
-            Error::Full => f.write_str("the cache is full: give it a larger size or more disk space"),
+            Error::Full => f.write_str("the cache is full: give it a larger size, more disk space or a larger quota"),
             Error::Damaged => f.write_str(
                 "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \
                  cache, the next one starts with fresh files",
@@ -97,6 +97,22 @@ impl std::error::Error for Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        Error::Io(error)
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full,
+            _ => Error::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_quota_is_a_full_disk() {
+        for code in [libc::ENOSPC, libc::EDQUOT] {
+            assert!(matches!(Error::from(io::Error::from_raw_os_error(code)), Error::Full));
+        }
+        assert!(matches!(Error::from(io::Error::from_raw_os_error(libc::EACCES)), Error::Io(_)));
     }
 }

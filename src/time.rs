@@ -14,6 +14,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+mod thread_timer;
+pub use thread_timer::ThreadTimer;
+
 /// A clock: it tells the time and sleeps.
 ///
 /// All processes that share a directory must agree on [`now`](Clock::now), so a clock of your own is for tests and
@@ -69,25 +72,59 @@ pub use with_tokio::{Steady, TokioTimer};
 #[cfg(feature = "tokio")]
 mod with_tokio {
     use super::*;
-    use std::time::Instant;
+    use std::{
+        cell::Cell,
+        panic::{UnwindSafe, catch_unwind},
+        time::Instant,
+    };
 
-    /// Tokio's timer; sleeping panics outside a tokio runtime with time enabled.
+    /// Tokio's timer, where there is one. Outside a tokio runtime, and on one that was built without
+    /// [`enable_time`](tokio::runtime::Builder::enable_time), it is a [`ThreadTimer`].
+    ///
+    /// A runtime does not tell whether it has a timer, but panics without one. So each thread of such a runtime logs one
+    /// panic, which is caught. Where panics abort the process, this always is a [`ThreadTimer`].
     #[derive(Clone, Copy, Debug, Default)]
     #[non_exhaustive]
     pub struct TokioTimer;
 
     impl Timer for TokioTimer {
         fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
-            Box::pin(Nap(tokio::time::sleep(delay)))
+            match on_this_runtime(|| tokio::time::sleep(delay)) {
+                Some(sleep) => Box::pin(Nap(sleep)),
+                None => ThreadTimer.sleep(delay),
+            }
         }
 
         fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-            Box::pin(Nap(tokio::time::sleep_until(deadline.into())))
+            match on_this_runtime(|| tokio::time::sleep_until(deadline.into())) {
+                Some(sleep) => Box::pin(Nap(sleep)),
+                None => ThreadTimer.sleep_until(deadline),
+            }
         }
 
         fn now(&self) -> Instant {
             tokio::time::Instant::now().into()
         }
+    }
+
+    thread_local! {
+        /// This thread has met a runtime without a timer.
+        static WITHOUT_TIMER: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// `None` where no runtime is, or one without a timer.
+    fn on_this_runtime(sleep: impl FnOnce() -> tokio::time::Sleep + UnwindSafe) -> Option<tokio::time::Sleep> {
+        if cfg!(panic = "abort") || WITHOUT_TIMER.get() || tokio::runtime::Handle::try_current().is_err() {
+            return None;
+        }
+        let sleep = catch_unwind(sleep).ok();
+        if sleep.is_none() {
+            WITHOUT_TIMER.set(true);
+            tracing::warn!(
+                "this tokio runtime has no timer: a thread wakes what waits; `enable_time` on the runtime's builder is cheaper"
+            );
+        }
+        sleep
     }
 
     /// A clock that follows the time of one tokio runtime, so that a test can `tokio::time::pause` and `advance` it
@@ -148,7 +185,8 @@ mod with_tokio {
         }
 
         fn sleep(&self, delay: Duration) -> Pin<Box<dyn Sleep>> {
-            TokioTimer.sleep(delay)
+            let _context = self.runtime.enter();
+            Box::pin(Nap(tokio::time::sleep(delay)))
         }
 
         fn may_be_paused(&self) -> bool {

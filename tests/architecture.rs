@@ -32,7 +32,7 @@ const WINGS: [&[&str]; 9] = [
     &["entries", "events", "peers", "rows"],
     &["singleflight"],
     &["shared"],
-    &["housekeeping"],
+    &["closing", "housekeeping"],
     &["open"],
 ];
 

@@ -5,12 +5,16 @@
 mod support;
 
 use nix::{
-    sys::wait::{WaitStatus, waitpid},
+    sys::{
+        signal::Signal,
+        wait::{WaitStatus, waitpid},
+    },
     unistd::{ForkResult, fork},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -50,6 +54,12 @@ fn child() {
             cache.insert("kept", "text").wait().unwrap();
             count(&cache, "n").unwrap();
             say("stored");
+            told();
+        }
+        "temporary" => {
+            let cache = Cache::builder_temporary().state_size(1 << 20).open().unwrap();
+            cache.insert("x", &1).wait().unwrap();
+            say(cache.path().display());
             told();
         }
         "random writes" => random_writes(&builder(&path).open().unwrap()),
@@ -456,4 +466,31 @@ fn a_full_disk_is_an_error_of_stored_answers_and_of_nothing_else() {
     assert_eq!(cache.stats().damaged, 0);
     drop(cache);
     assert!(builder(&path).open().unwrap().get::<String>("after 49").unwrap().is_some());
+}
+
+#[test]
+fn what_a_killed_process_leaves_of_a_temporary_cache_is_removed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let temporary = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env("TMPDIR", dir.path());
+        let mut child = Child::spawn_by(command, "temporary", dir.path());
+        let path = PathBuf::from(child.line());
+        (child, path)
+    };
+    let (living, kept) = temporary();
+    let mut left = Vec::new();
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let (child, path) = temporary();
+        child.signal(signal);
+        assert_eq!(child.ended().signal(), Some(signal as i32));
+        assert!(path.exists());
+        left.push(path);
+        let (child, _) = temporary();
+        assert!(left.iter().all(|path| !path.exists()), "{signal}");
+        child.end();
+    }
+    assert!(kept.exists());
+    living.end();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

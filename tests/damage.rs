@@ -106,7 +106,8 @@ impl Place {
     }
 
     fn home(&self) -> PathBuf {
-        fs::read_dir(self.cache()).unwrap().next().unwrap().unwrap().path()
+        let mut entries = fs::read_dir(self.cache()).unwrap().map(|entry| entry.unwrap().path());
+        entries.find(|entry| entry.is_dir()).unwrap()
     }
 
     fn home_entry(&self, start: &str) -> PathBuf {

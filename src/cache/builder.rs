@@ -35,13 +35,14 @@ pub enum Durability {
 #[must_use = "a builder does nothing until `open`"]
 pub struct Builder {
     path: Option<PathBuf>,
-    size: u64,
+    size: Option<u64>,
     memory: usize,
     state_size: u64,
     shards: u32,
     durability: Durability,
     patience: Duration,
     mixed: bool,
+    any_file_system: bool,
     clock: Option<Box<dyn Clock>>,
     executor: Option<SharedExecutor>,
 }
@@ -50,13 +51,14 @@ impl Builder {
     fn new(path: Option<PathBuf>) -> Self {
         Builder {
             path,
-            size: 1 << 30,
+            size: None,
             memory: 32 << 20,
             state_size: 64 << 20,
             shards: 1,
             durability: Durability::default(),
             patience: Duration::from_millis(250),
             mixed: false,
+            any_file_system: false,
             clock: None,
             executor: None,
         }
@@ -65,12 +67,16 @@ impl Builder {
     /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, the answers that end first
     /// are dropped first.
     ///
+    /// The size is the directory's, and written down in it. It changes when a process that asks for another size opens
+    /// the directory while no other process uses it. Whoever joins others keeps their size, which is logged; whoever asks
+    /// for none keeps what is there.
+    ///
     /// # Panics
     ///
     /// Below 1 MiB or above 32 GiB.
     pub fn size(mut self, bytes: u64) -> Self {
         assert!((1 << 20..=32 << 30).contains(&bytes), "a cache's size is 1 MiB to 32 GiB, not {bytes} bytes");
-        self.size = bytes;
+        self.size = Some(bytes);
         self
     }
 
@@ -128,8 +134,8 @@ impl Builder {
         self
     }
 
-    /// The clock of this handle. Without one, the handle uses machine time and tokio's timer; without the feature
-    /// `tokio` there is no default, and opening fails.
+    /// The clock of this handle. Without one, the handle uses machine time and tokio's timer, or that of a thread where
+    /// there is no such timer.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Box::new(clock));
         self
@@ -152,6 +158,17 @@ impl Builder {
         self
     }
 
+    /// Opens the directory even on a file system that is not known to be local: a network file system, a shared folder of
+    /// a virtual machine, FUSE. It must keep `flock` and shared maps coherent between all processes that use the
+    /// directory, and these must run on one machine; otherwise locks are held twice and files are damaged. This is
+    /// logged.
+    ///
+    /// Known to do are ext2 to ext4, xfs, btrfs, bcachefs, f2fs, jfs, reiserfs, zfs, tmpfs, ramfs and overlayfs.
+    pub fn allow_any_file_system(mut self) -> Self {
+        self.any_file_system = true;
+        self
+    }
+
     /// Opens the cache, making the directory if need be. Blocks for some milliseconds; for up to ten seconds behind
     /// another process that is opening or closing it.
     ///
@@ -160,22 +177,22 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`Error::Open`] with the reason: no permission, not a directory, a network file system, writable by others.
+    /// [`Error::Open`] with the reason and what to do: no permission, not a directory, a network file system, writable by
+    /// others. A directory of ours that others may write to, and that holds nothing but a cache, is set right instead: its
+    /// mode becomes 0700, which is logged.
     pub fn open(self) -> Result<Cache, Error> {
-        let clock = self.clock.or_else(default_clock).ok_or_else(|| Error::Open {
-            path: self.path.clone().unwrap_or_default(),
-            reason: "it has no timer: give it one with `Builder::clock`, or enable the feature `tokio`".into(),
-        })?;
+        let clock = self.clock.unwrap_or_else(default_clock);
         let shared = Shared::open(&Settings {
             path: self.path,
-            size: self.size,
             memory: self.memory,
             patience: self.patience,
             wanted: Wanted {
                 state_size: self.state_size,
+                size: self.size,
                 shards: self.shards,
                 mixed: self.mixed,
                 sync: self.durability == Durability::Full,
+                any_file_system: self.any_file_system,
             },
         })?;
         Ok(Cache::new(Arc::new(Handle::new(shared, clock, self.executor))))
@@ -198,7 +215,8 @@ impl Cache {
     }
 
     /// A cache in a private directory of its own, which is removed with the last handle: for tests, and where nothing
-    /// is to be shared. It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`].
+    /// is to be shared. It takes 64 MiB of the system's temporary directory at once; see [`Builder::state_size`]. What a
+    /// killed process leaves is removed when any process of this user opens the next temporary cache.
     ///
     /// # Errors
     ///

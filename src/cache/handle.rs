@@ -2,12 +2,13 @@
 
 use crate::{
     error::Error,
-    store::{Pending, Shared, Subject, WorkerPause, block_on_until},
+    store::{Opened, Pending, Shared, Subject, block_on_until},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
 use std::{
     future::Future,
+    panic::{RefUnwindSafe, UnwindSafe},
     pin::Pin,
     sync::{
         Arc,
@@ -19,39 +20,53 @@ use std::{
 /// How long a thread waits for a write at most where the clock may be paused. Processes leave the gate within microseconds.
 const PAUSED_FOR: Duration = Duration::from_millis(200);
 
+/// How long the drop of a cache's last handle waits on a runtime's thread until the files are closed.
+const CLOSED_FOR: Duration = Duration::from_millis(50);
+
 /// A future that an executor can run on its own.
 pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) type SharedExecutor = Arc<dyn Executor<Task> + Send + Sync>;
 
 /// The state that the handles of one opening share: the files, and this opening's clock and executor.
 pub(crate) struct Handle {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Opened,
     clock: Box<dyn Clock>,
     executor: Option<SharedExecutor>,
-    // The last field: it ends when `shared` has been dropped.
-    worker_pause: WorkerPause,
 }
 
 #[cfg(feature = "tokio")]
-pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
-    Some(Box::new(crate::time::System(crate::time::TokioTimer)))
+pub(super) fn default_clock() -> Box<dyn Clock> {
+    Box::new(crate::time::System(crate::time::TokioTimer))
 }
 
 #[cfg(not(feature = "tokio"))]
-pub(super) fn default_clock() -> Option<Box<dyn Clock>> {
-    None
+pub(super) fn default_clock() -> Box<dyn Clock> {
+    Box::new(crate::time::System(crate::time::ThreadTimer))
 }
+
+/// A clock and an executor may be the user's. Nothing of theirs is looked into, so a panic leaves nothing half-done here.
+impl UnwindSafe for Handle {}
+impl RefUnwindSafe for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.pause_worker(&mut self.worker_pause);
+        self.shared.close(if on_a_runtime() { Some(CLOSED_FOR) } else { None });
     }
+}
+
+#[cfg(feature = "tokio")]
+fn on_a_runtime() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
+#[cfg(not(feature = "tokio"))]
+fn on_a_runtime() -> bool {
+    true
 }
 
 impl Handle {
     pub(super) fn new(shared: Arc<Shared>, clock: Box<dyn Clock>, executor: Option<SharedExecutor>) -> Handle {
-        let worker_pause = shared.worker_pause();
-        Handle { shared, clock, executor, worker_pause }
+        Handle { shared: Opened::new(shared), clock, executor }
     }
 
     /// Machine time in ns, the same in every process that shares the directory.

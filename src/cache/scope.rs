@@ -5,7 +5,7 @@ use crate::{
     error::Error,
     store::{
         Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, RowTransition,
-        ScopeId, Subject, Table, WakeUps, scope_mark,
+        ScopeId, Subject, Table, WakeUps, Weight, scope_mark,
     },
 };
 use std::{fmt, future::Future, sync::Arc};
@@ -218,7 +218,7 @@ impl Scope {
     }
 
     /// As [`entry`](Scope::entry), decoded, and from the memory tier where that is as good.
-    pub(crate) fn read<T: Send + Sync + 'static>(
+    pub(crate) fn read<T: Weight + Send + Sync + 'static>(
         &self,
         key: &Key,
         name: &[u8],

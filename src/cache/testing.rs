@@ -40,6 +40,12 @@ pub(crate) fn state(cache: &Cache) -> &Arc<State> {
     &cache.handle().shared.state
 }
 
+/// The directory in which the environments and the layout are.
+pub(crate) fn home(cache: &Cache) -> PathBuf {
+    let generation = state(cache).queue.env.path();
+    generation.ancestors().nth(2).unwrap().to_path_buf()
+}
+
 /// A clock in the test's hand, in seconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hand(Arc<AtomicU64>);

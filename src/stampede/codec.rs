@@ -3,7 +3,7 @@
 use super::{lives::Lives, status::CacheStatus};
 use crate::{
     cache::{Task, decode_value, encode_value},
-    store::SharedValue,
+    store::{SharedValue, Weight},
 };
 use hyper::body::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -158,7 +158,7 @@ pub trait SealedCodec<Req, Res> {
     /// What of a request is needed once the request itself has been given to the service.
     type Kept: Clone + Send + Sync + 'static;
     /// A stored answer that need not be decoded again.
-    type Decoded: Send + Sync + 'static;
+    type Decoded: Weight + Send + Sync + 'static;
 
     fn asked<'a>(&self, request: &'a Req) -> Asked<'a, Self::Head>;
 

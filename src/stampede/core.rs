@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cache::{Scope, Task, after},
     error::Error,
-    store::{Entry, Event, Hit, Key, Kind, Life, SharedValue, TAGS_MAX, block_on, sleep_on_thread},
+    store::{Entry, Event, Hit, Key, Kind, Life, SharedValue, TAGS_MAX, Weight, block_on, sleep_on_thread},
     time::nanos,
 };
 use std::{any::Any, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -53,6 +53,12 @@ pub(super) enum Runs {
 pub(super) struct Stored<D> {
     pub(super) entry: Entry,
     pub(super) decoded: D,
+}
+
+impl<D: Weight> Weight for Stored<D> {
+    fn weight(&self) -> usize {
+        self.decoded.weight()
+    }
 }
 
 /// How errors of a service are shared between requests.

@@ -5,7 +5,7 @@ use super::core::Core;
 use crate::{
     cache::after,
     error::Error,
-    store::{Edit, Entry, Key, Kind, Life},
+    store::{Edit, Entry, Key, Kind, Life, Weight},
     time::nanos,
 };
 use hyper::body::Bytes;
@@ -23,6 +23,12 @@ pub(super) enum Mark {
     Uncacheable,
     /// So many computations in a row have failed, and none is to be tried before `until`, in ns of machine time.
     Failing { failures: u32, until: u64 },
+}
+
+impl Weight for Mark {
+    fn weight(&self) -> usize {
+        0
+    }
 }
 
 impl Mark {

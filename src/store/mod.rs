@@ -1,8 +1,10 @@
 //! The engine: the files on disk, and how processes share them. It knows LMDB; it names no HTTP, no tower and no layer.
 //!
 //! Each folder and file imports only from those before it in this order: `os`; `record`; `directory` and `lmdb`;
-//! `commit`; `entries`, `events`, `peers` and `rows`; `singleflight`; `shared`; `housekeeping`; `open`.
+//! `commit`; `entries`, `events`, `peers` and `rows`; `singleflight`; `shared`; `closing` and
+//! `housekeeping`; `open`.
 
+mod closing;
 mod commit;
 mod directory;
 mod entries;
@@ -17,23 +19,17 @@ mod rows;
 mod shared;
 mod singleflight;
 
-#[cfg(test)]
 pub(crate) use {
-    commit::write_queue::WriteQueue,
-    lmdb::{env::Env, gate::Gate, transaction::Txn},
-    record::row::Row,
-    rows::{state::State, waiting_line::Rows},
-};
-pub(crate) use {
+    closing::Opened,
     commit::{
         backlog::Times as QueueTimes,
         pending::{Pending, Slot, block_on, block_on_until, sleep_on_thread},
-        worker::WorkerPause,
     },
     directory::layout::{Wanted, is_state_size},
     entries::{
         editing::{Edit, Moment},
         entry::{Entry, Life, TAGS_MAX},
+        memory_tier::Weight,
         purge_rule::{PREFIX_MAX, Subject},
         purges::LONGEST_FLIGHT,
         shard::Hit,
@@ -59,4 +55,11 @@ pub(crate) use {
     },
     shared::Shared,
     singleflight::{Flight, Lead, Outcome, Progress, Role, SharedValue},
+};
+#[cfg(test)]
+pub(crate) use {
+    commit::write_queue::WriteQueue,
+    lmdb::{env::Env, gate::Gate, transaction::Txn},
+    record::row::Row,
+    rows::{state::State, waiting_line::Rows},
 };

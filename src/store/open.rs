@@ -4,7 +4,8 @@ use super::{
     commit::{worker::Worker, write_queue::WriteQueue},
     directory::{
         layout::{Directory, Layout, Wanted},
-        registry::{DirectoryId, Registry},
+        registry::{Closing, Registry},
+        temporary::Temporary,
     },
     entries::{memory_tier::MemoryTier, purges, shard::Entries, table},
     events::Events,
@@ -39,7 +40,6 @@ static OPEN: Registry<Shared> = Registry::new();
 pub(crate) struct Settings {
     /// `None`: a private directory, which is removed with the last handle.
     pub(crate) path: Option<PathBuf>,
-    pub(crate) size: u64,
     pub(crate) memory: usize,
     pub(crate) patience: Duration,
     pub(crate) wanted: Wanted,
@@ -47,10 +47,16 @@ pub(crate) struct Settings {
 
 impl Shared {
     pub(crate) fn open(settings: &Settings) -> Result<Arc<Shared>, Error> {
-        let temporary = settings.path.is_none();
-        let path = match &settings.path {
-            Some(path) => path.clone(),
-            None => temporary_path(),
+        let (path, temporary) = match &settings.path {
+            Some(path) => (path.clone(), None),
+            None => {
+                let parent = std::env::temp_dir();
+                let made = Temporary::make(&parent).map_err(|error| Error::Open {
+                    path: parent,
+                    reason: format!("no temporary directory: {error}"),
+                })?;
+                (made.path().to_owned(), Some(made))
+            }
         };
         let fail = |error: std::io::Error| Error::Open { path: path.clone(), reason: error.to_string() };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -69,16 +75,25 @@ impl Shared {
             }),
             false => Ok(()),
         };
-        OPEN.open(id, check, || {
+        let opened = OPEN.open(id, check, |closing| {
             let path = fs::canonicalize(&path).map_err(fail)?;
-            let shared = Arc::new(open_files(&path, temporary, id, settings)?);
+            let shared = Arc::new(open_files(&path, temporary, closing, settings)?);
             shared.start_serving();
             Ok(shared)
-        })
+        });
+        if opened.is_err() && settings.path.is_none() {
+            let _ = fs::remove_dir_all(&path);
+        }
+        opened
     }
 }
 
-fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings) -> Result<Shared, Error> {
+fn open_files(
+    path: &Path,
+    temporary: Option<Temporary>,
+    closing: Closing<Shared>,
+    settings: &Settings,
+) -> Result<Shared, Error> {
     let workers = Workers::new();
     let opened = Directory::open(path, &settings.wanted, |directory, layout, alone| {
         if alone {
@@ -105,7 +120,7 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         },
         other => Error::Open { path: path.to_path_buf(), reason: other.to_string() },
     })?;
-    let budget = settings.size / entries.len() as u64;
+    let budget = directory.layout().size / entries.len() as u64;
     let instances = Arc::new(Instances::new(directory.run_path()));
     let sockets = Sockets::new(directory.run_path(), &instances);
     let queue = |env: Env, worker: &Arc<Worker>, make_room| {
@@ -118,7 +133,8 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
     Ok(Shared {
         temporary,
         secret: Secret::new(directory.layout().secret),
-        offset: directory.layout().offset,
+        offset: directory.offset(),
+        booted: directory.layout().offset,
         state: Arc::new(State::new(queue(state, &workers.state, room::make_room), directory.layout().numbers)),
         entries: entries
             .into_iter()
@@ -137,14 +153,10 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         began: Instant::now(),
         workers,
         directory,
-        closing: OPEN.closing(id),
+        handles: Mutex::default(),
+        closing,
+        closed: Mutex::default(),
     })
-}
-
-/// A name that nobody can guess. The crate `tempfile` would add two crates for this line, and its removal on drop would
-/// run in a forked child too.
-fn temporary_path() -> PathBuf {
-    std::env::temp_dir().join(format!("floodgate-{:032x}", rand::random::<u128>()))
 }
 
 /// A shard's part of the address space, in whole pages of any size.

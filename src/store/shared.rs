@@ -1,13 +1,11 @@
 //! One opening of a directory, which its handles in this process share.
 
 use super::{
-    commit::{
-        worker::{Worker, WorkerPause},
-        write_queue::WriteQueue,
-    },
-    directory::{layout::Directory, registry::Closing},
+    commit::{worker::Worker, write_queue::WriteQueue},
+    directory::{layout::Directory, registry::Closing, temporary::Temporary},
     entries::{memory_tier::MemoryTier, shard::Entries},
     events::Events,
+    lmdb::at_exit::PutOff,
     peers::{
         holdings::{Holding, Holdings, Renew},
         instances::Instances,
@@ -20,21 +18,24 @@ use super::{
 };
 use crate::time::nanos;
 use std::{
-    fs,
+    convert::Infallible,
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
+        mpsc::Sender,
     },
     time::{Duration, Instant},
 };
 
 /// One opening of a directory by this process.
 pub(crate) struct Shared {
-    pub(super) temporary: bool,
+    pub(super) temporary: Option<Temporary>,
     pub(crate) secret: Secret,
     /// A clock's time plus this is the directory's time.
     pub(crate) offset: u64,
+    /// The directory's time when the machine started.
+    pub(crate) booted: u64,
     pub(crate) state: Arc<State>,
     pub(crate) entries: Vec<Arc<Entries>>,
     pub(crate) tier: MemoryTier,
@@ -54,8 +55,11 @@ pub(crate) struct Shared {
     pub(super) began: Instant,
     pub(super) workers: Workers,
     pub(super) directory: Directory,
-    // The last field, dropped after the environments are closed.
+    pub(super) handles: Mutex<usize>,
+    // The last fields, dropped after the environments are closed.
     pub(super) closing: Closing<Shared>,
+    /// Set by the last handle, which waits for its drop.
+    pub(super) closed: Mutex<Option<(PutOff, Sender<Infallible>)>>,
 }
 
 /// The threads of an opening, beside the listener. None of them ever waits for another.
@@ -98,20 +102,8 @@ pub(super) struct Tidied {
 
 impl Shared {
     /// Whether this process is a forked child of the one that opened the directory.
-    pub(super) fn forked(&self) -> bool {
+    pub(crate) fn forked(&self) -> bool {
         self.state.queue.env.forked()
-    }
-
-    /// Keeps the worker threads from work while a handle is dropped, see [`WorkerPause`].
-    pub(crate) fn pause_worker(&self, worker_pause: &mut WorkerPause) {
-        // A forked child has no worker threads, though the copied state may say that they are at work.
-        if !self.forked() {
-            worker_pause.begin();
-        }
-    }
-
-    pub(crate) fn worker_pause(&self) -> WorkerPause {
-        WorkerPause::new(self.workers.all().map(Arc::clone))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -172,8 +164,8 @@ impl Drop for Shared {
             queue.serve(Duration::from_millis(100));
             queue.shut();
         }
-        if self.temporary {
-            let _ = fs::remove_dir_all(self.path());
+        if let Some(temporary) = &self.temporary {
+            temporary.remove();
         } else {
             let opening = self.directory.close(|| self.queues().all(|queue| queue.env.sync().is_ok()));
             self.closing.keep(opening);

@@ -28,7 +28,7 @@ impl Times {
             }
             false => 0,
         };
-        Times { booted: handle.shared.offset, lead }
+        Times { booted: handle.shared.booted, lead }
     }
 
     fn at(self, now: u64) -> Moment {

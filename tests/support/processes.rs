@@ -16,7 +16,7 @@ use std::{
     io::{BufRead, BufReader, Lines, Write},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{ChildStdout, Command, Stdio},
+    process::{ChildStdout, Command, ExitStatus, Stdio},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -140,6 +140,11 @@ impl Child {
         self.process.kill().unwrap();
         let status = self.process.wait().unwrap();
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+
+    /// Waits for its end, and returns how it ended.
+    pub(crate) fn ended(mut self) -> ExitStatus {
+        self.process.wait().unwrap()
     }
 
     /// Waits for its end, which must be a good one.

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use crate::varint;
+use crate::{store::Weight, varint};
 use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::status::StatusCode;
 use hyper::body::Bytes;
@@ -116,6 +116,23 @@ pub(crate) fn decode(bytes: &Bytes) -> Option<Stored> {
         age,
         vary,
     })
+}
+
+impl Weight for Stored {
+    /// The values of fields, and the body, are slices of the payload.
+    fn weight(&self) -> usize {
+        let selecting = self.vary.capacity() * size_of::<(HeaderName, Option<Bytes>)>();
+        map_weight(&self.headers) + self.trailers.as_ref().map_or(0, map_weight) + selecting
+    }
+}
+
+/// A map has a place in its index, and one for a field, for each field that it has room for. Names are allocated unless
+/// they are well known.
+fn map_weight(map: &HeaderMap) -> usize {
+    const ALLOCATED: usize = 48;
+    let names: usize = map.keys().map(|name| name.as_str().len() + ALLOCATED).sum();
+    let field = size_of::<(HeaderName, HeaderValue)>() + 6 * size_of::<usize>();
+    map.capacity() * field + names
 }
 
 /// Whether a stored response answers this request: each field that its `Vary` lists has the value it had in the request

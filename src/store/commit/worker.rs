@@ -3,13 +3,22 @@
 
 use crate::log_limit::LogLimit;
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
-    thread::ThreadId,
     time::{Duration, Instant},
 };
 
 const AFTER_A_PANIC: Duration = Duration::from_millis(20);
+
+thread_local! {
+    static ON_A_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is a worker, of whichever cache.
+pub(crate) fn on_a_worker() -> bool {
+    ON_A_WORKER.try_with(Cell::get).unwrap_or(false)
+}
 
 /// The work that a thread does each time it is woken. The result says after how long it wants to be woken next; `None`:
 /// there is nothing to work for any more.
@@ -29,45 +38,6 @@ struct State {
     notified: bool,
     started: bool,
     closed: bool,
-    /// The thread is at work, or a handle is being dropped.
-    busy: bool,
-    thread: Option<ThreadId>,
-}
-
-/// How long the drop of a handle waits for the threads.
-const PAUSED_WITHIN: Duration = Duration::from_secs(1);
-
-/// Keeps worker threads from work while a handle is dropped. Otherwise a thread may hold the last reference to the shared
-/// state, and the process may end before the thread has closed the files.
-#[derive(Debug)]
-pub(crate) struct WorkerPause {
-    workers: Vec<Arc<Worker>>,
-    /// Those that are kept from work.
-    paused: Vec<Arc<Worker>>,
-}
-
-impl WorkerPause {
-    pub(crate) fn new(workers: impl IntoIterator<Item = Arc<Worker>>) -> WorkerPause {
-        WorkerPause { workers: workers.into_iter().collect(), paused: Vec::new() }
-    }
-
-    /// Pauses the worker threads until this is dropped. It does not wait for ever, and does nothing on a worker thread.
-    pub(crate) fn begin(&mut self) {
-        if self.workers.iter().any(|worker| worker.is_this_thread()) {
-            return;
-        }
-        let deadline = Instant::now() + PAUSED_WITHIN;
-        self.paused = self.workers.iter().filter(|worker| worker.pause(deadline)).cloned().collect();
-    }
-}
-
-impl Drop for WorkerPause {
-    fn drop(&mut self) {
-        for worker in self.paused.drain(..) {
-            worker.lock().busy = false;
-            worker.changed.notify_all();
-        }
-    }
 }
 
 impl Worker {
@@ -116,26 +86,9 @@ impl Worker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_this_thread(&self) -> bool {
-        self.lock().thread == Some(std::thread::current().id())
-    }
-
-    /// Waits until the thread rests, and keeps it from work. `false`: it did not rest by then.
-    fn pause(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.changed.wait_timeout_while(self.lock(), left, |state| state.busy);
-        let (mut state, late) = waited.unwrap_or_else(PoisonError::into_inner);
-        let rests = !late.timed_out();
-        state.busy |= rests;
-        rests
-    }
-
     fn run(&self) {
-        {
-            let mut state = self.lock();
-            state.thread = Some(std::thread::current().id());
-            state.notified = false;
-        }
+        ON_A_WORKER.set(true);
+        self.lock().notified = false;
         while let Some(pause) = self.work() {
             let began = Instant::now();
             let mut state = self.lock();
@@ -152,22 +105,9 @@ impl Worker {
 
     /// Works, and returns after how long to work next; `None` when there is nothing to work for any more.
     fn work(&self) -> Option<Duration> {
-        let mut state = self.lock();
-        while state.busy && !state.closed {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.closed {
-            return None;
-        }
-        state.busy = true;
-        drop(state);
-        let pause = self.chores.get().and_then(|chores| {
-            // A chore that panics, perhaps in a user's clock, must not end the others for ever.
-            catch_unwind(AssertUnwindSafe(chores)).unwrap_or(Some(AFTER_A_PANIC))
-        });
-        self.lock().busy = false;
-        self.changed.notify_all();
-        pause
+        let chores = self.chores.get().filter(|_| !self.lock().closed)?;
+        // A chore that panics, perhaps in a user's clock, must not end the others for ever.
+        catch_unwind(AssertUnwindSafe(chores)).unwrap_or(Some(AFTER_A_PANIC))
     }
 }
 

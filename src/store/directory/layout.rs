@@ -1,7 +1,8 @@
 //! The cache's directory: its users, the current generation of each environment, and what survives a reboot.
 //!
 //! ```text
-//! <cache>/                             each user holds a shared flock
+//! <cache>/                             each user holds a shared flock on it, if no other user can open it
+//! <cache>/users                        each user holds a shared flock on it
 //! <cache>/<fingerprint>/open.lock      held while a process opens or closes
 //! <cache>/<fingerprint>/users          each user of this build holds a shared flock on it too
 //! <cache>/<fingerprint>/layout         the text below, replaced by rename
@@ -11,6 +12,7 @@
 //! ```
 
 use super::{
+    access::{self, Access},
     first_number,
     lock_files::{OPENING, OpeningLock, UserLocks, sibling_in_use},
 };
@@ -18,8 +20,9 @@ use crate::{
     error::Error,
     store::{
         os::{
-            boot::{boot_id, since_boot, since_epoch},
-            file_system::{FileSystem, file_system},
+            blocks::write_in_place,
+            boot::{boot_id, boot_time_lead, since_boot, since_epoch},
+            file_system::FileSystem,
         },
         record::key::Secret,
     },
@@ -27,9 +30,8 @@ use crate::{
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,6 +41,11 @@ const SCHEMA: u32 = 6;
 
 /// The name of the environment of throttle cells and locks.
 const STATE: &str = "state";
+/// Bytes that stored answers may take, unless said otherwise.
+const SIZE: u64 = 1 << 30;
+
+/// How long a closing waits for a process that is opening the directory.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// The fingerprint of a build. Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {
@@ -52,9 +59,11 @@ pub(crate) struct Layout {
     pub(crate) secret: [u8; Secret::LEN],
     /// Bytes of `state/`'s map: the same for every process.
     pub(crate) state_size: u64,
+    /// Bytes that stored answers may take: the same for every process.
+    pub(crate) size: u64,
     pub(crate) shards: u32,
     boot: String,
-    /// Machine time is the time since boot plus this, in ns.
+    /// Machine time is the time since the machine started plus this, in ns.
     pub(crate) offset: u64,
     /// The last user synced everything, at the machine time `closed`.
     clean: bool,
@@ -87,6 +96,7 @@ impl Layout {
         Some(Layout {
             secret: unhex(fields.get("secret")?)?,
             state_size: number("state_size").filter(|&size| is_state_size(size))?,
+            size: number("size")?,
             shards,
             boot: fields.get("boot")?.to_string(),
             offset: number("offset")?,
@@ -107,8 +117,9 @@ impl Layout {
             hex
         });
         let mut text = format!(
-            "secret={secret}\nstate_size={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
+            "secret={secret}\nstate_size={}\nsize={}\nshards={}\nboot={}\noffset={}\nclean={}\nclosed={}\nsynced={}\nstate={}\nnumbers={}\n",
             self.state_size,
+            self.size,
             self.shards,
             self.boot,
             self.offset,
@@ -151,11 +162,15 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) state_size: u64,
+    /// `None`: as it is, or [`SIZE`].
+    pub(crate) size: Option<u64>,
     pub(crate) shards: u32,
     /// Users of other builds are no obstacle.
     pub(crate) mixed: bool,
     /// Every commit is synced.
     pub(crate) sync: bool,
+    /// The directory may be on a file system that is not known to do.
+    pub(crate) any_file_system: bool,
 }
 
 /// The directory of one cache, as opened by this process.
@@ -165,6 +180,8 @@ pub(crate) struct Directory {
     home: PathBuf,
     pub(crate) file_system: FileSystem,
     users: UserLocks,
+    /// How far the clocks of this process are ahead of the machine's, in ns.
+    lead: i64,
     layout: Layout,
 }
 
@@ -177,12 +194,17 @@ impl Directory {
         wanted: &Wanted,
         open: impl FnOnce(&Directory, &mut Layout, bool) -> Result<T, Error>,
     ) -> Result<(Directory, T), Error> {
-        let &Wanted { state_size, shards, mixed, sync } = wanted;
+        let &Wanted { state_size, size, shards, mixed, sync, any_file_system } = wanted;
         let fail = |reason: String| Error::Open { path: root.to_path_buf(), reason };
         let io = |what: &'static str| move |error: io::Error| fail(format!("{what}: {error}"));
-        let (whole, file_system) = check_root(root).map_err(fail)?;
+        let Access { directory, file_system, is_private } = access::enter(root, any_file_system).map_err(fail)?;
         let home = root.join(fingerprint());
-        make_private(&home).map_err(io("its inner directory cannot be made"))?;
+        access::make_inner(&home).map_err(fail)?;
+        if file_system == FileSystem::CopyOnWrite
+            && let Err(error) = write_in_place(&home)
+        {
+            tracing::warn!(%error, cache = %root.display(), "a full disk may kill the processes that use the cache");
+        }
         if let Some(sibling) = sibling_in_use(root, &home).filter(|_| !mixed) {
             return Err(fail(format!(
                 "a process of another build ({sibling}) is using it, and the two would share no locks; stop it, use another \
@@ -196,15 +218,19 @@ impl Directory {
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
-        let users = UserLocks::enter(root, &home, whole).map_err(|error| match error.kind() {
+        let users =
+            UserLocks::enter(root, &home, Some(directory).filter(|_| is_private)).map_err(|error| {
+                match error.kind() {
             io::ErrorKind::AddrInUse => fail(
                 "processes use it whose files have been removed or replaced; stop them first, or use another directory"
                     .into(),
             ),
             _ => io("its users file")(error),
-        })?;
+        }
+            })?;
         let alone = users.alone;
         let boot = boot_id().map_err(io("the boot id"))?;
+        let lead = boot_time_lead().map_err(io("its clock's time name space"))?;
         let path = home.join("layout");
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound && error.kind() != io::ErrorKind::InvalidData => {
@@ -220,9 +246,10 @@ impl Directory {
             None => Layout {
                 secret: rand::random(),
                 state_size,
+                size: SIZE,
                 shards,
                 boot: boot.clone(),
-                offset: since_epoch().saturating_sub(since_boot()),
+                offset: since_epoch().saturating_sub(since_boot(lead)),
                 clean: true,
                 closed: 0,
                 synced: sync,
@@ -238,11 +265,21 @@ impl Directory {
                 "the cache was made with other sizes than asked for; those are kept"
             );
         }
+        match size {
+            Some(size) if alone => layout.size = size,
+            Some(size) if size != layout.size => tracing::warn!(
+                cache = %root.display(), size = layout.size,
+                "others use the cache with another size than asked for; theirs is kept"
+            ),
+            _ => {}
+        }
         if alone && text.is_some() && latest_generation(&home.join(STATE)).is_none_or(|latest| latest < layout.state) {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
             layout.begin_state(layout.state + 1);
         }
-        if layout.boot != boot {
+        // Beside living users the machine has not started anew, whatever the id says: systemd-nspawn makes one up for each
+        // of its containers.
+        if layout.boot != boot && alone {
             // Files that were written without syncs may be torn after a crash of the machine.
             if !layout.clean && !layout.synced {
                 tracing::warn!(cache = %root.display(), "the machine went down unexpectedly: starting with empty files");
@@ -253,9 +290,10 @@ impl Directory {
             }
             layout.boot = boot;
             // A calendar that has gone back meanwhile must not take machine time back with it.
-            layout.offset = since_epoch().max(layout.closed).saturating_sub(since_boot());
+            layout.offset = since_epoch().max(layout.closed).saturating_sub(since_boot(lead));
         }
-        let mut directory = Directory { root: root.to_path_buf(), home, file_system, users, layout: layout.clone() };
+        let mut directory =
+            Directory { root: root.to_path_buf(), home, file_system, users, lead, layout: layout.clone() };
         let opened = open(&directory, &mut layout, alone)?;
         layout.clean = false;
         layout.synced = sync && (alone || layout.synced);
@@ -272,6 +310,11 @@ impl Directory {
 
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// What makes machine time of this process's time since boot, in ns.
+    pub(crate) fn offset(&self) -> u64 {
+        self.layout.offset.saturating_add_signed(self.lead.saturating_neg())
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -295,9 +338,9 @@ impl Directory {
     /// reboot, which is then written down. No process opens the cache until the result is dropped, which happens after
     /// the files are closed.
     pub(crate) fn close(&self, sync: impl FnOnce() -> bool) -> Option<OpeningLock> {
-        let opening = OpeningLock::enter(&self.home, Duration::from_millis(200)).ok()?;
+        let opening = OpeningLock::enter(&self.home, CLOSING).ok()?;
         if self.users.are_gone(&self.home) && sync() {
-            let closed = since_boot().saturating_add(self.layout.offset);
+            let closed = since_boot(self.lead).saturating_add(self.layout.offset);
             let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
         }
         Some(opening)
@@ -309,39 +352,6 @@ impl Directory {
         File::open(&new)?.sync_all()?;
         fs::rename(new, self.home.join("layout"))?;
         File::open(&self.home)?.sync_all()
-    }
-}
-
-fn make_private(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Creates the root if need be; the error says why it cannot be used.
-fn check_root(root: &Path) -> Result<(File, FileSystem), String> {
-    match make_private(root) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err("it is not a directory; name another path".into());
-        }
-        Err(error) => return Err(format!("the directory cannot be made: {error}")),
-    }
-    let directory = File::open(root).map_err(|error| format!("the directory cannot be read: {error}"))?;
-    let facts = directory.metadata().map_err(|error| error.to_string())?;
-    let me = rustix::process::geteuid().as_raw();
-    if facts.uid() != me {
-        return Err(format!(
-            "it belongs to user {}, this process runs as {me}; whoever writes the files could crash us",
-            facts.uid()
-        ));
-    }
-    if facts.permissions().mode() & 0o022 != 0 {
-        return Err("other users may write to it; give it mode 0700 or name another path".into());
-    }
-    match file_system(&directory).map_err(|error| format!("the file system cannot be told: {error}"))? {
-        FileSystem::Network(kind) => Err(format!(
-            "it is on a network file system ({kind}), where locks and shared memory do not work; use a local disk"
-        )),
-        local => Ok((directory, local)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sockets that tell the users of a directory that is no longer at its path.
 //!
 //! All lock files are in the directory, and go with it when it is removed or renamed: a process that then makes it anew
-//! would find no users. So each user also listens at an abstract socket, whose name tells the path and the directory
+//! would find no users. So each user also listens at an abstract socket, whose name tells the path and the lock file
 //! that was there. No data is ever sent on it. Processes in another network namespace, as in most containers, do not
 //! see it.
 
@@ -20,7 +20,7 @@ use std::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-/// A socket that says that its process uses a directory, as long as it exists.
+/// A socket that says that its process uses a directory, as long as it exists. The `facts` are those of the lock file.
 #[derive(Debug)]
 pub(crate) struct UserSocket {
     _listening: Option<OwnedFd>,
@@ -44,7 +44,7 @@ impl UserSocket {
     }
 }
 
-/// Whether a process of this user uses another directory that was at that path.
+/// Whether a process of this user uses another directory that was at that path, or one whose lock file was replaced.
 pub(crate) fn was_another(root: &Path, facts: &Metadata) -> bool {
     let Ok(place) = place(root) else { return false };
     let ours = which(facts);

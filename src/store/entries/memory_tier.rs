@@ -21,7 +21,7 @@ use std::{
     },
 };
 
-/// Bytes that an item takes besides its name and its payload, roughly.
+/// Bytes that an item takes besides its name, its payload and what its decoded value needs, roughly.
 const OVERHEAD: usize = 1024;
 /// One item may take this part of the memory tier: an eighth.
 const SHARE: usize = 8;
@@ -30,6 +30,18 @@ const SHARE: usize = 8;
 pub(crate) struct MemoryTier {
     items: Option<sync::Cache<[u8; 16], Arc<Item>, Weigh, AsIs>>,
     bytes: usize,
+}
+
+/// A decoded value, which is kept beside the bytes that it was made of.
+pub trait Weight {
+    /// Bytes that it takes besides those that it shares with the payload.
+    fn weight(&self) -> usize;
+}
+
+impl Weight for () {
+    fn weight(&self) -> usize {
+        0
+    }
 }
 
 pub(crate) struct Item {
@@ -43,17 +55,19 @@ pub(crate) struct Item {
     /// The last transaction whose snapshot contained it.
     seen: AtomicU64,
     pub(crate) reads: Arc<ReadRate>,
+    weight: usize,
 }
 
 impl Item {
-    pub(crate) fn new(
+    pub(crate) fn new<T: Weight + Send + Sync + 'static>(
         key: &Key,
         name: &[u8],
         (entry, row, seen): (Entry, RowDigest, u64),
-        value: Arc<dyn Any + Send + Sync>,
+        value: Arc<T>,
         reads: Arc<ReadRate>,
     ) -> Item {
-        Item { echo: key.echo, name: name.into(), entry, value, row, seen: AtomicU64::new(seen), reads }
+        let weight = OVERHEAD + name.len() + entry.payload.len() + value.weight();
+        Item { echo: key.echo, name: name.into(), entry, value, row, seen: AtomicU64::new(seen), reads, weight }
     }
 
     pub(crate) fn name(&self) -> &[u8] {
@@ -67,10 +81,6 @@ impl Item {
 
     pub(crate) fn was_seen_by(&self, transaction: u64) {
         self.seen.fetch_max(transaction, SeqCst);
-    }
-
-    fn weight(&self) -> usize {
-        OVERHEAD + self.name.len() + self.entry.payload.len()
     }
 }
 
@@ -94,7 +104,7 @@ impl MemoryTier {
 
     pub(crate) fn put(&self, key: &Key, item: Item) {
         if let Some(items) = &self.items
-            && item.weight() <= self.bytes / SHARE
+            && item.weight <= self.bytes / SHARE
         {
             items.insert(key.hash, Arc::new(item));
         }
@@ -123,7 +133,7 @@ struct Weigh;
 
 impl Weighter<[u8; 16], Arc<Item>> for Weigh {
     fn weight(&self, _: &[u8; 16], item: &Arc<Item>) -> u64 {
-        item.weight() as u64
+        item.weight as u64
     }
 }
 

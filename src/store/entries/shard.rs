@@ -3,7 +3,7 @@
 use super::{
     budget::Budget,
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
-    memory_tier::{Item, MemoryTier},
+    memory_tier::{Item, MemoryTier, Weight},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, as_of_now},
     read_rate::ReadRate,
@@ -110,7 +110,7 @@ impl Entries {
 
     /// As `get`, decoded: from the memory tier if it has not changed since it was last read. An entry that `decode`
     /// cannot read counts as damaged.
-    pub(crate) fn read<T: Send + Sync + 'static>(
+    pub(crate) fn read<T: Weight + Send + Sync + 'static>(
         &self,
         tier: &MemoryTier,
         key: &Key,

@@ -27,13 +27,27 @@ pub(super) struct Closing(#[expect(dead_code)] MutexGuard<'static, usize>);
 
 pub(super) fn wait_for_ending_threads() -> Closing {
     // This thread counts too, if it closes the environment in a destructor.
-    let own = usize::from(THIS.try_with(|_| ()).is_err());
+    let own = usize::from(this_thread_ends());
     let ending = ENDED.wait_timeout_while(lock(), PATIENCE, |ending| *ending > own);
     Closing(ending.unwrap_or_else(PoisonError::into_inner).0)
 }
 
 fn lock() -> MutexGuard<'static, usize> {
     ENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether this thread is running its last destructors.
+pub(crate) fn this_thread_ends() -> bool {
+    THIS.try_with(|_| ()).is_err()
+}
+
+/// The process ends: this thread, whose destructors of keys will never run, is waited for no more.
+pub(crate) fn the_process_ends() {
+    // SAFETY: the key exists, and the value is never dereferenced.
+    let value = |key| unsafe { libc::pthread_getspecific(key) };
+    if this_thread_ends() && key().is_some_and(|key| value(key).cast_const() == FIRST) {
+        at_end(SECOND.cast_mut());
+    }
 }
 
 /// A thread that reads calls this: from now on, a closing waits for its end.

@@ -2,7 +2,6 @@
 
 use crate::error::Error;
 use heed::MdbError;
-use std::io;
 
 pub(super) fn from_commit(error: heed::Error) -> Error {
     match from_heed(error) {
@@ -14,8 +13,7 @@ pub(super) fn from_commit(error: heed::Error) -> Error {
 
 pub(super) fn from_heed(error: heed::Error) -> Error {
     match error {
-        heed::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull => Error::Full,
-        heed::Error::Io(error) => Error::Io(error),
+        heed::Error::Io(error) => error.into(),
         heed::Error::Mdb(MdbError::MapFull | MdbError::TxnFull | MdbError::ReadersFull | MdbError::MapResized) => {
             Error::Full
         }

@@ -11,13 +11,15 @@
 use super::files::{Files, GATE_SIZE, Id, id_of};
 use crate::{
     error::Error,
-    store::{os::syscalls, record::row::u64_at},
+    store::{
+        os::{blocks, syscalls},
+        record::row::u64_at,
+    },
 };
 use std::{
     cell::UnsafeCell,
     fs::{self, File},
     io,
-    io::Write,
     marker::PhantomData,
     mem::{offset_of, size_of},
     os::fd::AsRawFd,
@@ -121,10 +123,8 @@ impl Gate {
     /// [`Error::Damaged`] if the generation was found damaged.
     pub(crate) fn make(path: &Path, generation: u64) -> Result<Gate, Error> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        if file.metadata()?.len() < GATE_SIZE {
-            // Written, not only lengthened: on a full disk, the first touch of a hole would kill the process.
-            (&file).write_all(&[0; MAPPED])?;
-        }
+        // On a full disk, the first touch of a hole would kill the process.
+        blocks::reserve(&file, GATE_SIZE)?;
         let gate = Gate::map(&file)?;
         let page = gate.page();
         let sound = page.magic.load(Acquire) == MAGIC;

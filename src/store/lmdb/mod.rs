@@ -1,7 +1,8 @@
 //! One LMDB environment: the generations of its files and their identity, the gate before its writer lock, opening,
 //! transactions.
 
-mod ending_threads;
+pub(crate) mod at_exit;
+pub(crate) mod ending_threads;
 pub(crate) mod env;
 mod error;
 mod file_identity;

@@ -11,7 +11,10 @@ use super::{
     metas::metas_are_sound,
     transaction::{Db, Reader, Txn},
 };
-use crate::{error::Error, store::os::syscalls};
+use crate::{
+    error::Error,
+    store::os::{blocks, syscalls},
+};
 use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithTls};
 use std::{
     fs::File,
@@ -124,14 +127,9 @@ pub(super) fn open_beside(
     Ok(Opened { heed, tables: tables.ok_or(Error::Damaged)?, is_new: false, data, files, shares_pid })
 }
 
-/// Reserves disk blocks for a file that is mapped writable, where the file system can.
+/// Reserves disk blocks for a file that is mapped writable.
 fn reserve(path: &Path, size: u64) -> Result<(), Error> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
-    match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size) {
-        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-        Err(rustix::io::Errno::NOSPC) => Err(Error::Full),
-        reserved => reserved.map_err(|error| io::Error::from(error).into()),
-    }
+    blocks::reserve(&File::options().read(true).write(true).create(true).truncate(false).open(path)?, size)
 }
 
 /// Opens the environment, and finds out whether it can be read only in write transactions.

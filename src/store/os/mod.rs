@@ -1,6 +1,8 @@
-//! The operating system: calls that no safe wrapper offers, forks, boots and clocks, file systems, and the locks that a
+//! The operating system: calls that no safe wrapper offers, forks, boots and clocks, file systems
+//! and their blocks, and the locks that a
 //! model checker replaces.
 
+pub(crate) mod blocks;
 pub(crate) mod boot;
 pub(crate) mod file_system;
 pub(crate) mod fork;

@@ -2,40 +2,49 @@
 
 #![allow(unsafe_code)]
 
-use std::{io, os::fd::BorrowedFd, path::Path, time::Duration};
+use std::{io, os::fd::BorrowedFd, path::Path, sync::OnceLock, time::Duration};
 
 /// Waits for a pthread mutex at most for `patience`; returns the result of the pthread call.
 ///
 /// # Safety
 ///
 /// `mutex` points at an initialised mutex.
-#[cfg(target_env = "gnu")]
 pub(crate) unsafe fn mutex_lock_for(mutex: *mut libc::pthread_mutex_t, patience: Duration) -> libc::c_int {
-    unsafe extern "C" {
-        // Not `pthread_mutex_timedlock`, whose deadline is on the calendar's clock: a step back would hang it.
-        fn pthread_mutex_clocklock(
-            mutex: *mut libc::pthread_mutex_t,
-            clock: libc::clockid_t,
-            deadline: *const libc::timespec,
-        ) -> libc::c_int;
+    match clocklock() {
+        Some(clocklock) => {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let deadline = Duration::new(now.tv_sec as u64, now.tv_nsec as u32).saturating_add(patience);
+            let deadline = libc::timespec {
+                tv_sec: libc::time_t::try_from(deadline.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: deadline.subsec_nanos() as libc::c_long,
+            };
+            // SAFETY: the caller promises that the mutex is valid; the deadline is a valid time of the clock named.
+            unsafe { clocklock(mutex, libc::CLOCK_MONOTONIC, &deadline) }
+        }
+        // SAFETY: the caller's promise.
+        None => unsafe { lock_by_trying(mutex, patience) },
     }
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Centuries at most: a time that does not fit is refused.
-    let patience = patience.min(Duration::from_secs(u32::MAX.into()));
-    let deadline = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) + patience;
-    let deadline =
-        libc::timespec { tv_sec: deadline.as_secs() as libc::time_t, tv_nsec: deadline.subsec_nanos() as libc::c_long };
-    // SAFETY: the caller promises that the mutex is valid; the deadline is a valid time of the clock named.
-    unsafe { pthread_mutex_clocklock(mutex, libc::CLOCK_MONOTONIC, &deadline) }
 }
 
-/// As above, where libc cannot wait on a clock that does not step.
-///
+/// Not `pthread_mutex_timedlock`, whose deadline is on the calendar's clock: a step back would hang it.
+type ClockLock =
+    unsafe extern "C" fn(*mut libc::pthread_mutex_t, libc::clockid_t, *const libc::timespec) -> libc::c_int;
+
+/// `pthread_mutex_clocklock`, which glibc has since 2.30 and musl has not.
+fn clocklock() -> Option<ClockLock> {
+    static FOUND: OnceLock<Option<ClockLock>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        // SAFETY: the name ends with a zero.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"pthread_mutex_clocklock".as_ptr()) };
+        // SAFETY: the function of that name has this type, and a null pointer is `None`.
+        unsafe { std::mem::transmute::<*mut libc::c_void, Option<ClockLock>>(found) }
+    })
+}
+
 /// # Safety
 ///
 /// `mutex` points at an initialised mutex.
-#[cfg(not(target_env = "gnu"))]
-pub(crate) unsafe fn mutex_lock_for(mutex: *mut libc::pthread_mutex_t, patience: Duration) -> libc::c_int {
+unsafe fn lock_by_trying(mutex: *mut libc::pthread_mutex_t, patience: Duration) -> libc::c_int {
     let began = std::time::Instant::now();
     loop {
         // SAFETY: the caller's promise.
@@ -60,4 +69,35 @@ pub(crate) fn close_on_exec(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::UnsafeCell;
+
+    struct Mutex(UnsafeCell<libc::pthread_mutex_t>);
+    // SAFETY: a pthread mutex is made for several threads.
+    unsafe impl Sync for Mutex {}
+
+    #[test]
+    fn a_mutex_is_waited_for_with_a_bound_by_whatever_libc_has() {
+        assert_eq!(clocklock().is_some(), cfg!(target_env = "gnu"), "the test is run where glibc is newer than 2.30");
+        let mutex = Mutex(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
+        for lock in [mutex_lock_for, lock_by_trying] {
+            let patience = Duration::from_millis(2);
+            // SAFETY: the mutex is initialised, lives longer than the threads, and is unlocked by the thread that has it.
+            unsafe {
+                assert_eq!(lock(mutex.0.get(), patience), 0);
+                std::thread::scope(|threads| {
+                    let mutex = &mutex;
+                    let late = threads.spawn(move || lock(mutex.0.get(), patience)).join().unwrap();
+                    assert!([libc::EBUSY, libc::ETIMEDOUT].contains(&late));
+                });
+                libc::pthread_mutex_unlock(mutex.0.get());
+                assert_eq!(lock(mutex.0.get(), Duration::MAX), 0);
+                libc::pthread_mutex_unlock(mutex.0.get());
+            }
+        }
+    }
 }

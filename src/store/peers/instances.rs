@@ -145,9 +145,13 @@ impl Instances {
         dead
     }
 
-    /// Clears away the files of dead instances, see [`clear`].
+    /// Clears away the files of dead instances, see [`clear`]. Those that were kept open are closed.
     pub(crate) fn tidy(&self) {
         clear(&self.run);
+        lock(&self.known).retain(|_, known| match known {
+            Known::AliveAt { file: Some(file), .. } => !is_unlocked(file),
+            Known::AliveAt { file: None, .. } | Known::Dead => true,
+        });
     }
 
     /// Puts this instance's file back if it was removed or replaced: without it, no process would notice when this one

@@ -1,7 +1,7 @@
 use crate::{
     cache::{
         Cache,
-        testing::{Hand, Holder, LONG, builder, nobody_starts, state},
+        testing::{Hand, Holder, LONG, builder, home, nobody_starts, state},
     },
     store::{Holding, Kind, Renew},
 };
@@ -20,7 +20,7 @@ fn the_files_are_closed_when_the_last_handle_is_gone() {
     for round in 0..50 {
         let cache = Cache::builder(dir.path()).state_size(1 << 20).open().unwrap();
         let scope = cache.scope("a");
-        let layout = state(&cache).queue.env.path().with_file_name("layout");
+        let layout = home(&cache).join("layout");
         let clean = || std::fs::read_to_string(&layout).unwrap().contains("clean=1");
         scope.insert("x", &round).wait().unwrap();
         drop(cache);

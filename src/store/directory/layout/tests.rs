@@ -1,8 +1,10 @@
 use super::*;
 use crate::{cache::testing::nobody_starts, store::directory::lock_files::open_file};
 use rustix::fs::{FlockOperation, flock};
+use std::os::unix::fs::PermissionsExt;
 
-const WANTED: Wanted = Wanted { state_size: 1 << 20, shards: 2, mixed: false, sync: false };
+const WANTED: Wanted =
+    Wanted { state_size: 1 << 20, size: None, shards: 2, mixed: false, sync: false, any_file_system: false };
 
 fn open(root: &Path) -> Result<(Directory, bool), Error> {
     Directory::open(root, &WANTED, |_, _, alone| Ok(alone))
@@ -43,6 +45,21 @@ fn the_second_user_is_not_alone_and_gets_the_same_secret() {
     let (second, alone) = open(dir.path()).unwrap();
     assert!(!alone);
     assert_eq!(first.layout.secret, second.layout.secret);
+}
+
+#[test]
+fn whoever_comes_first_decides_the_size() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let open = |size| Directory::open(dir.path(), &Wanted { size, ..WANTED }, |_, _, _| Ok(())).unwrap().0;
+    let size = |directory: &Directory| directory.layout.size;
+    assert_eq!(size(&open(None)), SIZE);
+    let first = open(Some(2 << 20));
+    assert_eq!(size(&first), 2 << 20, "alone");
+    assert_eq!(size(&open(Some(1 << 20))), 2 << 20, "the smallest does not trim everybody's answers");
+    drop(first);
+    assert_eq!(size(&open(None)), 2 << 20, "whoever has no wish keeps it");
+    assert_eq!(size(&open(Some(1 << 20))), 1 << 20);
 }
 
 #[test]
@@ -96,7 +113,47 @@ fn machine_time_does_not_follow_a_calendar_that_goes_back() {
     edit(dir.path(), "closed=", &format!("closed={later}"));
     edit(dir.path(), "boot=", "boot=another");
     let (directory, _) = open(dir.path()).unwrap();
-    assert!(directory.layout.offset + since_boot() >= later);
+    assert!(directory.layout.offset + since_boot(0) >= later);
+}
+
+#[test]
+fn beside_living_users_another_boot_id_is_no_reboot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, _) = open(dir.path()).unwrap();
+    make_state(&first);
+    edit(dir.path(), "boot=", "boot=of-a-container");
+    let (second, alone) = open(dir.path()).unwrap();
+    assert!(!alone);
+    let of = |directory: &Directory| (directory.layout.state, directory.layout.offset, directory.layout.numbers);
+    assert_eq!(of(&second), of(&first));
+    assert_eq!(second.layout.boot, "of-a-container", "as whoever came first has written it");
+}
+
+/// Another user can open what it may read, and hold a lock on it for ever.
+#[test]
+fn no_lock_is_taken_on_what_another_user_can_open() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let stranger = File::open(dir.path()).unwrap();
+    flock(&stranger, FlockOperation::LockExclusive).unwrap();
+    let (first, alone) = open(dir.path()).unwrap();
+    assert!(alone && !open(dir.path()).unwrap().1);
+    for file in [dir.path().join("users"), dir.path().join(fingerprint())] {
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o077, 0);
+    }
+    // Users are known all the same, whatever is removed.
+    for removed in [dir.path().join(fingerprint()), dir.path().join("users")] {
+        if removed.is_dir() {
+            fs::remove_dir_all(removed).unwrap()
+        } else {
+            fs::remove_file(removed).unwrap()
+        };
+        let error = open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("stop them"), "{error}");
+    }
+    drop(first);
+    assert!(open(dir.path()).unwrap().1);
 }
 
 #[test]
@@ -152,7 +209,7 @@ fn unusable_directories_are_refused_with_the_reason() {
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
     let writable = dir.path().join("writable");
-    fs::create_dir(&writable).unwrap();
+    fs::create_dir_all(writable.join("pictures")).unwrap();
     fs::set_permissions(&writable, fs::Permissions::from_mode(0o777)).unwrap();
     for (path, reason) in
         [(file.clone(), "not a directory"), (file.join("below"), "cannot be made"), (writable, "other users")]

@@ -46,6 +46,38 @@ fn block<T>(future: impl Future<Output = T>) -> T {
     crate::store::block_on(future)
 }
 
+macro_rules! weightless {
+    ($($value:ty)*) => {
+        $(impl Weight for $value {
+            fn weight(&self) -> usize {
+                0
+            }
+        })*
+    };
+}
+
+weightless! { Bytes usize Life }
+
+#[test]
+fn what_a_decoded_value_takes_is_counted() {
+    struct Decoded(usize);
+    impl Weight for Decoded {
+        fn weight(&self) -> usize {
+            self.0
+        }
+    }
+    let cache = builder().memory(1 << 20).open().unwrap();
+    let (scope, tier) = (cache.root(), &cache.handle().shared.tier);
+    let read = |name: &str, weight| {
+        store(scope, name, "1");
+        scope.read(&key(scope, name), name.as_bytes(), |_| Some(Decoded(weight))).unwrap().ok().unwrap();
+        tier.weight()
+    };
+    let light = read("a", 0);
+    assert_eq!(read("b", 5000), 2 * light + 5000);
+    assert_eq!(read("c", 1 << 20), 2 * light + 5000, "more than a part of the memory");
+}
+
 #[test]
 fn what_has_not_changed_is_read_from_memory_and_what_has_is_not() {
     let cache = builder().open().unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     cache::{
         Cache, Scope,
-        testing::{Child, LONG, builder, hear, nobody_starts, part, say, state},
+        testing::{Child, LONG, builder, hear, home, nobody_starts, part, say},
     },
     store::{Change, Found, Kind, LOCKS, Step, Waiter, WaitingLine},
 };
@@ -24,7 +24,7 @@ fn start(part: &str, path: &Path) -> Child {
 }
 
 fn run_of(cache: &Cache) -> PathBuf {
-    state(cache).queue.env.path().with_file_name("run")
+    home(cache).join("run")
 }
 
 /// The names of the files in `run/`.
@@ -156,7 +156,8 @@ fn who_opens_alone_and_who_tidies_clear_away_the_dead_and_nobody_else() {
     let mut first = start("wait", dir.path());
     let instance: u64 = first.line().parse().unwrap();
     first.kill();
-    let home = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let mut entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let home = entries.find(|entry| entry.is_dir()).unwrap();
     let run = home.join("run");
     assert_eq!(files(&run), [name(instance)]);
     let (stale, newborn) = ("0123456789abcdef", "0123456789abcdef.new");
@@ -240,6 +241,38 @@ fn what_is_remembered_of_others_is_bounded() {
     let instances = Instances::new(dir.path().to_owned());
     assert!((1..5000).all(|instance| !instances.is_dead(instance)));
     assert!(lock(&instances.known).len() <= KNOWN_MAX);
+}
+
+/// Files in a directory that this process has open, even if they are gone from it.
+fn open_in(directory: &Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    descriptors
+        .filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|at| at.starts_with(directory)))
+        .count()
+}
+
+#[test]
+fn no_file_of_the_dead_stays_open() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().canonicalize().unwrap();
+    let instances = Instances::new(run.clone());
+    let living = Instances::new(run.clone());
+    assert!(!instances.is_dead(living.instance().unwrap()));
+    let before = open_in(&run);
+    for _ in 0..100 {
+        let other = Instances::new(run.clone());
+        let number = other.instance().unwrap();
+        assert!(!instances.is_dead(number));
+        // As if its process were killed: the lock is gone, and the file is there.
+        let Own { file, .. } = other.own.get().unwrap();
+        *lock(file) = File::open("/dev/null").unwrap();
+        std::mem::forget(other);
+    }
+    assert!(open_in(&run) > before, "met alive, they were kept open");
+    instances.tidy();
+    assert_eq!(open_in(&run), before, "the living one is still open");
+    assert_eq!(files(&run).iter().filter(|name| name.ends_with(DEAD)).count(), 100);
 }
 
 #[test]

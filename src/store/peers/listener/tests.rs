@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     cache::{
         Cache,
-        testing::{Child, LONG, cache, hear, part, say, state},
+        testing::{Child, LONG, cache, hear, home, part, say},
     },
     store::{Key, Kind, Watch},
 };
@@ -27,7 +27,7 @@ fn key(cache: &Cache) -> Key {
 }
 
 fn run_of(cache: &Cache) -> PathBuf {
-    state(cache).queue.env.path().with_file_name("run")
+    home(cache).join("run")
 }
 
 /// Tells of each look.

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     cache::{
         Cache,
-        testing::{Child, Holder, LONG, cache, hear, nobody_starts, part, say, state, tamper},
+        testing::{Child, Holder, LONG, cache, hear, home, nobody_starts, part, say, state, tamper},
     },
     store::directory::first_number,
     store::{CELLS, Change, Found, Key, Kind, Step, Waiter, WaitingLine, lmdb::transaction::Txn},
@@ -36,13 +36,8 @@ fn next(cache: &Cache) -> u64 {
     draw(cache, "a", 1, Change::Keep, vec![]).unwrap()[0]
 }
 
-/// The layout's file.
-fn layout(cache: &Cache) -> std::path::PathBuf {
-    state(cache).queue.env.path().ancestors().nth(2).unwrap().join("layout")
-}
-
 fn first_of(cache: &Cache) -> u64 {
-    let text = std::fs::read_to_string(layout(cache)).unwrap();
+    let text = std::fs::read_to_string(home(cache).join("layout")).unwrap();
     text.lines().find_map(|line| line.strip_prefix("numbers=")).unwrap().parse().unwrap()
 }
 
@@ -100,7 +95,7 @@ fn they_go_on_over_restarts_and_generations() {
     assert!(starts[1] > last && starts[1] >= first_start + 2 * LEAP);
 
     // And one more, since the machine went down and the calendar has gone back as well.
-    let layout = layout(&cache);
+    let layout = home(&cache).join("layout");
     drop(cache);
     let future = starts[1] + 1_000 * LEAP;
     let text = std::fs::read_to_string(&layout).unwrap();

@@ -9,7 +9,7 @@ use crate::{
         record::row::with_row, rows::update::Update, rows::update::beside_the_line,
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 fn add(found: Found<'_>, _: u64) -> (u64, Change) {
     let sum = 1 + match found {
@@ -69,7 +69,7 @@ fn two_handles_of_a_directory_share_one_environment() {
     std::os::unix::fs::symlink(dir.path(), &link).unwrap();
     let second = open(&link);
     std::fs::remove_file(link).unwrap();
-    assert!(Arc::ptr_eq(&first.handle().shared, &second.handle().shared));
+    assert!(std::ptr::eq(&*first.handle().shared, &*second.handle().shared));
     put(&first, LOCKS, "a", u64::MAX, 0).unwrap();
     drop(first);
     assert!(has(&second, LOCKS, "a"));
