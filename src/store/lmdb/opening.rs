@@ -39,8 +39,8 @@ pub(crate) struct Options<'a> {
     pub(crate) sync: bool,
     /// No other process has it open.
     pub(crate) alone: bool,
-    /// Set where a loss must not go unnoticed: once the environment is found damaged, every process gives it up at
-    /// once. The path is the cache's directory, without which the environment is of no use.
+    /// Set where a loss must not go unnoticed, nor a write fail for want of blocks, which are reserved: once the
+    /// environment is found damaged, every process gives it up at once. The path is the cache's directory, without which the environment is of no use.
     pub(crate) guarded: Option<&'a Path>,
 }
 
@@ -81,7 +81,7 @@ fn open_alone(path: &Path, options: &Options<'_>, gate: &Gate) -> Result<Parts, 
     // LMDB maps this file writable: on a full disk, a reader's first look at a hole would kill the process.
     reserve(&path.join("lock.mdb"), LOCK_SIZE)?;
     let (heed, shares_pid) = open_twice(path, options)?;
-    if options.write_map {
+    if options.write_map || options.guarded.is_some() {
         reserve(&data, options.map_size as u64)?;
     }
     let files = Files::at(path, options.map_size)?;
