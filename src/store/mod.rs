@@ -31,7 +31,7 @@ pub(crate) use {
     },
     directory::layout::{Wanted, is_state_size},
     entries::{
-        editing::{Edit, Moment},
+        editing::{Begun, Edit, Moment},
         entry::{Entry, Life, TAGS_MAX},
         purge_rule::{PREFIX_MAX, Subject},
         purges::LONGEST_FLIGHT,

@@ -6,7 +6,7 @@ use super::{
         layout::{Directory, Layout, Wanted},
         registry::{DirectoryId, Registry},
     },
-    entries::{memory_tier::MemoryTier, shard::Entries, table},
+    entries::{eviction, memory_tier::MemoryTier, shard::Entries, table, use_table::UseTable},
     events::Events,
     lmdb::{env::Env, opening::Options},
     os::file_system::FileSystem,
@@ -88,10 +88,13 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         let state = open_state(directory, layout, alone, settings)?;
         let mut entries = Vec::new();
         for shard in 0..layout.shards as usize {
-            entries.push(open_entries(directory, layout, shard, alone, settings)?);
+            let env = open_entries(directory, layout, shard, alone, settings)?;
+            let path = directory.entries_path(shard, layout.entries[shard]);
+            let reserving = directory.file_system == FileSystem::Reserving;
+            entries.push((env, UseTable::open(&path, settings.size / u64::from(layout.shards), reserving)?));
         }
         if alone && settings.wanted.sync {
-            std::iter::once(&state).chain(&entries).try_for_each(Env::sync)?;
+            std::iter::once(&state).chain(entries.iter().map(|(env, _)| env)).try_for_each(Env::sync)?;
         }
         Ok((state, entries))
     });
@@ -114,7 +117,10 @@ fn open_files(path: &Path, temporary: bool, id: DirectoryId, settings: &Settings
         secret: Secret::new(directory.layout().secret),
         offset: directory.layout().offset,
         state: Arc::new(State::new(queue(state, room::make_room), directory.layout().numbers)),
-        entries: entries.into_iter().map(|env| Arc::new(Entries::new(queue(env, table::make_room), budget))).collect(),
+        entries: entries
+            .into_iter()
+            .map(|(env, uses)| Arc::new(Entries::new(queue(env, eviction::make_room), budget, uses)))
+            .collect(),
         tier: MemoryTier::new(settings.memory),
         events: Events::default(),
         instances,

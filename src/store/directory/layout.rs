@@ -35,7 +35,7 @@ use std::{
 };
 
 /// Raised whenever the stored form changes; part of the fingerprint, so that versions never read each other's files.
-const SCHEMA: u32 = 5;
+const SCHEMA: u32 = 6;
 
 /// The fingerprint of a build. Processes whose locks and records fit together have the same one.
 fn fingerprint() -> String {

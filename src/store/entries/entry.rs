@@ -67,24 +67,33 @@ pub(crate) struct Entry {
     pub(crate) sequence: u64,
     pub(crate) scope: ScopeId,
     pub(crate) tags: Vec<u64>,
+    /// The [family](Key::family) of a variant or a mark, which goes with the name that it belongs to; 0 for none.
+    pub(crate) family: u64,
     pub(crate) payload: Bytes,
     /// The entry is no answer, but something remembered of a name.
     pub(crate) is_mark: bool,
 }
 
-const ENTRY_VERSION: u8 = 2;
-const MARK_VERSION: u8 = 3;
-const ENTRY_HEAD: usize = 96;
-const ENTRY_CHECK: usize = 8;
+const ENTRY_VERSION: u8 = 4;
+const MARK_VERSION: u8 = 5;
+
+/// Bytes of the head of a row. Tags, kept name and payload follow.
+const HEAD: usize = 128;
+/// The checksum over everything behind the head, which stays when the head changes.
+const REST_CHECK: usize = 104;
+const PLACE: usize = 112;
+/// The checksum over the head, its last bytes.
+const HEAD_CHECK: usize = 120;
 
 /// Bytes that [`encode_entry`] adds to a payload at most.
-pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + KEPT_NAME_MAX;
+pub(crate) const ENTRY_OVERHEAD: usize = HEAD + 8 * TAGS_MAX + KEPT_NAME_MAX;
 
-/// The bytes of an entry: head, tags, name, payload, checksum. The name makes the row readable from outside.
+/// The bytes of an entry: head, tags, name, payload. The name makes the row readable from outside. Its life, its
+/// sequence and its place may be [sealed](seal) anew.
 pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
     let kept_name = &name[..name.len().min(KEPT_NAME_MAX)];
-    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + kept_name.len() + entry.payload.len() + ENTRY_CHECK);
+    let mut out = Vec::with_capacity(HEAD + tags.len() * 8 + kept_name.len() + entry.payload.len());
     out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
     out.push(tags.len() as u8);
     let Life { stored, fresh, revalidate, if_error } = entry.life;
@@ -94,27 +103,49 @@ pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
     out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
     out.extend_from_slice(&entry.scope);
-    for number in [fresh, revalidate, if_error, entry.spread] {
+    for number in [fresh, revalidate, if_error, entry.spread, entry.family] {
         out.extend_from_slice(&number.to_le_bytes());
     }
+    out.resize(HEAD, 0);
     for tag in tags {
         out.extend_from_slice(&tag.to_le_bytes());
     }
     out.extend_from_slice(kept_name);
     out.extend_from_slice(&entry.payload);
-    let check = xxh3_64(&out);
-    out.extend_from_slice(&check.to_le_bytes());
+    let check = xxh3_64(&out[HEAD..]);
+    out[REST_CHECK..PLACE].copy_from_slice(&check.to_le_bytes());
+    seal(&mut out, &entry.life, entry.sequence, 0);
     out
 }
 
-/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even for damaged entries.
-pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
-    u64_at(bytes, 2).unwrap_or(0)
+/// Gives an entry's bytes another life, sequence and place.
+pub(crate) fn seal(bytes: &mut [u8], life: &Life, sequence: u64, place: u64) {
+    let Life { stored, fresh, revalidate, if_error } = *life;
+    let numbers =
+        [(2, life.ends()), (10, stored), (26, sequence), (64, fresh), (72, revalidate), (80, if_error), (PLACE, place)];
+    for (at, number) in numbers {
+        bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let check = xxh3_64(&bytes[..HEAD_CHECK]);
+    bytes[HEAD_CHECK..HEAD].copy_from_slice(&check.to_le_bytes());
 }
 
-/// Whether an entry's bytes claim to be a mark, unchecked: for the count of those.
-pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&MARK_VERSION)
+/// What an entry's bytes claim, unchecked: for rows that must be kept even beside damaged entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claims {
+    pub(super) expires: u64,
+    /// Its place in the order of eviction.
+    pub(super) place: u64,
+    pub(super) family: u64,
+    pub(super) is_mark: bool,
+}
+
+impl Claims {
+    pub(super) fn of(bytes: &[u8]) -> Claims {
+        let number = |at| u64_at(bytes, at).unwrap_or(0);
+        let is_mark = bytes.first() == Some(&MARK_VERSION);
+        Claims { expires: number(2), place: number(PLACE), family: number(96), is_mark }
+    }
 }
 
 /// The value under a key of `entries/`.
@@ -136,17 +167,17 @@ pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
 }
 
-/// A digest that tells one row of an entry from another: its head, with all its times, and its checksum.
+/// A digest that tells one row of an entry from another: its head, with all its times, its place and its checksums.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowDigest([u8; ENTRY_HEAD], [u8; ENTRY_CHECK], usize);
+pub(crate) struct RowDigest([u8; HEAD], usize);
 
 impl RowDigest {
     pub(crate) fn of(bytes: &[u8]) -> Option<RowDigest> {
-        Some(RowDigest(*bytes.first_chunk()?, *bytes.last_chunk()?, bytes.len()))
+        Some(RowDigest(*bytes.first_chunk()?, bytes.len()))
     }
 }
 
-/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage of the payload.
+/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage behind the head.
 pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<(Entry, &[u8])> {
     decode_head(bytes).map(|head| (head.entry, head.kept_name))
 }
@@ -157,19 +188,17 @@ pub(crate) fn with_life(bytes: &[u8], life: &Life, sequence: u64) -> Option<Vec<
         return None;
     }
     let mut out = bytes.to_vec();
-    let Life { fresh, revalidate, if_error, .. } = *life;
-    for (at, number) in [(2, life.ends()), (26, sequence), (64, fresh), (72, revalidate), (80, if_error)] {
-        out[at..at + 8].copy_from_slice(&number.to_le_bytes());
-    }
-    let (body, check) = out.split_at_mut(bytes.len() - ENTRY_CHECK);
-    check.copy_from_slice(&xxh3_64(body).to_le_bytes());
+    seal(&mut out, life, sequence, Claims::of(bytes).place);
     Some(out)
 }
 
 /// Whether an entry's bytes are as they were stored.
 pub(crate) fn checksum_holds(bytes: &[u8]) -> bool {
-    let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
-    check == xxh3_64(body).to_le_bytes()
+    head_holds(bytes) && u64_at(bytes, REST_CHECK) == Some(xxh3_64(&bytes[HEAD..]))
+}
+
+fn head_holds(bytes: &[u8]) -> bool {
+    bytes.len() >= HEAD && u64_at(bytes, HEAD_CHECK) == Some(xxh3_64(&bytes[..HEAD_CHECK]))
 }
 
 struct Head<'a> {
@@ -180,12 +209,11 @@ struct Head<'a> {
     payload: Range<usize>,
 }
 
-fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
-    let body = &bytes[..bytes.len().checked_sub(ENTRY_CHECK)?];
-    if body.len() < ENTRY_HEAD || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
+fn decode_head(body: &[u8]) -> Option<Head<'_>> {
+    if !head_holds(body) || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
         return None;
     }
-    let tags_end = ENTRY_HEAD + body[1] as usize * 8;
+    let tags_end = HEAD + body[1] as usize * 8;
     let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
     let kept_name = body.get(tags_end..name_end)?;
     let entry = Entry {
@@ -199,7 +227,8 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
         spread: u64_at(body, 88)?,
         sequence: u64_at(body, 26)?,
         scope: body[48..64].try_into().ok()?,
-        tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        tags: body[HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        family: u64_at(body, 96)?,
         payload: Bytes::new(),
         is_mark: body[0] == MARK_VERSION,
     };

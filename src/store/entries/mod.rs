@@ -2,6 +2,8 @@
 
 pub(crate) mod editing;
 pub(crate) mod entry;
+pub(crate) mod eviction;
+mod ledger;
 pub(crate) mod memory_tier;
 pub(crate) mod purge_rule;
 pub(crate) mod purges;
@@ -9,3 +11,4 @@ pub(crate) mod read_rate;
 pub(crate) mod shard;
 pub(crate) mod table;
 mod tidying;
+pub(crate) mod use_table;

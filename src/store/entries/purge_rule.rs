@@ -23,6 +23,8 @@ pub(crate) enum Subject {
     Scope(ScopeId),
     Tag(u64),
     Name([u8; 16]),
+    /// What belongs to a name of a scope, see [`Key::family`](crate::store::Key::family).
+    Family(ScopeId, u64),
     /// A prefix of the names of a scope, at most [`PREFIX_MAX`] bytes.
     Prefix(ScopeId, Vec<u8>),
 }
@@ -30,6 +32,7 @@ pub(crate) enum Subject {
 /// The first byte of the rows of [`Subject::Name`] and [`Subject::Prefix`].
 pub(super) const NAME: u8 = 3;
 const PREFIX: u8 = 4;
+pub(super) const FAMILY: u8 = 5;
 /// Added to the first byte of the row of a soft purge.
 pub(super) const SOFTLY: u8 = 0x80;
 
@@ -39,6 +42,10 @@ impl Subject {
         match self {
             Subject::All => {}
             Subject::Tag(tag) => key.push(&tag.to_be_bytes()),
+            Subject::Family(scope, family) => {
+                key.push(scope);
+                key.push(&family.to_be_bytes());
+            }
             Subject::Scope(id) | Subject::Name(id) => key.push(id),
             Subject::Prefix(scope, prefix) => {
                 key.push(scope);
@@ -56,6 +63,7 @@ impl Subject {
             Subject::Tag(_) => 2,
             Subject::Name(_) => NAME,
             Subject::Prefix(..) => PREFIX,
+            Subject::Family(..) => FAMILY,
         }
     }
 }
@@ -147,7 +155,8 @@ pub(super) fn standing_at(
     let (soft, prefixed) = (may_be(SOFT)?, may_be(PREFIXED)?);
     let mut life = entry.life;
     let fixed = [Subject::All, Subject::Scope(entry.scope), Subject::Name(*key)];
-    for subject in fixed.into_iter().chain(entry.tags.iter().copied().map(Subject::Tag)) {
+    let family = (entry.family != 0).then_some(Subject::Family(entry.scope, entry.family));
+    for subject in fixed.into_iter().chain(family).chain(entry.tags.iter().copied().map(Subject::Tag)) {
         if purged_since(reader, &subject, false, entry.sequence)?.is_some() {
             return Ok(None);
         }

@@ -7,8 +7,12 @@
 
 use super::{
     entry::{Entry, decode_without_payload, with_life},
-    purge_rule::{NAME, PurgeKey, SOFTLY, Subject, standing, standing_at, times},
-    table::{ENTRIES, FLOOR, META, PREFIXED, PURGES, SEQUENCE, SOFT, number, remove, replace},
+    eviction::FAMILY_MAX,
+    purge_rule::{FAMILY, NAME, PurgeKey, SOFTLY, Subject, standing, standing_at, times},
+    table::{
+        ENTRIES, FLOOR, META, PREFIXED, PURGES, SEQUENCE, SOFT, family_members, load_ledger, number, remove, replace,
+        save_ledger,
+    },
 };
 use crate::{
     error::Error,
@@ -74,12 +78,12 @@ impl Operation for Purge {
         if self.soft {
             txn.put(META, SOFT, &sequence.to_le_bytes())?;
         }
-        match (&self.subject, self.soft) {
-            (Subject::Name(name), false) => {
-                remove(txn, name, None)?;
-            }
-            (Subject::Name(name), true) => {
-                apply_purges(txn, name)?;
+        match &self.subject {
+            Subject::Name(name) => apply_purges(txn, name).map(drop)?,
+            Subject::Family(_, family) => {
+                for key in family_members(txn, *family, FAMILY_MAX)? {
+                    apply_purges(txn, &key)?;
+                }
             }
             _ => {}
         }
@@ -99,13 +103,19 @@ pub(super) fn apply_purges(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<bool, Er
         Some((life, _)) => {
             let settled = with_life(bytes, &life, number(&txn.reader(), SEQUENCE)?);
             match settled {
-                Some(settled) => replace(txn, key, life.ends(), &settled)?,
-                None => remove(txn, key, None).map(drop)?,
+                Some(settled) => replace(txn, key, &settled)?,
+                None => remove_alone(txn, key)?,
             }
         }
-        None => remove(txn, key, None).map(drop)?,
+        None => remove_alone(txn, key)?,
     }
     Ok(true)
+}
+
+fn remove_alone(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<(), Error> {
+    let mut ledger = load_ledger(&txn.reader())?;
+    remove(txn, &mut ledger, key)?;
+    save_ledger(txn, &ledger)
 }
 
 fn put_purge(txn: &mut Txn<'_>, subject: &Subject, soft: bool, time: (u64, u64), walked: u64) -> Result<(), Error> {
@@ -149,7 +159,7 @@ fn forget_prefixes(txn: &mut Txn<'_>, scope: ScopeId, soft: bool) -> Result<bool
 /// their name. If too many rows are left, everything is purged, even if some purges were soft.
 fn forget_purges(txn: &mut Txn<'_>, walked: u64, sequence: u64, now: u64) -> Result<(), Error> {
     let rows = txn.rows(PURGES, Bound::Unbounded, usize::MAX, |key, row| {
-        let is_name = key.first().is_some_and(|kind| kind & !SOFTLY == NAME);
+        let is_name = key.first().is_some_and(|kind| matches!(kind & !SOFTLY, NAME | FAMILY));
         let gone = is_name || times(row).next_back().is_none_or(|(sequence, _)| sequence <= walked);
         (key.to_vec(), gone)
     })?;

@@ -6,23 +6,21 @@ use super::{
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, as_of_now},
     read_rate::ReadRate,
-    table::{BITE, BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
+    table::{ENTRIES, SEQUENCE, load_ledger, number},
+    use_table::UseTable,
 };
 use crate::{
     error::Error,
     store::{
         commit::{pending::Pending, write_queue::WriteQueue},
-        lmdb::transaction::{Reader, Txn},
+        lmdb::transaction::Reader,
         record::key::Key,
     },
 };
 use hyper::body::Bytes;
-use std::{
-    ops::Bound,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
 /// The walk over all entries that follows a purge, after which the purge's row can go.
@@ -41,7 +39,8 @@ pub(crate) struct Walk {
 #[derive(Debug)]
 pub(crate) struct Entries {
     pub(crate) queue: WriteQueue,
-    budget: u64,
+    pub(super) budget: u64,
+    pub(super) uses: UseTable,
     pub(crate) counts: Counts,
     pub(crate) walk: Mutex<Walk>,
     /// A step of tidying is queued. There is one at a time: otherwise steps would pile up behind a gate that stays
@@ -71,10 +70,11 @@ pub(crate) struct Counts {
 }
 
 impl Entries {
-    pub(crate) fn new(queue: WriteQueue, budget: u64) -> Entries {
+    pub(crate) fn new(queue: WriteQueue, budget: u64, uses: UseTable) -> Entries {
         Entries {
             queue,
             budget,
+            uses,
             counts: Counts::default(),
             walk: Mutex::default(),
             tidying: AtomicBool::new(false),
@@ -103,8 +103,11 @@ impl Entries {
             let sequence = number(reader, SEQUENCE)?;
             Ok((self.find(reader, sequence, key, name)?, sequence))
         })?;
-        let found = found.map(|(entry, _)| (entry, now()));
-        Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
+        let found = found.map(|(entry, _)| (entry, now())).filter(|(entry, now)| !entry.life.is_over(*now));
+        if found.is_some() {
+            self.uses.note(&key.hash);
+        }
+        Ok(found.ok_or(sequence))
     }
 
     /// As `get`, decoded: from the memory tier if it has not changed since it was last read. An entry that `decode`
@@ -125,6 +128,7 @@ impl Entries {
                     if let Ok(value) = value
                         && !item.entry.life.is_over(now)
                     {
+                        self.uses.note(&key.hash);
                         return Ok(Ok(Hit { value, now, reads: Some(item.reads.clone()), from_memory }));
                     }
                 }
@@ -144,6 +148,7 @@ impl Entries {
             self.counts.damaged.fetch_add(1, Relaxed);
             return Ok(Err(sequence));
         };
+        self.uses.note(&key.hash);
         let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(ReadRate::new(now)), |item| item.reads.clone()));
         if let (Some(row), Some(reads)) = (row, &reads) {
             tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
@@ -201,8 +206,8 @@ impl Entries {
     /// The number of answers, and the bytes of all entries, now.
     pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
         self.queue.env.read(|reader| {
-            let marks = number(reader, MARKS)?;
-            Ok((reader.len(ENTRIES)?.saturating_sub(marks), number(reader, BYTES)?))
+            let ledger = load_ledger(reader)?;
+            Ok((reader.len(ENTRIES)?.saturating_sub(ledger.marks), ledger.bytes))
         })
     }
 
@@ -224,31 +229,6 @@ impl Entries {
 
     pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {
         self.walk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Clears away some entries that have ended and, while `incoming` bytes more would exceed the budget, those that
-    /// end first. Returns whether `most` rows were not enough, and whether anything was changed.
-    pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
-        let mut bytes = number(&txn.reader(), BYTES)?.saturating_add(incoming);
-        let mut cleared = 0;
-        while cleared < most {
-            // Rows are read a bite at a time: mostly the first one says that nothing need be done.
-            let rows = txn.rows(INDEX, Bound::Unbounded, BITE.min(most - cleared), |key, _| split_index_key(key))?;
-            if rows.is_empty() {
-                return Ok((false, cleared > 0));
-            }
-            for (expires, key) in rows {
-                if expires > now && bytes <= self.budget {
-                    return Ok((false, cleared > 0));
-                }
-                if expires > now {
-                    self.counts.evicted.fetch_add(1, Relaxed);
-                }
-                bytes = bytes.saturating_sub(remove(txn, &key, Some(expires))?);
-                cleared += 1;
-            }
-        }
-        Ok((true, true))
     }
 }
 

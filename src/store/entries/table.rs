@@ -1,6 +1,10 @@
-//! The tables of `entries/`, and the rows of an entry: the entry itself, its place in the index, its share in the sums.
+//! The tables of `entries/`, and the rows of an entry: the entry itself, those that lead to it by its end, by its place and
+//! by its family, and its share in the sums.
 
-use super::entry::{checksum_holds, claimed_expiry, claims_to_be_mark};
+use super::{
+    entry::{Claims, checksum_holds},
+    ledger::Ledger,
+};
 use crate::{
     error::Error,
     store::{
@@ -10,16 +14,19 @@ use crate::{
 };
 use std::ops::Bound;
 
-pub(crate) const TABLES: [&str; 4] = ["entries", "index", "purges", "meta"];
+pub(crate) const TABLES: [&str; 6] = ["entries", "index", "order", "families", "purges", "meta"];
 pub(crate) const ENTRIES: Table = Table(0);
 /// `expires` (big-endian) and key: what ends first comes first.
 pub(crate) const INDEX: Table = Table(1);
-pub(crate) const PURGES: Table = Table(2);
-/// Numbers under names.
-pub(crate) const META: Table = Table(3);
+/// Place (big-endian) to key: the order of eviction.
+pub(super) const ORDER: Table = Table(2);
+/// Family (big-endian) and key of each of its entries.
+pub(super) const FAMILIES: Table = Table(3);
+pub(crate) const PURGES: Table = Table(4);
+/// Numbers under names, and the [ledger](super::ledger).
+pub(crate) const META: Table = Table(5);
 
-pub(super) const BYTES: &[u8] = b"bytes";
-pub(super) const MARKS: &[u8] = b"marks";
+const LEDGER: &[u8] = b"ledger";
 
 /// The sequence of the last purge.
 pub(crate) const SEQUENCE: &[u8] = b"sequence";
@@ -30,12 +37,18 @@ pub(super) const PREFIXED: &[u8] = b"prefixed";
 /// Computations begun before this sequence are not stored: purges of their names have been forgotten.
 pub(super) const FLOOR: &[u8] = b"floor";
 
-/// Rows that one write clears away, besides the rows whose room it needs.
-pub(super) const BITE: usize = 16;
-
 /// A number of [`META`]; 0 if it is not there.
 pub(super) fn number(reader: &Reader<'_>, name: &[u8]) -> Result<u64, Error> {
     Ok(reader.get(META, name)?.and_then(|bytes| u64_at(bytes, 0)).unwrap_or(0))
+}
+
+pub(crate) fn load_ledger(reader: &Reader<'_>) -> Result<Ledger, Error> {
+    Ok(Ledger::decode(reader.get(META, LEDGER)?.unwrap_or_default()))
+}
+
+pub(super) fn save_ledger(txn: &mut Txn<'_>, ledger: &Ledger) -> Result<(), Error> {
+    let row = ledger.encode();
+    if txn.get(META, LEDGER)? == Some(&row[..]) { Ok(()) } else { txn.put(META, LEDGER, &row) }
 }
 
 fn index_key(expires: u64, key: &[u8; 16]) -> [u8; 24] {
@@ -59,62 +72,85 @@ pub(super) fn split_index_key(index: &[u8]) -> (u64, [u8; 16]) {
 pub(super) fn footprint(len: usize) -> u64 {
     const PAGE: u64 = 4096;
     let len = len as u64;
-    if len <= 2000 { len + 128 } else { (len + 16).div_ceil(PAGE) * PAGE + 64 }
+    if len <= 2000 { len + 160 } else { (len + 16).div_ceil(PAGE) * PAGE + 64 }
 }
 
-fn add(txn: &mut Txn<'_>, number: &[u8], change: i64) -> Result<(), Error> {
-    let sum = self::number(&txn.reader(), number)?.saturating_add_signed(change);
-    txn.put(META, number, &sum.to_le_bytes())
+/// The keys of the entries of a family, up to `most`.
+pub(super) fn family_members(txn: &Txn<'_>, family: u64, most: usize) -> Result<Vec<[u8; 16]>, Error> {
+    let family = family.to_be_bytes();
+    let range = (Bound::Included(&family[..]), Bound::Unbounded);
+    // Rows are in order: what comes behind the family is of no interest, and ends it.
+    let rows = txn.rows_within(FAMILIES, range, most, |row, _| Some(row.strip_prefix(&family).map(key_of)))?;
+    Ok(rows.into_iter().map_while(|key| key).collect())
 }
 
-/// Removes an entry and its index row; returns the bytes set free. With `indexed`, that index row goes in any case. The
-/// entry goes only if that row is its own, or if the entry is damaged: then it may have no other row.
-pub(crate) fn remove(txn: &mut Txn<'_>, key: &[u8; 16], indexed: Option<u64>) -> Result<u64, Error> {
-    if let Some(expires) = indexed {
-        txn.delete(INDEX, &index_key(expires, key))?;
-    }
+pub(super) fn key_of(bytes: &[u8]) -> [u8; 16] {
+    bytes.try_into().unwrap_or_default()
+}
+
+fn family_key(family: u64, key: &[u8; 16]) -> [u8; 24] {
+    index_key(family, key)
+}
+
+/// Removes an entry with the rows that lead to it; returns the bytes set free.
+pub(crate) fn remove(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16]) -> Result<u64, Error> {
     let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(0) };
-    let (expires, freed) = (claimed_expiry(bytes), footprint(bytes.len()));
-    let is_mark = claims_to_be_mark(bytes);
-    if indexed.is_some_and(|indexed| indexed != expires) && checksum_holds(bytes) {
-        return Ok(0);
-    }
-    if indexed != Some(expires) {
-        txn.delete(INDEX, &index_key(expires, key))?;
-    }
+    let (claims, freed) = (Claims::of(bytes), footprint(bytes.len()));
     txn.delete(ENTRIES, key)?;
-    if is_mark {
-        add(txn, MARKS, -1)?;
+    txn.delete(INDEX, &index_key(claims.expires, key))?;
+    // The entry may be damaged, and its place that of another.
+    if txn.get(ORDER, &claims.place.to_be_bytes())? == Some(key) {
+        txn.delete(ORDER, &claims.place.to_be_bytes())?;
     }
-    add(txn, BYTES, -(freed as i64))?;
+    if claims.family != 0 {
+        txn.delete(FAMILIES, &family_key(claims.family, key))?;
+    }
+    ledger.removed(claims.place, freed, claims.is_mark);
     Ok(freed)
 }
 
+/// Removes an entry that was found by a row that leads to it. The row goes in any case; the entry only if the row is its
+/// own, or if the entry is damaged: then it may have no other row.
+pub(super) fn remove_found(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16], by: FoundBy) -> Result<u64, Error> {
+    match by {
+        FoundBy::End(expires) => txn.delete(INDEX, &index_key(expires, key))?,
+        FoundBy::Place(place) => txn.delete(ORDER, &place.to_be_bytes())?,
+    };
+    let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(0) };
+    let claims = Claims::of(bytes);
+    let is_own = match by {
+        FoundBy::End(expires) => claims.expires == expires,
+        FoundBy::Place(place) => claims.place == place,
+    };
+    if is_own || !checksum_holds(bytes) { remove(txn, ledger, key) } else { Ok(0) }
+}
+
+/// The row by which an entry was found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FoundBy {
+    End(u64),
+    Place(u64),
+}
+
 /// Puts other bytes of the same length in the place of an entry's.
-pub(crate) fn replace(txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn replace(txn: &mut Txn<'_>, key: &[u8; 16], bytes: &[u8]) -> Result<(), Error> {
     if let Some(before) = txn.get(ENTRIES, key)? {
-        let before = claimed_expiry(before);
+        let before = Claims::of(before).expires;
         txn.delete(INDEX, &index_key(before, key))?;
     }
-    txn.put(INDEX, &index_key(expires, key), &[])?;
+    txn.put(INDEX, &index_key(Claims::of(bytes).expires, key), &[])?;
     txn.put(ENTRIES, key, bytes)
 }
 
 /// Puts an entry that is not there yet.
-pub(super) fn put(txn: &mut Txn<'_>, key: &[u8; 16], expires: u64, bytes: &[u8]) -> Result<(), Error> {
-    txn.put(INDEX, &index_key(expires, key), &[])?;
+pub(super) fn put(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16], bytes: &[u8]) -> Result<(), Error> {
+    let claims = Claims::of(bytes);
+    txn.put(INDEX, &index_key(claims.expires, key), &[])?;
+    txn.put(ORDER, &claims.place.to_be_bytes(), key)?;
+    if claims.family != 0 {
+        txn.put(FAMILIES, &family_key(claims.family, key), &[])?;
+    }
     txn.put(ENTRIES, key, bytes)?;
-    if claims_to_be_mark(bytes) {
-        add(txn, MARKS, 1)?;
-    }
-    add(txn, BYTES, footprint(bytes.len()) as i64)
-}
-
-/// Called when the map or the disk is full: drops the entries that end first.
-pub(crate) fn make_room(txn: &mut Txn<'_>) -> Result<bool, Error> {
-    let rows = txn.rows(INDEX, Bound::Unbounded, BITE, |key, _| split_index_key(key))?;
-    for &(expires, key) in &rows {
-        remove(txn, &key, Some(expires))?;
-    }
-    Ok(!rows.is_empty())
+    ledger.added(claims.place, footprint(bytes.len()), claims.is_mark);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use super::{
     purge_rule::{PurgeKey, times},
     purges::{LONGEST_FLIGHT, apply_purges},
     shard::{Entries, Walk},
-    table::{ENTRIES, PURGES, SEQUENCE, number},
+    table::{ENTRIES, PURGES, SEQUENCE, load_ledger, number, save_ledger},
 };
 use crate::{
     error::Error,
@@ -64,11 +64,13 @@ impl Drop for Tidy {
 impl Operation for Tidy {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
         self.walk = *self.entries.walk();
-        let (more, trimmed) = self.entries.trim(txn, self.now, 0, STEP)?;
-        self.more = more;
+        let mut ledger = load_ledger(&txn.reader())?;
+        let trimmed = self.entries.trim(txn, &mut ledger, self.now, 0, STEP)?;
+        save_ledger(txn, &ledger)?;
+        self.more = trimmed.more;
         let walked = self.walk_on(txn)?;
         let dropped = self.drop_old_purges(txn)?;
-        Ok(trimmed || walked || dropped)
+        Ok(trimmed.changed || walked || dropped)
     }
 }
 

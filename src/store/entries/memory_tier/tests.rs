@@ -26,6 +26,7 @@ fn entry(scope: &Scope, name: &str, payload: impl Into<Bytes>) -> Entry {
         sequence: scope.purge_sequence(&key(scope, name)).unwrap(),
         scope: scope.id(),
         tags: vec![scope.tag("tag")],
+        family: 0,
         payload: payload.into(),
         is_mark: false,
     }

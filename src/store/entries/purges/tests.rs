@@ -27,7 +27,8 @@ fn life(now: u64) -> Life {
 fn store(scope: &Scope, name: &str, tag: &str, sequence: u64) -> Life {
     let life = life(scope.handle().now());
     let (tags, payload) = (vec![scope.tag(tag)], Bytes::from_static(b"\x01"));
-    let entry = Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false };
+    let entry =
+        Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, family: 0, payload, is_mark: false };
     scope.commit(key(scope, name), name.as_bytes(), entry).wait().unwrap();
     life
 }

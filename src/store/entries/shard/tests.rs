@@ -2,15 +2,16 @@ use super::*;
 use crate::{
     cache::{
         Cache, Scope,
-        testing::{Hand, Holder, builder, tamper},
+        testing::{Hand, Holder, builder, cache, tamper},
     },
     store::{
         Edit, Kind, LONGEST_FLIGHT, Life, Table,
         commit::operation::Operation,
         entries::{
-            entry::claimed_expiry,
+            entry::Claims,
+            eviction::FAMILY_MAX,
             purges::PURGES_MAX,
-            table::{PURGES, footprint},
+            table::{FAMILIES, INDEX, ORDER, PURGES, footprint, split_index_key},
         },
     },
 };
@@ -38,7 +39,7 @@ fn answer(scope: &Scope, sequence: u64, tags: &[&str]) -> Entry {
     let tags = tags.iter().map(|tag| scope.tag(tag)).collect();
     let payload = Bytes::from_static(b"\x01");
     let life = Life::without_grace(now, now + 60_000_000_000);
-    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false }
+    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, family: 0, payload, is_mark: false }
 }
 
 fn commit(scope: &Scope, name: &str, entry: Entry) {
@@ -68,10 +69,19 @@ fn tidy(cache: &Cache) {
 /// Checks the invariants of the tables.
 fn check(cache: &Cache) {
     let entries = rows(cache, ENTRIES);
-    let index: BTreeSet<_> = rows(cache, INDEX).iter().map(|row| split_index_key(&row.0)).collect();
-    let claimed: BTreeSet<_> =
-        entries.iter().map(|(key, bytes)| (claimed_expiry(bytes), key[..].try_into().unwrap())).collect();
-    assert_eq!(index, claimed);
+    let claims = |claim: fn(Claims) -> u64| {
+        let row = |(key, bytes): &(Vec<u8>, Vec<u8>)| (claim(Claims::of(bytes)), key[..].try_into().unwrap());
+        entries.iter().map(row).collect::<BTreeSet<_>>()
+    };
+    let split = |row: &(Vec<u8>, Vec<u8>)| split_index_key(&row.0);
+    assert_eq!(rows(cache, INDEX).iter().map(split).collect::<BTreeSet<_>>(), claims(|claims| claims.expires));
+    let families = claims(|claims| claims.family).into_iter().filter(|(family, _)| *family != 0);
+    assert!(families.eq(rows(cache, FAMILIES).iter().map(split)));
+    let order = rows(cache, ORDER).into_iter().map(|(place, key)| split_index_key(&[place, key].concat()));
+    assert_eq!(order.collect::<BTreeSet<_>>(), claims(|claims| claims.place));
+    let ledger = shard(cache).queue.env.read(load_ledger).unwrap();
+    let small = entries.iter().filter(|row| Claims::of(&row.1).place > ledger.main_end);
+    assert_eq!(ledger.small, small.map(|row| footprint(row.1.len())).sum::<u64>());
     let bytes: u64 = entries.iter().map(|row| footprint(row.1.len())).sum();
     assert_eq!(shard(cache).size().unwrap(), (entries.len() as u64, bytes));
     assert!(bytes <= shard(cache).budget);
@@ -163,27 +173,122 @@ fn what_has_ended_goes_with_later_writes_and_by_tidying() {
 }
 
 #[test]
-fn the_budget_is_never_exceeded_and_what_ends_first_goes_first() {
+fn the_budget_is_never_exceeded_and_what_was_stored_last_is_there() {
     let cache = builder().open().unwrap();
-    let life = |i: u64| Duration::from_secs(100 + i);
     for i in 0..3000 {
-        cache.insert(&i.to_string(), &"small").expire(life(i)).wait().unwrap();
+        cache.insert(&i.to_string(), &"small").wait().unwrap();
     }
     check(&cache);
-    let there = |i: u64| cache.get::<String>(&i.to_string()).unwrap().is_some();
-    assert!(there(2999) && there(0));
+    assert!(there(&cache, 2999) && there(&cache, 0));
     let large = "x".repeat(cache.root().largest() - 10);
     for i in 3000..3020 {
-        cache.insert(&i.to_string(), &large).expire(life(i)).wait().unwrap();
+        cache.insert(&i.to_string(), &large).expire(SECOND).wait().unwrap();
         check(&cache);
-        assert!(there(i));
+        assert!(there(&cache, i));
     }
-    assert!(!there(0) && !there(2999) && there(3019));
-    assert!(cache.stats().entries_evicted > 3000);
-    // The entry that ends first of all is not evicted when it is stored.
-    cache.insert("short", &large).expire(SECOND * 50).wait().unwrap();
-    assert!(cache.get::<String>("short").unwrap().is_some());
+    assert!(there(&cache, 0) && there(&cache, 2999), "they were read");
+    assert!(!there(&cache, 1) && !there(&cache, 3000));
     check(&cache);
+}
+
+fn there(cache: &Cache, name: u64) -> bool {
+    cache.get::<String>(&name.to_string()).unwrap().is_some()
+}
+
+#[test]
+fn what_is_read_stays_whoever_lives_longer() {
+    for memory in [0, 1 << 20] {
+        let cache = builder().memory(memory).open().unwrap();
+        let (scope, text) = (cache.root(), "x".repeat(1000));
+        let hot = key(scope, "hot");
+        let read = |name: &str| {
+            let found = scope.read(&key(scope, name), name.as_bytes(), |entry| Some(entry.payload.len()));
+            found.unwrap().is_ok()
+        };
+        cache.insert("hot", &text).expire(SECOND * 60).wait().unwrap();
+        let mut hits = 0;
+        for i in 0..5000 {
+            hits += u32::from(read("hot"));
+            cache.insert(&i.to_string(), &text).wait().unwrap();
+            assert!(read(&i.to_string()));
+        }
+        assert_eq!(hits, 5000, "memory: {memory}");
+        assert!(shard(&cache).uses.is_used(&hot.hash));
+        check(&cache);
+    }
+}
+
+#[test]
+fn what_was_never_read_goes_first_and_before_it_what_has_ended() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let (text, insert) = ("x".repeat(1000), |name: u64, text: &str| cache.insert(&name.to_string(), text));
+    // Read and unread, by turns, then some that end.
+    (0..400).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    (0..400).step_by(2).for_each(|i| assert!(there(&cache, i)));
+    (400..600).for_each(|i| insert(i, &text).expire(SECOND).wait().map(drop).unwrap());
+    hand.advance(SECOND);
+    (600..650).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    assert_eq!(cache.stats().entries_evicted, 0, "what has ended made room");
+    (650..1250).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    check(&cache);
+    let (left, hash) = (rows(&cache, ENTRIES), |i: u64| key(cache.root(), &i.to_string()).hash.to_vec());
+    let left: BTreeSet<_> = left.into_iter().map(|row| row.0).collect();
+    assert!((0..400).step_by(2).all(|i| left.contains(&hash(i))), "all that were read are there");
+    let spared = (1..400).step_by(2).filter(|&i| left.contains(&hash(i))).count();
+    assert!(spared <= 40, "{spared} of 200 share a word with one that was read");
+}
+
+#[test]
+fn huge_values_do_not_empty_the_cache() {
+    let cache = builder().open().unwrap();
+    let text = "x".repeat(1000);
+    for i in 0..500 {
+        cache.insert(&i.to_string(), &text).wait().unwrap();
+        assert!(there(&cache, i));
+    }
+    let huge = "x".repeat(cache.root().largest() - 10);
+    for i in 1000..1050 {
+        cache.insert(&i.to_string(), &huge).wait().unwrap();
+        if i % 2 == 0 {
+            assert!(there(&cache, i));
+        }
+        check(&cache);
+    }
+    let left = (0..500).filter(|&i| there(&cache, i)).count();
+    assert!(left >= 250, "{left} of 500");
+}
+
+#[test]
+fn the_hits_of_another_opening_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let uses = [0, 1].map(|_| UseTable::open(dir.path(), 1 << 20, true).unwrap());
+    let key = key(cache().root(), "x").hash;
+    uses[0].note(&key);
+    assert!(uses[1].is_used(&key));
+    let alone = UseTable::open(dir.path(), 1 << 20, false).unwrap();
+    assert!(!alone.is_used(&key));
+}
+
+#[test]
+fn a_name_has_a_bounded_family() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    let (plain, begun) = (key(&scope, "x"), sequence(&scope, "x"));
+    for i in 0..2 * FAMILY_MAX {
+        let entry = Entry { family: plain.family(), ..answer(&scope, begun, &[]) };
+        commit(&scope, &format!("x {i}"), entry);
+        assert!(has(&scope, "x 0") && has(&scope, &format!("x {i}")), "{i}");
+    }
+    commit(&scope, "x", answer(&scope, begun, &[]));
+    assert_eq!(rows(&cache, ENTRIES).len(), FAMILY_MAX + 1);
+    check(&cache);
+    for soft in [true, false] {
+        crate::store::block_on(scope.purge_name(&plain, soft)).unwrap();
+        assert_eq!(has(&scope, "x 0"), false, "soft: {soft}");
+        check(&cache);
+    }
+    assert_eq!(rows(&cache, ENTRIES).len(), 0);
 }
 
 #[test]
