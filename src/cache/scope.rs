@@ -259,7 +259,7 @@ impl Scope {
     /// they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
-        let name = handle.settled(handle.shared.shard(key).purge(Subject::Name(key.hash), soft, handle.now()));
+        let name = handle.purge_in(vec![handle.shared.shard_number(key)], Subject::Name(key.hash), soft);
         let family = handle.purge(Subject::Family(self.inner.id, key.family()), soft);
         async {
             name.await?;

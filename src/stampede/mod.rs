@@ -95,7 +95,7 @@
 //! body is shown when its answer is stored. A flight takes up to three times the limit in memory. Conditional requests
 //! are answered in full.
 //!
-//! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
+//! Variants by `Vary` are kept side by side, 32 of a name at most. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
 //! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name
 //! [accounts for them](StampedeCacheLayer::bodies_named), by a [`BodyDigestLayer`] for instance; its `no-cache` and `max-age=0`
 //! do not, since any client could then flood the service.

@@ -33,8 +33,9 @@ pub(crate) use {
     entries::{
         editing::{Begun, Edit, Moment},
         entry::{Entry, Life, TAGS_MAX},
+        forgetting::LONGEST_FLIGHT,
         purge_rule::{PREFIX_MAX, Subject},
-        purges::LONGEST_FLIGHT,
+        purges::Purged,
         shard::Hit,
     },
     events::{Event, Events},

@@ -14,7 +14,7 @@ use super::{
         ENTRIES, FoundBy, INDEX, ORDER, family_members, footprint, key_of, load_ledger, remove, remove_found,
         save_ledger, split_index_key,
     },
-    use_table::UseTable,
+    use_table::{USES_MAX, UseTable},
 };
 use crate::{error::Error, store::lmdb::transaction::Txn};
 use std::{ops::Bound, sync::atomic::Ordering::Relaxed};
@@ -28,7 +28,7 @@ const SMALL: u64 = 50;
 /// Entries that a name has beside its own: variants and marks.
 pub(super) const FAMILY_MAX: usize = 32;
 
-/// Entries that are spared one after the other, before the next one goes though it is used.
+/// Entries that are spared one after the other, before one of them goes though it is used.
 const SPARED_MAX: usize = 32;
 
 /// The result of a step of clearing away.
@@ -79,10 +79,15 @@ impl Entries {
     /// Makes room in a family that is about to get one more entry: the names of its entries may come from requests.
     pub(super) fn trim_family(&self, txn: &mut Txn<'_>, ledger: &mut Ledger, family: u64) -> Result<(), Error> {
         let members = family_members(txn, family, FAMILY_MAX)?;
-        if members.len() == FAMILY_MAX
-            && let Some(least) = members.iter().find(|key| !self.uses.take(key)).or(members.first())
-        {
-            remove(txn, ledger, least)?;
+        if members.len() < FAMILY_MAX {
+            return Ok(());
+        }
+        let unused = members.iter().find(|key| self.uses.count(key) == 0);
+        if unused.is_none() {
+            members.iter().for_each(|key| self.uses.take(key));
+        }
+        if let Some(key) = unused.or(members.first()) {
+            remove(txn, ledger, key)?;
             self.counts.evicted.fetch_add(1, Relaxed);
         }
         Ok(())
@@ -91,31 +96,34 @@ impl Entries {
 
 /// Evicts one entry, if there is any.
 fn evict(txn: &mut Txn<'_>, ledger: &mut Ledger, budget: u64, uses: Option<&UseTable>) -> Result<bool, Error> {
-    for seen in 0..2 * SPARED_MAX {
-        let Some(Candidate { place, key, is_small }) = candidate(txn, ledger, budget)? else { return Ok(false) };
-        let uses = uses.filter(|_| seen < SPARED_MAX);
-        let bytes = txn.get(ENTRIES, &key)?.map_or(0, |bytes| footprint(bytes.len()));
-        let is_spared = match uses {
-            // What would push many others out must be read more often.
-            Some(uses) if is_small && bytes > budget / SMALL => uses.is_full(&key),
-            Some(uses) if is_small => uses.is_used(&key),
-            Some(uses) => uses.take(&key),
-            None => false,
-        };
+    let mut spared: Vec<(u16, Candidate)> = Vec::new();
+    for _ in 0..SPARED_MAX {
+        let Some(candidate) = candidate(txn, ledger, budget)? else { break };
+        let &Candidate { place, ref key, is_small } = &candidate;
+        let bytes = txn.get(ENTRIES, key)?.map_or(0, |bytes| footprint(bytes.len()));
+        // What would push many others out must be read more often.
+        let least = if is_small && bytes > budget / SMALL { USES_MAX } else { 1 };
+        let used = uses.map_or(0, |uses| uses.count(key));
+        let is_spared = used >= least;
         if !is_small {
             ledger.hand = place;
+            uses.inspect(|uses| uses.take(key));
         } else if is_spared {
             ledger.main_end = place;
             ledger.small = ledger.small.saturating_sub(bytes);
         } else if let Some(uses) = uses {
-            uses.evicted(&key, ledger.epoch);
+            uses.evicted(key, ledger.epoch);
             ledger.count_eviction(txn.len(ENTRIES)?);
         }
-        if !is_spared && remove_found(txn, ledger, &key, FoundBy::Place(place))? > 0 {
+        if is_spared {
+            spared.push((used, candidate));
+        } else if remove_found(txn, ledger, key, FoundBy::Place(place))? > 0 {
             return Ok(true);
         }
     }
-    Ok(false)
+    // All are used. The least used goes, the oldest of them.
+    let Some((_, least)) = spared.iter().min_by_key(|(used, _)| *used) else { return Ok(false) };
+    Ok(remove_found(txn, ledger, &least.key, FoundBy::Place(least.place))? > 0)
 }
 
 struct Candidate {

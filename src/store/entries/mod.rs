@@ -3,6 +3,7 @@
 pub(crate) mod editing;
 pub(crate) mod entry;
 pub(crate) mod eviction;
+pub(crate) mod forgetting;
 mod ledger;
 pub(crate) mod memory_tier;
 pub(crate) mod purge_rule;
@@ -12,3 +13,4 @@ pub(crate) mod shard;
 pub(crate) mod table;
 mod tidying;
 pub(crate) mod use_table;
+mod walk;

@@ -4,7 +4,7 @@ use super::{
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
     memory_tier::{Item, MemoryTier},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
-    purges::{Purge, as_of_now},
+    purges::{Purge, Purged, as_of_now},
     read_rate::ReadRate,
     table::{ENTRIES, SEQUENCE, load_ledger, number},
     use_table::UseTable,
@@ -19,21 +19,9 @@ use crate::{
 };
 use hyper::body::Bytes;
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
-
-/// The walk over all entries that follows a purge, after which the purge's row can go.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Walk {
-    pub(super) at: Option<[u8; 16]>,
-    /// The sequence when this round began.
-    pub(super) round_upto: u64,
-    /// The sequence up to which everything has been walked.
-    pub(crate) walked_upto: u64,
-    /// The purge row up to which all have been looked at.
-    pub(super) next_purge_row: Option<PurgeKey>,
-}
 
 /// One shard of the stored answers.
 #[derive(Debug)]
@@ -42,7 +30,8 @@ pub(crate) struct Entries {
     pub(super) budget: u64,
     pub(super) uses: UseTable,
     pub(crate) counts: Counts,
-    pub(crate) walk: Mutex<Walk>,
+    /// How far this process has looked for purges that are old.
+    pub(super) swept: Mutex<Option<PurgeKey>>,
     /// A step of tidying is queued. There is one at a time: otherwise steps would pile up behind a gate that stays
     /// shut.
     pub(crate) tidying: AtomicBool,
@@ -76,7 +65,7 @@ impl Entries {
             budget,
             uses,
             counts: Counts::default(),
-            walk: Mutex::default(),
+            swept: Mutex::default(),
             tidying: AtomicBool::new(false),
             more: AtomicBool::new(false),
             latest: AtomicU64::new(0),
@@ -220,15 +209,11 @@ impl Entries {
     }
 
     /// From the commit on, no answer that the subject matches and whose computation began before is read or stored;
-    /// after a soft purge, such answers have ended.
-    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
+    /// after a soft purge, such answers have ended. [`Purged::Again`]: not yet.
+    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<Purged, Error>> {
         self.latest.fetch_max(now, Relaxed);
-        let walked = self.walk().walked_upto;
-        self.queue.delegate(Purge { subject, soft, now, walked }, |_, result| result)
-    }
-
-    pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {
-        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+        let purge = Purge { subject, soft, now, purged: Purged::Done };
+        self.queue.delegate(purge, |purge, result| result.map(|()| purge.purged))
     }
 }
 

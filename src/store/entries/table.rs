@@ -14,7 +14,7 @@ use crate::{
 };
 use std::ops::Bound;
 
-pub(crate) const TABLES: [&str; 6] = ["entries", "index", "order", "families", "purges", "meta"];
+pub(crate) const TABLES: [&str; 8] = ["entries", "index", "order", "families", "purges", "ages", "floors", "meta"];
 pub(crate) const ENTRIES: Table = Table(0);
 /// `expires` (big-endian) and key: what ends first comes first.
 pub(crate) const INDEX: Table = Table(1);
@@ -24,16 +24,20 @@ pub(super) const ORDER: Table = Table(2);
 pub(super) const FAMILIES: Table = Table(3);
 pub(crate) const PURGES: Table = Table(4);
 /// Numbers under names, and the [ledger](super::ledger).
-pub(crate) const META: Table = Table(5);
+/// Group and sequence of each purge (big-endian) to its key in [`PURGES`].
+pub(super) const AGES: Table = Table(5);
+/// Group to the sequence before which its computations must not have begun, see [`FLOOR`].
+pub(super) const FLOORS: Table = Table(6);
+pub(crate) const META: Table = Table(7);
 
 const LEDGER: &[u8] = b"ledger";
 
 /// The sequence of the last purge.
 pub(crate) const SEQUENCE: &[u8] = b"sequence";
-/// The sequence of the last soft purge, and of the last one of a prefix: an entry whose computation began after it need
-/// not look for such purges.
-pub(super) const SOFT: &[u8] = b"soft";
-pub(super) const PREFIXED: &[u8] = b"prefixed";
+/// The sequence of the last purge that the walk must follow. Others have removed all that they match themselves.
+pub(super) const WANTED: &[u8] = b"wanted";
+/// The sequence up to which the walk has followed all purges.
+pub(super) const WALKED: &[u8] = b"walked";
 /// Computations begun before this sequence are not stored: purges of their names have been forgotten.
 pub(super) const FLOOR: &[u8] = b"floor";
 

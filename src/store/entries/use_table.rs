@@ -1,7 +1,7 @@
-//! Which entries are used: a table of words that every process maps, so that a hit costs no write transaction.
+//! Which entries are used: a table that every process maps, so that a hit costs no write transaction.
 //!
-//! A word is found by a key's hash. It counts the hits of late, up to three, which eviction takes back one by one; and it
-//! remembers that an entry was evicted unread. Keys that share a word spare each other's entries.
+//! Both parts are found by a key's hash. The counters count the hits of late, up to three, which eviction takes back one
+//! by one; keys that share a counter spare each other's entries. The marks remember which entries were evicted unread.
 
 use crate::store::os::mapped::MappedWords;
 use std::{
@@ -12,28 +12,34 @@ use std::{
 /// The name of the file beside an environment's files.
 const FILE: &str = "uses";
 
-/// Words for each MiB that the entries may take: two for each KiB.
-const WORDS_PER_MIB: u64 = 2048;
-const WORDS_MAX: u64 = 8 << 20;
+/// Words for each MiB that the entries may take: for each KiB sixteen counters in two words, and one mark.
+const WORDS_PER_MIB: u64 = 3 << 10;
+const WORDS_MAX: u64 = 12 << 20;
 
-/// The bits of a word that count hits.
-const USES: u16 = 0b11;
-/// Those that say when an entry was evicted: the low bits of an epoch.
-const EPOCH: u16 = 0b1111 << EPOCH_SHIFT;
-const EPOCH_SHIFT: u32 = 2;
-/// Those that say which one: some bits of its key, and never all clear.
-const WHICH_SHIFT: u32 = 6;
-const WHICH: u16 = !(USES | EPOCH);
+/// Hits that are counted, and the bits of a counter.
+pub(super) const USES_MAX: u16 = 0b11;
+/// Counters in a word.
+const COUNTERS: usize = 8;
 
+/// The bits of a mark that say when the entry was evicted: the low bits of an epoch.
+const EPOCH: u16 = 0b1111;
+/// Those that say which entry it was: some bits of its key, and never all clear.
+const WHICH: u16 = !EPOCH;
 /// Epochs after its own for which an eviction is remembered.
 const REMEMBERED: u16 = 2;
 
 /// The uses of the entries of one environment.
 pub(crate) struct UseTable {
     words: MappedWords,
+    /// Words of counters. Those behind them are marks.
+    counters: usize,
 }
 
 impl UseTable {
+    fn new(words: MappedWords) -> UseTable {
+        UseTable { counters: words.len() / 3 * 2, words }
+    }
+
     /// Opens the table of the environment in a directory that may hold `budget` bytes of entries. With `reserving`, the
     /// file system keeps blocks that are reserved; elsewhere, and on a full disk, a process knows its own hits only.
     pub(crate) fn open(directory: &Path, budget: u64, reserving: bool) -> std::io::Result<UseTable> {
@@ -43,60 +49,77 @@ impl UseTable {
             Some(Ok(words)) => words,
             Some(Err(_)) | None => MappedWords::private(len)?,
         };
-        Ok(UseTable { words })
+        Ok(UseTable::new(words))
     }
 
-    /// Notes a hit. A word that is full already is only read, so that no processor takes it from the others.
+    /// Notes a hit. A counter that is full already is only read, so that no processor takes its word from the others.
     pub(crate) fn note(&self, key: &[u8; 16]) {
-        let word = self.word(key);
-        let before = word.load(Relaxed);
-        if before & USES < USES {
-            word.store(before + 1, Relaxed);
+        let counter = self.counter(key);
+        if counter.uses() < USES_MAX {
+            counter.set(counter.uses() + 1);
         }
     }
 
-    pub(super) fn is_used(&self, key: &[u8; 16]) -> bool {
-        self.word(key).load(Relaxed) & USES > 0
+    /// Hits of late, at most [`USES_MAX`].
+    pub(super) fn count(&self, key: &[u8; 16]) -> u16 {
+        self.counter(key).uses()
     }
 
-    /// Whether a word has counted as many hits as it can.
-    pub(super) fn is_full(&self, key: &[u8; 16]) -> bool {
-        self.word(key).load(Relaxed) & USES == USES
-    }
-
-    /// Takes a hit back, and returns whether there was one.
-    pub(super) fn take(&self, key: &[u8; 16]) -> bool {
-        let word = self.word(key);
-        let before = word.load(Relaxed);
-        let used = before & USES > 0;
-        if used {
-            word.store(before - 1, Relaxed);
+    /// Takes a hit back.
+    pub(super) fn take(&self, key: &[u8; 16]) {
+        let counter = self.counter(key);
+        if counter.uses() > 0 {
+            counter.set(counter.uses() - 1);
         }
-        used
     }
 
     /// Remembers that the entry of a key was evicted unread.
     pub(super) fn evicted(&self, key: &[u8; 16], epoch: u64) {
-        let word = self.word(key);
-        word.store(word.load(Relaxed) & USES | ((epoch as u16) << EPOCH_SHIFT) & EPOCH | which(key), Relaxed);
+        self.mark(key).store(which(key) | epoch as u16 & EPOCH, Relaxed);
     }
 
     /// Whether the entry of a key was evicted unread of late.
     pub(super) fn was_evicted(&self, key: &[u8; 16], epoch: u64) -> bool {
-        let word = self.word(key).load(Relaxed);
-        let age = (epoch as u16).wrapping_sub(word >> EPOCH_SHIFT) & (EPOCH >> EPOCH_SHIFT);
-        word & WHICH == which(key) && age <= REMEMBERED
+        let mark = self.mark(key).load(Relaxed);
+        mark & WHICH == which(key) && (epoch as u16).wrapping_sub(mark) & EPOCH <= REMEMBERED
     }
 
-    fn word(&self, key: &[u8; 16]) -> &AtomicU16 {
-        let [a, b, c, d] = [key[4], key[5], key[6], key[7]];
-        let part = u64::from(u32::from_le_bytes([a, b, c, d]));
-        &self.words[((part * self.words.len() as u64) >> 32) as usize]
+    fn counter(&self, key: &[u8; 16]) -> Counter<'_> {
+        let at = place(key, self.counters * COUNTERS);
+        Counter { word: &self.words[at / COUNTERS], shift: (at % COUNTERS) as u32 * USES_MAX.count_ones() }
+    }
+
+    fn mark(&self, key: &[u8; 16]) -> &AtomicU16 {
+        let marks = &self.words[self.counters..];
+        &marks[place(key, marks.len())]
     }
 }
 
+/// A counter in a word. Threads that write to one word at once may lose a hit.
+struct Counter<'a> {
+    word: &'a AtomicU16,
+    shift: u32,
+}
+
+impl Counter<'_> {
+    fn uses(&self) -> u16 {
+        self.word.load(Relaxed) >> self.shift & USES_MAX
+    }
+
+    fn set(&self, uses: u16) {
+        let others = self.word.load(Relaxed) & !(USES_MAX << self.shift);
+        self.word.store(others | uses << self.shift, Relaxed);
+    }
+}
+
+/// The place of a key among `most`.
+fn place(key: &[u8; 16], most: usize) -> usize {
+    let part = u32::from_le_bytes([key[4], key[5], key[6], key[7]]);
+    ((u64::from(part) * most as u64) >> u32::BITS) as usize
+}
+
 fn which(key: &[u8; 16]) -> u16 {
-    (u16::from_le_bytes([key[8], key[9]]) << WHICH_SHIFT).max(1 << WHICH_SHIFT)
+    (u16::from_le_bytes([key[8], key[9]]) & WHICH).max(EPOCH + 1)
 }
 
 impl std::fmt::Debug for UseTable {
@@ -110,7 +133,7 @@ mod tests {
     use super::*;
 
     fn table() -> UseTable {
-        UseTable { words: MappedWords::private(2048).unwrap() }
+        UseTable::new(MappedWords::private(3072).unwrap())
     }
 
     fn key(n: u64) -> [u8; 16] {
@@ -120,9 +143,14 @@ mod tests {
     #[test]
     fn hits_are_counted_up_to_three_and_taken_back_one_by_one() {
         let (table, key) = (table(), key(1));
-        assert!(!table.is_used(&key) && !table.take(&key));
+        table.take(&key);
+        assert_eq!(table.count(&key), 0);
         (0..7).for_each(|_| table.note(&key));
-        assert_eq!([0; 4].map(|_| table.take(&key)), [true, true, true, false]);
+        let counts = [0; 4].map(|_| {
+            table.take(&key);
+            table.count(&key)
+        });
+        assert_eq!(counts, [2, 1, 0, 0]);
     }
 
     #[test]
@@ -132,7 +160,7 @@ mod tests {
         table.note(&key);
         for epoch in [0, 14, 15, 16, 1 << 40] {
             table.evicted(&key, epoch);
-            assert!(table.is_used(&key));
+            assert_eq!(table.count(&key), 1);
             let remembered = [0, 1, 2, 3, 13].map(|later| table.was_evicted(&key, epoch + later));
             assert_eq!(remembered, [true, true, true, false, false]);
         }

@@ -13,6 +13,8 @@ use std::{
 };
 
 const WORD: usize = size_of::<AtomicU16>();
+/// Bytes of a file: a shorter one was not made to its end.
+const LEAST: u64 = 4096;
 /// Bytes of the blocks that a file's size is reserved in.
 const BLOCK: u64 = 512;
 
@@ -34,7 +36,7 @@ impl MappedWords {
     pub(crate) fn of_file(path: &Path, len: usize) -> io::Result<MappedWords> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let found = file.metadata()?;
-        let bytes = if found.len() < WORD as u64 { (len * WORD) as u64 } else { found.len() };
+        let bytes = if found.len() < LEAST { ((len * WORD) as u64).max(LEAST) } else { found.len() };
         if found.len() < bytes || found.blocks() * BLOCK < bytes {
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
         }
