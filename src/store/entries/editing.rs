@@ -1,12 +1,12 @@
 //! Writes of one entry, in one transaction with others.
 
 use super::{
-    entry::{Claims, Entry, Life, Stored, decode_entry, encode_entry, seal},
+    entry::{Claims, Encoded, Entry, Life, Stored, decode_entry, encode_entry, seal},
     eviction::BITE,
     purge_rule::standing,
     purges::as_of_now,
-    shard::Entries,
-    table::{ENTRIES, SEQUENCE, footprint, load_ledger, number, put, remove, save_ledger},
+    shard::{Entries, gather},
+    table::{ENTRIES, SEQUENCE, load_ledger, number, put, remove, save_ledger},
 };
 use crate::{
     error::Error,
@@ -68,10 +68,10 @@ impl Entries {
         life: impl Fn(u64) -> Life + Send + 'static,
         stored: R,
     ) -> Pending<Result<R, Error>> {
-        let row = encode_entry(&key, name, &entry);
+        let encoded = encode_entry(&key, name, &entry);
         let entry = Entry { payload: Bytes::new(), ..entry };
         let run =
-            Storing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, life, entry, begun, row };
+            Storing { entries: self.clone(), key, name: name.into(), clock: now, now: 0, life, entry, begun, encoded };
         self.queue.delegate(run, |_, result| result.map(|()| stored))
     }
 
@@ -92,8 +92,15 @@ impl Entries {
         self.queue.delegate(run, settle)
     }
 
-    /// Puts an entry in the place of the one that is there, if any: `entry` with the bytes `row`.
-    fn put(&self, txn: &mut Txn<'_>, now: u64, key: &[u8; 16], entry: &Entry, row: &mut [u8]) -> Result<(), Error> {
+    /// Puts an entry in the place of the one that is there, if any.
+    fn put(
+        &self,
+        txn: &mut Txn<'_>,
+        now: u64,
+        key: &[u8; 16],
+        entry: &Entry,
+        encoded: &mut Encoded,
+    ) -> Result<(), Error> {
         let mut ledger = load_ledger(&txn.reader())?;
         let before = txn.get(ENTRIES, key)?.map(|bytes| Claims::of(bytes).place);
         remove(txn, &mut ledger, key)?;
@@ -101,7 +108,7 @@ impl Entries {
             self.trim_family(txn, &mut ledger, entry.family)?;
         }
         // Room is made before the entry is put: it might be the one that goes.
-        let incoming = footprint(row.len());
+        let incoming = Claims::footprint(&encoded.row);
         let trimmed = self.trim(txn, &mut ledger, now, incoming, rows_worth(incoming))?;
         self.more.fetch_or(trimmed.more, Relaxed);
         // A new answer to an old name stays where that was.
@@ -112,8 +119,8 @@ impl Entries {
         if before.is_none() && self.uses.was_evicted(key, ledger.epoch) {
             self.uses.note(key);
         }
-        seal(row, &entry.life, entry.sequence, place);
-        put(txn, &mut ledger, key, row)?;
+        seal(&mut encoded.row, &entry.life, entry.sequence, place);
+        put(txn, &mut ledger, key, encoded)?;
         save_ledger(txn, &ledger)
     }
 
@@ -136,7 +143,7 @@ struct Storing<C, L> {
     /// The entry without its payload.
     entry: Entry,
     begun: Begun,
-    row: Vec<u8>,
+    encoded: Encoded,
 }
 
 impl<C: Fn() -> u64, L: Fn(u64) -> Life> Operation for Storing<C, L> {
@@ -153,7 +160,7 @@ impl<C: Fn() -> u64, L: Fn(u64) -> Life> Operation for Storing<C, L> {
         }
         match as_of_now(&txn.reader(), key, &self.name, &self.entry)? {
             Some(entry) if !entry.life.is_over(self.now) => {
-                self.entries.put(txn, self.now, key, &entry, &mut self.row)?;
+                self.entries.put(txn, self.now, key, &entry, &mut self.encoded)?;
             }
             // The new entry has ended already, and the old one goes too.
             Some(_) => self.entries.remove(txn, self.now, key)?,
@@ -183,7 +190,17 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let key = &self.key.hash;
         let moment = Moment { now: self.now, sequence: number(&txn.reader(), SEQUENCE)? };
         let bytes = txn.get(ENTRIES, key)?.map(Bytes::copy_from_slice);
-        let alive = match bytes.as_ref().map(|bytes| decode_entry(bytes, &self.key, &self.name)) {
+        let found = match bytes.as_ref().map(|bytes| decode_entry(bytes, &self.key, &self.name)) {
+            Some(Stored::InPieces(entry, len)) => {
+                let mut payload = Vec::new();
+                match gather(&txn.reader(), &self.key, &mut payload, len)? {
+                    true => Some(Stored::Entry(Entry { payload: payload.into(), ..entry })),
+                    false => Some(Stored::Damaged),
+                }
+            }
+            found => found,
+        };
+        let alive = match found {
             Some(Stored::Entry(entry)) => {
                 let standing = standing(&txn.reader(), key, &self.name, &entry)?.filter(|life| !life.is_over(self.now));
                 standing.map(|life| Entry { life, ..entry })
@@ -203,8 +220,8 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let edit = match edit {
             Edit::Store(entry) => match as_of_now(&txn.reader(), key, &self.name, &entry)? {
                 Some(entry) if !entry.life.is_over(self.now) => {
-                    let mut row = encode_entry(&self.key, &self.name, &entry);
-                    self.entries.put(txn, self.now, key, &entry, &mut row)?;
+                    let mut encoded = encode_entry(&self.key, &self.name, &entry);
+                    self.entries.put(txn, self.now, key, &entry, &mut encoded)?;
                     return Ok(true);
                 }
                 // The new entry has ended already, and the old one goes too.

@@ -1,6 +1,7 @@
 //! The stored form of an entry: pure encoding and decoding. Bytes that do not decode are no entry, and never cause a
 //! panic.
 
+use super::pieces::{WHOLE_MAX, footprint, in_pieces, pieces_footprint};
 use crate::store::record::{
     key::{Key, ScopeId},
     row::u64_at,
@@ -77,45 +78,57 @@ pub(crate) struct Entry {
 const ENTRY_VERSION: u8 = 4;
 const MARK_VERSION: u8 = 5;
 
-/// Bytes of the head of a row. Tags, kept name and payload follow.
-const HEAD: usize = 128;
+/// Bytes of the head of a row. Tags and kept name follow, and the payload, if that is not kept in pieces.
+const HEAD: usize = 136;
 /// The checksum over everything behind the head, which stays when the head changes.
 const REST_CHECK: usize = 104;
-const PLACE: usize = 112;
+const PAYLOAD_LEN: usize = 112;
+const PLACE: usize = 120;
 /// The checksum over the head, its last bytes.
-const HEAD_CHECK: usize = 120;
+const HEAD_CHECK: usize = 128;
 
 /// Bytes that [`encode_entry`] adds to a payload at most.
 pub(crate) const ENTRY_OVERHEAD: usize = HEAD + 8 * TAGS_MAX + KEPT_NAME_MAX;
 
-/// The bytes of an entry: head, tags, name, payload. The name makes the row readable from outside. Its life, its
-/// sequence and its place may be [sealed](seal) anew.
-pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
+/// The rows of an entry.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// Head, tags and name, which make it readable from outside; and a small payload. Its life, its sequence and its place
+    /// may be [sealed](seal) anew.
+    pub(super) row: Vec<u8>,
+    /// A large payload.
+    pub(super) pieces: Vec<Vec<u8>>,
+}
+
+pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Encoded {
     let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
     let kept_name = &name[..name.len().min(KEPT_NAME_MAX)];
-    let mut out = Vec::with_capacity(HEAD + tags.len() * 8 + kept_name.len() + entry.payload.len());
-    out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
-    out.push(tags.len() as u8);
+    let head = HEAD + tags.len() * 8 + kept_name.len();
+    let inline = if head + entry.payload.len() <= WHOLE_MAX { &entry.payload[..] } else { &[] };
+    let mut row = Vec::with_capacity(head + inline.len());
+    row.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
+    row.push(tags.len() as u8);
     let Life { stored, fresh, revalidate, if_error } = entry.life;
     for number in [entry.life.ends(), stored, entry.cost, entry.sequence, key.echo] {
-        out.extend_from_slice(&number.to_le_bytes());
+        row.extend_from_slice(&number.to_le_bytes());
     }
-    out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
-    out.extend_from_slice(&entry.scope);
-    for number in [fresh, revalidate, if_error, entry.spread, entry.family] {
-        out.extend_from_slice(&number.to_le_bytes());
+    row.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+    row.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
+    row.extend_from_slice(&entry.scope);
+    for number in [fresh, revalidate, if_error, entry.spread, entry.family, 0, entry.payload.len() as u64] {
+        row.extend_from_slice(&number.to_le_bytes());
     }
-    out.resize(HEAD, 0);
+    row.resize(HEAD, 0);
     for tag in tags {
-        out.extend_from_slice(&tag.to_le_bytes());
+        row.extend_from_slice(&tag.to_le_bytes());
     }
-    out.extend_from_slice(kept_name);
-    out.extend_from_slice(&entry.payload);
-    let check = xxh3_64(&out[HEAD..]);
-    out[REST_CHECK..PLACE].copy_from_slice(&check.to_le_bytes());
-    seal(&mut out, &entry.life, entry.sequence, 0);
-    out
+    row.extend_from_slice(kept_name);
+    row.extend_from_slice(inline);
+    let check = xxh3_64(&row[HEAD..]);
+    row[REST_CHECK..PAYLOAD_LEN].copy_from_slice(&check.to_le_bytes());
+    seal(&mut row, &entry.life, entry.sequence, 0);
+    let pieces = if inline.len() < entry.payload.len() { in_pieces(key, &entry.payload) } else { Vec::new() };
+    Encoded { row, pieces }
 }
 
 /// Gives an entry's bytes another life, sequence and place.
@@ -138,13 +151,27 @@ pub(crate) struct Claims {
     pub(super) place: u64,
     pub(super) family: u64,
     pub(super) is_mark: bool,
+    payload_len: u64,
 }
 
 impl Claims {
     pub(super) fn of(bytes: &[u8]) -> Claims {
         let number = |at| u64_at(bytes, at).unwrap_or(0);
         let is_mark = bytes.first() == Some(&MARK_VERSION);
-        Claims { expires: number(2), place: number(PLACE), family: number(96), is_mark }
+        Claims {
+            expires: number(2),
+            place: number(PLACE),
+            family: number(96),
+            is_mark,
+            payload_len: number(PAYLOAD_LEN),
+        }
+    }
+
+    /// Bytes that the entry of a row takes on disk.
+    pub(super) fn footprint(row: &[u8]) -> u64 {
+        let payload_len = Claims::of(row).payload_len;
+        let in_pieces = if payload_len as usize > row.len() { pieces_footprint(payload_len) } else { 0 };
+        footprint(row.len()) + in_pieces
     }
 }
 
@@ -153,6 +180,8 @@ impl Claims {
 pub(crate) enum Stored {
     /// The entry of the name asked for.
     Entry(Entry),
+    /// Such an entry, whose payload of some bytes is kept in pieces.
+    InPieces(Entry, usize),
     /// The entry of another name, whose key happens to be the same.
     Other,
     Damaged,
@@ -164,7 +193,10 @@ pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.kept_name) {
         return Stored::Other;
     }
-    Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
+    match head.payload {
+        Some(payload) => Stored::Entry(Entry { payload: bytes.slice(payload), ..head.entry }),
+        None => Stored::InPieces(head.entry, head.payload_len),
+    }
 }
 
 /// A digest that tells one row of an entry from another: its head, with all its times, its place and its checksums.
@@ -206,7 +238,9 @@ struct Head<'a> {
     echo: u64,
     name_len: u32,
     kept_name: &'a [u8],
-    payload: Range<usize>,
+    payload_len: usize,
+    /// `None`: it is kept in pieces.
+    payload: Option<Range<usize>>,
 }
 
 fn decode_head(body: &[u8]) -> Option<Head<'_>> {
@@ -233,7 +267,13 @@ fn decode_head(body: &[u8]) -> Option<Head<'_>> {
         is_mark: body[0] == MARK_VERSION,
     };
     let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
-    Some(Head { entry, echo: u64_at(body, 34)?, name_len, kept_name, payload: name_end..body.len() })
+    let payload_len = usize::try_from(u64_at(body, PAYLOAD_LEN)?).ok()?;
+    let payload = match body.len() - name_end {
+        0 if payload_len > 0 => None,
+        inline if inline == payload_len => Some(name_end..body.len()),
+        _ => return None,
+    };
+    Some(Head { entry, echo: u64_at(body, 34)?, name_len, kept_name, payload_len, payload })
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@
 //! main queue ends and where the hand is are two numbers. The hits are in the [use table](super::use_table).
 
 use super::{
+    entry::Claims,
     ledger::Ledger,
     shard::Entries,
     table::{
-        ENTRIES, FoundBy, INDEX, ORDER, family_members, footprint, key_of, load_ledger, remove, remove_found,
+        ENTRIES, FAMILY_MAX, FoundBy, INDEX, ORDER, family_members, key_of, load_ledger, remove, remove_found,
         save_ledger, split_index_key,
     },
     use_table::{USES_MAX, UseTable},
@@ -24,9 +25,6 @@ pub(super) const BITE: usize = 16;
 
 /// The small queue may take this part of the budget: a fiftieth.
 const SMALL: u64 = 50;
-
-/// Entries that a name has beside its own: variants and marks.
-pub(super) const FAMILY_MAX: usize = 32;
 
 /// Entries that are spared one after the other, before one of them goes though it is used.
 const SPARED_MAX: usize = 32;
@@ -100,7 +98,7 @@ fn evict(txn: &mut Txn<'_>, ledger: &mut Ledger, budget: u64, uses: Option<&UseT
     for _ in 0..SPARED_MAX {
         let Some(candidate) = candidate(txn, ledger, budget)? else { break };
         let &Candidate { place, ref key, is_small } = &candidate;
-        let bytes = txn.get(ENTRIES, key)?.map_or(0, |bytes| footprint(bytes.len()));
+        let bytes = txn.get(ENTRIES, key)?.map_or(0, Claims::footprint);
         // What would push many others out must be read more often.
         let least = if is_small && bytes > budget / SMALL { USES_MAX } else { 1 };
         let used = uses.map_or(0, |uses| uses.count(key));

@@ -6,6 +6,7 @@ pub(crate) mod eviction;
 pub(crate) mod forgetting;
 mod ledger;
 pub(crate) mod memory_tier;
+mod pieces;
 pub(crate) mod purge_rule;
 pub(crate) mod purges;
 pub(crate) mod read_rate;

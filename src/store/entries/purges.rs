@@ -10,10 +10,9 @@
 
 use super::{
     entry::Entry,
-    eviction::FAMILY_MAX,
     forgetting::{LONGEST_FLIGHT, floor, make_way},
     purge_rule::{Subject, applied, standing_since, times},
-    table::{AGES, META, PURGES, SEQUENCE, family_members, number},
+    table::{AGES, FAMILY_MAX, META, PURGES, SEQUENCE, family_members, number},
     walk::{apply_purges, follow, walk_on},
 };
 use crate::{

@@ -3,10 +3,11 @@
 use super::{
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
     memory_tier::{Item, MemoryTier},
+    pieces::{PIECE, part, piece_key},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, Purged, as_of_now},
     read_rate::ReadRate,
-    table::{ENTRIES, SEQUENCE, load_ledger, number},
+    table::{ENTRIES, PIECES, SEQUENCE, load_ledger, number},
     use_table::UseTable,
 };
 use crate::{
@@ -22,6 +23,11 @@ use std::sync::{
     Arc, Mutex,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
+
+/// Bytes of a payload that are collected in one transaction: some hundred microseconds.
+const GATHERED_AT_ONCE: usize = 16 * PIECE;
+/// Times that an entry is looked for which is replaced while it is collected.
+const GATHERED_MAX: usize = 3;
 
 /// One shard of the stored answers.
 #[derive(Debug)]
@@ -50,6 +56,26 @@ pub(crate) struct Hit<T> {
     pub(crate) reads: Option<Arc<ReadRate>>,
     /// It was found without a look into the file.
     pub(crate) from_memory: bool,
+}
+
+enum Gathered {
+    Whole(Bytes),
+    Damaged,
+    /// Another entry has taken its place meanwhile.
+    Replaced,
+}
+
+/// Adds pieces to a payload until it has some bytes. Returns `false` if one is missing or damaged.
+pub(super) fn gather(reader: &Reader<'_>, key: &Key, payload: &mut Vec<u8>, upto: usize) -> Result<bool, Error> {
+    while payload.len() < upto {
+        let number = payload.len() / PIECE;
+        let row = reader.get(PIECES, &piece_key(&key.hash, number))?;
+        let Some(part) = row.and_then(|row| part(key, number, row)).filter(|part| !part.is_empty()) else {
+            return Ok(false);
+        };
+        payload.extend_from_slice(part);
+    }
+    Ok(true)
 }
 
 #[derive(Debug, Default)]
@@ -88,10 +114,7 @@ impl Entries {
         name: &[u8],
         now: impl FnOnce() -> u64,
     ) -> Result<Result<(Entry, u64), u64>, Error> {
-        let (found, sequence) = self.queue.env.read(|reader| {
-            let sequence = number(reader, SEQUENCE)?;
-            Ok((self.find(reader, sequence, key, name)?, sequence))
-        })?;
+        let (found, sequence, _) = self.look(key, name)?;
         let found = found.map(|(entry, _)| (entry, now())).filter(|(entry, now)| !entry.life.is_over(*now));
         if found.is_some() {
             self.uses.note(&key.hash);
@@ -124,10 +147,7 @@ impl Entries {
                 None => tier.remove(key),
             }
         }
-        let (found, sequence, seen) = self.queue.env.read(|reader| {
-            let sequence = number(reader, SEQUENCE)?;
-            Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
-        })?;
+        let (found, sequence, seen) = self.look(key, name)?;
         let Some((entry, row)) = found else { return Ok(Err(sequence)) };
         let now = now();
         if entry.life.is_over(now) {
@@ -139,7 +159,7 @@ impl Entries {
         };
         self.uses.note(&key.hash);
         let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(ReadRate::new(now)), |item| item.reads.clone()));
-        if let (Some(row), Some(reads)) = (row, &reads) {
+        if let Some(reads) = &reads {
             tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
         }
         Ok(Ok(Hit { value, now, reads, from_memory: false }))
@@ -166,26 +186,70 @@ impl Entries {
         })
     }
 
-    /// The entry under a key, whatever its life.
+    /// The entry under a key, whatever its life; the purge sequence, and the transaction that was seen.
+    fn look(&self, key: &Key, name: &[u8]) -> Result<(Option<(Entry, RowDigest)>, u64, u64), Error> {
+        for _ in 0..GATHERED_MAX {
+            let (found, sequence, seen) = self.queue.env.read(|reader| {
+                let sequence = number(reader, SEQUENCE)?;
+                Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
+            })?;
+            let Some((entry, row, in_pieces)) = found else { return Ok((None, sequence, seen)) };
+            if in_pieces == 0 {
+                return Ok((Some((entry, row)), sequence, seen));
+            }
+            match self.gather(key, &row, in_pieces)? {
+                Gathered::Whole(payload) => return Ok((Some((Entry { payload, ..entry }, row)), sequence, seen)),
+                Gathered::Damaged => {
+                    self.counts.damaged.fetch_add(1, Relaxed);
+                    return Ok((None, sequence, seen));
+                }
+                Gathered::Replaced => {}
+            }
+        }
+        // It is replaced faster than it can be read.
+        Ok((None, self.purge_sequence()?, 0))
+    }
+
+    /// The entry under a key, whatever its life, and the bytes of its payload that are kept in pieces.
     fn find(
         &self,
         reader: &Reader<'_>,
         sequence: u64,
         key: &Key,
         name: &[u8],
-    ) -> Result<Option<(Entry, Option<RowDigest>)>, Error> {
+    ) -> Result<Option<(Entry, RowDigest, usize)>, Error> {
         let Some(bytes) = reader.get(ENTRIES, &key.hash)? else { return Ok(None) };
-        match decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-            Stored::Entry(entry) => {
-                let standing = standing_at(reader, sequence, &key.hash, name, &entry)?;
-                Ok(standing.map(|life| (Entry { life, ..entry }, RowDigest::of(bytes))))
-            }
+        let (entry, in_pieces) = match decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
+            Stored::Entry(entry) => (entry, 0),
+            Stored::InPieces(entry, len) => (entry, len),
             Stored::Damaged => {
                 self.counts.damaged.fetch_add(1, Relaxed);
-                Ok(None)
+                return Ok(None);
             }
-            Stored::Other => Ok(None),
+            Stored::Other => return Ok(None),
+        };
+        let Some(row) = RowDigest::of(bytes) else { return Ok(None) };
+        let standing = standing_at(reader, sequence, &key.hash, name, &entry)?;
+        Ok(standing.map(|life| (Entry { life, ..entry }, row, in_pieces)))
+    }
+
+    /// Collects the payload of an entry, a few pieces in a transaction: a snapshot that is kept for long keeps pages from
+    /// being used again.
+    fn gather(&self, key: &Key, row: &RowDigest, len: usize) -> Result<Gathered, Error> {
+        let mut payload = Vec::with_capacity(len);
+        while payload.len() < len {
+            let upto = len.min(payload.len() + GATHERED_AT_ONCE);
+            let is_whole = self.queue.env.read(|reader| {
+                let now = reader.get(ENTRIES, &key.hash)?.and_then(RowDigest::of);
+                if now.as_ref() != Some(row) { Ok(None) } else { gather(reader, key, &mut payload, upto).map(Some) }
+            })?;
+            match is_whole {
+                None => return Ok(Gathered::Replaced),
+                Some(false) => return Ok(Gathered::Damaged),
+                Some(true) => {}
+            }
         }
+        Ok(if payload.len() == len { Gathered::Whole(payload.into()) } else { Gathered::Damaged })
     }
 
     pub(crate) fn purge_sequence(&self) -> Result<u64, Error> {

@@ -2,8 +2,9 @@
 //! by its family, and its share in the sums.
 
 use super::{
-    entry::{Claims, checksum_holds},
+    entry::{Claims, Encoded, checksum_holds},
     ledger::Ledger,
+    pieces::{footprint, piece_key},
 };
 use crate::{
     error::Error,
@@ -14,7 +15,8 @@ use crate::{
 };
 use std::ops::Bound;
 
-pub(crate) const TABLES: [&str; 8] = ["entries", "index", "order", "families", "purges", "ages", "floors", "meta"];
+pub(crate) const TABLES: [&str; 9] =
+    ["entries", "index", "order", "families", "purges", "ages", "floors", "meta", "pieces"];
 pub(crate) const ENTRIES: Table = Table(0);
 /// `expires` (big-endian) and key: what ends first comes first.
 pub(crate) const INDEX: Table = Table(1);
@@ -23,14 +25,19 @@ pub(super) const ORDER: Table = Table(2);
 /// Family (big-endian) and key of each of its entries.
 pub(super) const FAMILIES: Table = Table(3);
 pub(crate) const PURGES: Table = Table(4);
-/// Numbers under names, and the [ledger](super::ledger).
 /// Group and sequence of each purge (big-endian) to its key in [`PURGES`].
 pub(super) const AGES: Table = Table(5);
 /// Group to the sequence before which its computations must not have begun, see [`FLOOR`].
 pub(super) const FLOORS: Table = Table(6);
+/// Numbers under names, and the [ledger](super::ledger).
 pub(crate) const META: Table = Table(7);
+/// Key and number of a piece (big-endian): the payloads that are not kept whole.
+pub(super) const PIECES: Table = Table(8);
 
 const LEDGER: &[u8] = b"ledger";
+
+/// Entries that a name has beside its own: variants and marks.
+pub(super) const FAMILY_MAX: usize = 32;
 
 /// The sequence of the last purge.
 pub(crate) const SEQUENCE: &[u8] = b"sequence";
@@ -72,13 +79,6 @@ pub(super) fn split_index_key(index: &[u8]) -> (u64, [u8; 16]) {
     (u64::from_be_bytes(expires), key)
 }
 
-/// Bytes that a value takes on disk: small values share pages, large ones have whole pages.
-pub(super) fn footprint(len: usize) -> u64 {
-    const PAGE: u64 = 4096;
-    let len = len as u64;
-    if len <= 2000 { len + 160 } else { (len + 16).div_ceil(PAGE) * PAGE + 64 }
-}
-
 /// The keys of the entries of a family, up to `most`.
 pub(super) fn family_members(txn: &Txn<'_>, family: u64, most: usize) -> Result<Vec<[u8; 16]>, Error> {
     let family = family.to_be_bytes();
@@ -99,8 +99,9 @@ fn family_key(family: u64, key: &[u8; 16]) -> [u8; 24] {
 /// Removes an entry with the rows that lead to it; returns the bytes set free.
 pub(crate) fn remove(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16]) -> Result<u64, Error> {
     let Some(bytes) = txn.get(ENTRIES, key)? else { return Ok(0) };
-    let (claims, freed) = (Claims::of(bytes), footprint(bytes.len()));
+    let (claims, mut freed) = (Claims::of(bytes), footprint(bytes.len()));
     txn.delete(ENTRIES, key)?;
+    freed += remove_pieces(txn, key)?;
     txn.delete(INDEX, &index_key(claims.expires, key))?;
     // The entry may be damaged, and its place that of another.
     if txn.get(ORDER, &claims.place.to_be_bytes())? == Some(key) {
@@ -110,6 +111,20 @@ pub(crate) fn remove(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16]) -> 
         txn.delete(FAMILIES, &family_key(claims.family, key))?;
     }
     ledger.removed(claims.place, freed, claims.is_mark);
+    Ok(freed)
+}
+
+/// Removes the payload of an entry; returns the bytes set free.
+fn remove_pieces(txn: &mut Txn<'_>, key: &[u8; 16]) -> Result<u64, Error> {
+    let (first, last) = (piece_key(key, 0), piece_key(key, usize::MAX));
+    let range = (Bound::Included(&first[..]), Bound::Included(&last[..]));
+    let pieces =
+        txn.rows_within(PIECES, range, usize::MAX, |key, row| Some((<[u8; 20]>::try_from(key).ok(), row.len())))?;
+    let mut freed = 0;
+    for (key, len) in pieces {
+        freed += footprint(len);
+        txn.delete(PIECES, &key.unwrap_or_default())?;
+    }
     Ok(freed)
 }
 
@@ -147,14 +162,18 @@ pub(super) fn replace(txn: &mut Txn<'_>, key: &[u8; 16], bytes: &[u8]) -> Result
 }
 
 /// Puts an entry that is not there yet.
-pub(super) fn put(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16], bytes: &[u8]) -> Result<(), Error> {
-    let claims = Claims::of(bytes);
+pub(super) fn put(txn: &mut Txn<'_>, ledger: &mut Ledger, key: &[u8; 16], entry: &Encoded) -> Result<(), Error> {
+    let Encoded { row, pieces } = entry;
+    let claims = Claims::of(row);
     txn.put(INDEX, &index_key(claims.expires, key), &[])?;
     txn.put(ORDER, &claims.place.to_be_bytes(), key)?;
     if claims.family != 0 {
         txn.put(FAMILIES, &family_key(claims.family, key), &[])?;
     }
-    txn.put(ENTRIES, key, bytes)?;
-    ledger.added(claims.place, footprint(bytes.len()), claims.is_mark);
+    txn.put(ENTRIES, key, row)?;
+    for (number, piece) in pieces.iter().enumerate() {
+        txn.put(PIECES, &piece_key(key, number), piece)?;
+    }
+    ledger.added(claims.place, Claims::footprint(row), claims.is_mark);
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::{
 use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
 
 /// Entries that one step clears away at most.
-const STEP: usize = 128;
+const STEP: usize = 512;
 
 impl Entries {
     /// Leaves one step of tidying to the worker thread.

@@ -8,9 +8,9 @@ use crate::{
         Edit, Kind, LONGEST_FLIGHT, Life, Table,
         entries::{
             entry::Claims,
-            eviction::FAMILY_MAX,
             forgetting::PURGES_MAX,
-            table::{FAMILIES, INDEX, ORDER, PURGES, footprint, split_index_key},
+            pieces::footprint,
+            table::{FAMILIES, FAMILY_MAX, INDEX, ORDER, PURGES, split_index_key},
         },
     },
 };
@@ -80,8 +80,10 @@ fn check(cache: &Cache) {
     assert_eq!(order.collect::<BTreeSet<_>>(), claims(|claims| claims.place));
     let ledger = shard(cache).queue.env.read(load_ledger).unwrap();
     let small = entries.iter().filter(|row| Claims::of(&row.1).place > ledger.main_end);
-    assert_eq!(ledger.small, small.map(|row| footprint(row.1.len())).sum::<u64>());
-    let bytes: u64 = entries.iter().map(|row| footprint(row.1.len())).sum();
+    assert_eq!(ledger.small, small.map(|row| Claims::footprint(&row.1)).sum::<u64>());
+    let bytes: u64 = entries.iter().map(|row| Claims::footprint(&row.1)).sum();
+    let rows_of = |table| rows(cache, table).iter().map(|row| footprint(row.1.len())).sum::<u64>();
+    assert_eq!(rows_of(ENTRIES) + rows_of(PIECES), bytes, "no piece is without its entry");
     assert_eq!(shard(cache).size().unwrap(), (entries.len() as u64, bytes));
     assert!(bytes <= shard(cache).budget);
 }
@@ -256,6 +258,86 @@ fn huge_values_do_not_empty_the_cache() {
     }
     let left = (0..500).filter(|&i| there(&cache, i)).count();
     assert!(left >= 250, "{left} of 500");
+}
+
+#[test]
+fn large_values_are_kept_in_pieces() {
+    let hand = Hand::default();
+    let cache = hand.on(builder().size(8 << 20));
+    hand.advance(SECOND);
+    let (scope, key) = (cache.root(), key(cache.root(), "x"));
+    let text = |len: usize| (0..len).map(|at| char::from(b'a' + (at % 23) as u8)).collect::<String>();
+    let stored = || cache.get::<String>("x").unwrap();
+    for len in [100, 70_000, 65_000, 2_000_000, 65_600, 131_000, 1_500_000, 10] {
+        cache.insert("x", &text(len)).expire(SECOND * 60).wait().unwrap();
+        assert!(stored() == Some(text(len)), "{len}");
+        check(&cache);
+        assert!(!cache.add("x", "new").wait().unwrap());
+        assert!(scope.touch("x", Some(SECOND * 90)).wait().unwrap());
+        assert!(stored() == Some(text(len)), "{len}, touched");
+        check(&cache);
+    }
+    // A soft purge leaves the payload where it is.
+    let large = Bytes::from(text(1_000_000));
+    let life =
+        Life { revalidate: u64::MAX, if_error: u64::MAX, ..Life::without_grace(cache.handle().now(), u64::MAX / 2) };
+    let entry = Entry { life, payload: large.clone(), ..answer(scope, sequence(scope, "x"), &["t"]) };
+    commit(scope, "x", entry.clone());
+    cache.purge_blocking(crate::Purge::tag("t").soft()).unwrap();
+    tidy(&cache);
+    let found = scope.entry(&key, b"x").unwrap().unwrap().0;
+    assert!(found.payload == large && found.life.fresh < life.fresh);
+    check(&cache);
+    // One damaged piece is a miss, and goes with the entry.
+    for number in [0, 7, 15] {
+        commit(scope, "x", entry.clone());
+        tamper(&shard(&cache).queue, |txn| {
+            let piece = piece_key(&key.hash, number);
+            let mut bytes = txn.get(PIECES, &piece).unwrap().unwrap().to_vec();
+            bytes[9] ^= 1;
+            txn.put(PIECES, &piece, &bytes).unwrap();
+        });
+        let before = cache.stats().damaged;
+        assert!(scope.entry(&key, b"x").unwrap().is_err());
+        assert_eq!(cache.stats().damaged, before + 1);
+        assert!(cache.add("x", "new").wait().unwrap());
+        check(&cache);
+    }
+    commit(scope, "x", entry);
+    cache.remove("x").wait().unwrap();
+    assert_eq!(rows(&cache, PIECES).len(), 0);
+    // Room is made for large ones by large ones.
+    for i in 0..40 {
+        cache.insert(&i.to_string(), &text(300_000 + 7919 * i)).wait().unwrap();
+        check(&cache);
+    }
+}
+
+/// A value is replaced all the time while it is read in several transactions.
+#[test]
+fn no_value_is_made_of_pieces_of_two() {
+    let cache = builder().size(64 << 20).open().unwrap();
+    let value = |round: u8| vec![round; 3_000_000];
+    let store = |round: u8| {
+        let entry = Entry { payload: value(round).into(), ..answer(cache.root(), 0, &[]) };
+        commit(cache.root(), "x", entry);
+    };
+    store(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !over.load(Relaxed) {
+                if let Ok((found, _)) = cache.root().entry(&key(cache.root(), "x"), b"x").unwrap() {
+                    assert!(
+                        found.payload.iter().all(|byte| *byte == found.payload[0]) && found.payload.len() == 3_000_000
+                    );
+                }
+            }
+        });
+        (0..60).for_each(store);
+        over.store(true, Relaxed);
+    });
+    check(&cache);
 }
 
 #[test]
