@@ -161,7 +161,8 @@ impl IntoFuture for Insert {
 }
 
 impl Scope {
-    /// The value under a name, if it is there and alive. A read costs about a microsecond and never waits.
+    /// The value under a name, if it is there and alive. A read costs about a microsecond and never waits; a large value
+    /// takes as long as it takes to copy, some milliseconds for each ten MiB.
     ///
     /// # Errors
     ///

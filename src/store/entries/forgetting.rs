@@ -44,23 +44,33 @@ pub(super) fn make_way(txn: &mut Txn<'_>, group: Group) -> Result<bool, Error> {
     if txn.len(PURGES)? < PURGES_MAX {
         return Ok(true);
     }
-    let own = txn.rows(AGES, Bound::Included(&group.0), LOOKED_AT, age)?;
-    let mut forgotten = forget(txn, own.into_iter().filter(|age| age.group == group))?;
-    if forgotten == 0 {
-        let all = txn.rows(AGES, Bound::Unbounded, LOOKED_AT, age)?;
-        forgotten = forget(txn, all.into_iter())?;
+    // Mostly the oldest ones may be forgotten.
+    for looked_at in [FORGOTTEN, LOOKED_AT] {
+        let own = txn.rows(AGES, Bound::Included(&group.0), looked_at, age)?;
+        if forget(txn, own.into_iter().filter(|age| age.group == group))? {
+            return Ok(true);
+        }
     }
-    Ok(forgotten > 0)
+    // Those of the groups behind it, and of the first ones.
+    let own_end = group.aged(u64::MAX);
+    for from in [Bound::Excluded(&own_end[..]), Bound::Unbounded] {
+        let others = txn.rows(AGES, from, LOOKED_AT, age)?;
+        if forget(txn, others.into_iter())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-fn forget(txn: &mut Txn<'_>, ages: impl Iterator<Item = Age>) -> Result<usize, Error> {
+/// Forgets some of these purges, and returns whether it could.
+fn forget(txn: &mut Txn<'_>, ages: impl Iterator<Item = Age>) -> Result<bool, Error> {
     let applied = applied(&txn.reader())?;
-    let mut forgotten = 0;
+    let mut forgotten = false;
     for age in ages.filter(|age| age.sequence <= applied || age.subject.is_applied_at_once()).take(FORGOTTEN) {
         txn.delete(PURGES, age.subject.as_bytes())?;
         txn.delete(AGES, &age.group.aged(age.sequence))?;
         raise_floor(txn, age.group, age.sequence)?;
-        forgotten += 1;
+        forgotten = true;
     }
     Ok(forgotten)
 }
