@@ -255,34 +255,20 @@ impl Env {
     }
 
     fn condemn(&self, generation: &Generation, what: &str) {
-        let rotates = self.options.carry_over.is_some();
-        let path = match &generation.identity {
-            Some(identity) => identity.path(),
-            None if rotates => generation.path(),
-            None => return,
-        };
-        if !self.gate.condemn(generation.number) {
-            return;
+        if self.gate.condemn(generation.number) {
+            tracing::error!(path = %generation.path().display(), "{what}: going on with empty files");
+            self.notify();
         }
-        let path = path.display();
-        match rotates {
-            true => tracing::error!(%path, "{what}: going on with empty files"),
-            false => tracing::error!(
-                %path,
-                "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
-            ),
-        }
-        self.notify();
     }
 
     /// Whether the current files were found damaged and the worker thread will replace them.
     pub(crate) fn is_to_be_replaced(&self) -> bool {
-        self.options.carry_over.is_some() && self.gate.is_condemned()
+        self.gate.is_condemned()
     }
 
     /// Has another generation take the place of files that have grown too much.
     pub(crate) fn want_rotation(&self) {
-        if self.options.carry_over.is_some() && !self.outgrown.swap(true, SeqCst) {
+        if !self.outgrown.swap(true, SeqCst) {
             self.notify();
         }
     }
@@ -441,10 +427,14 @@ fn open_current(generations: &Generations, options: &Options, gate: &Gate) -> Re
 
 /// Opens the current generation or, if it is damaged, a new one.
 fn open_or_replace(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
+    if gate.described().map_size != options.map_size as u64 {
+        // It is not the files that are wrong.
+        return Err(Error::Damaged);
+    }
     let deadline = Instant::now() + OPENING;
     loop {
         match open_current(generations, options, gate) {
-            Err(Error::Damaged) if options.carry_over.is_some() => {}
+            Err(Error::Damaged) => {}
             opened => return opened,
         }
         gate.condemn(gate.generation());
@@ -476,10 +466,7 @@ fn make_next<'a>(
         .and_then(|opened| Generation::new(generations, number, options, opened))
         .and_then(|new| {
             let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
-            let carry_over = |reader: Option<&Reader<'_>>| match options.carry_over {
-                Some(carry_over) => new.fill(gate, |txn| carry_over(reader, txn)),
-                None => Ok(()),
-            };
+            let carry_over = |reader: Option<&Reader<'_>>| new.fill(gate, |txn| (options.carry_over)(reader, txn));
             match old.filter(|_| !gate.is_condemned()) {
                 Some(old) => old.read_writing(|reader| carry_over(Some(reader)))?,
                 None => carry_over(None)?,

@@ -18,13 +18,13 @@ fn options() -> Options {
         write_map: false,
         sync: false,
         guarded: None,
-        carry_over: Some(|before, txn| {
+        carry_over: |before, txn| {
             let count = match before {
                 Some(before) => before.get(Table(0), b"count")?.map_or(0, |count| count[0]),
                 None => 100,
             };
             txn.put(Table(0), b"count", &[count + 1])
-        }),
+        },
     }
 }
 
