@@ -6,9 +6,15 @@ use super::{
 };
 use crate::{
     error::Error,
-    store::lmdb::{env::Env, gate::Held, transaction::Txn},
+    store::{
+        lmdb::{env::Env, gate::Held, transaction::Txn},
+        os::sync::AtomicBool,
+    },
 };
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering::SeqCst,
+    time::{Duration, Instant},
+};
 
 /// How long a transaction goes on taking operations.
 const BATCH_SPAN: Duration = Duration::from_millis(5);
@@ -20,6 +26,8 @@ pub(super) struct Gated<'a> {
     pub(super) env: &'a Env,
     pub(super) held: &'a Held<'a>,
     pub(super) make_room: fn(&mut Txn<'_>) -> Result<bool, Error>,
+    /// Set while a batch is being committed.
+    pub(super) commits: &'a AtomicBool,
 }
 
 /// The outcome of a batch.
@@ -63,11 +71,13 @@ impl Gated<'_> {
             if let Some(own) = &mut own {
                 changed |= run(*own, txn)?;
             }
+            self.commits.store(true, SeqCst);
             match live[..ran].iter_mut().all(|queued| queued.job().is_none_or(|job| job.seal())) {
                 true => Ok(((), changed)),
                 false => Err(Error::Busy),
             }
         });
+        self.commits.store(false, SeqCst);
         let result = if together.is_ok() {
             let rest = live.split_off(ran);
             live.iter().for_each(|queued| times.count_wait(queued, began));

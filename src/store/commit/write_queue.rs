@@ -40,6 +40,8 @@ pub(crate) struct WriteQueue {
     busy: AtomicBool,
     backlog: Mutex<Backlog>,
     queued: AtomicUsize,
+    /// A batch of this process is being committed.
+    commits: AtomicBool,
     /// The gate stood still for a whole patience: writes fail at once until it can be had.
     stuck: AtomicBool,
     /// The watching thread looks at this queue.
@@ -94,6 +96,7 @@ impl WriteQueue {
             busy: AtomicBool::new(false),
             backlog: Mutex::new(Backlog::new(patience)),
             queued: AtomicUsize::new(0),
+            commits: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             worker,
@@ -425,7 +428,7 @@ impl WriteQueue {
         let commit = if self.env.is_sound() { self.env.last_transaction() } else { 0 };
         let now = Instant::now();
         let mut backlog = self.backlog();
-        let Late { jobs, inside } = backlog.look(now, commit);
+        let Late { jobs, inside } = backlog.look(now, commit, self.commits.load(SeqCst));
         self.queued.store(backlog.len(), SeqCst);
         drop(backlog);
         if !jobs.is_empty() || !inside.is_empty() {
@@ -452,7 +455,7 @@ impl WriteQueue {
         batch: Vec<Queued>,
     ) -> (Result<(), Error>, Vec<Done>) {
         let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
-        let gated = Gated { env: &self.env, held, make_room: self.make_room };
+        let gated = Gated { env: &self.env, held, make_room: self.make_room, commits: &self.commits };
         if batch.is_empty() {
             return (own.map_or(Ok(()), |own| gated.apply_alone(own, |_| true)), Vec::new());
         }
