@@ -7,7 +7,7 @@ use super::{
         registry::{Closing, Registry},
         temporary::Temporary,
     },
-    entries::{eviction, memory_tier::MemoryTier, purges, shard::Entries, table, use_table::UseTable},
+    entries::{eviction, memory::memory_tier::MemoryTier, purges, shard::Entries, table, use_table::UseTable},
     events::Events,
     lmdb::{env::Env, generations::Generations, opening::Options},
     os::file_system::FileSystem,
