@@ -33,6 +33,8 @@ use std::{
 
 /// How long a rotation waits for the gate.
 const ROTATION: Duration = Duration::from_millis(100);
+/// How long after one that failed another is tried.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How long an opening waits for another process that replaces damaged files.
 const OPENING: Duration = Duration::from_secs(2);
 
@@ -51,6 +53,8 @@ pub(crate) struct Env {
     /// A rotation is wanted, though the files are sound.
     outgrown: AtomicBool,
     notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// When a rotation that failed is tried again.
+    not_before: Mutex<Option<Instant>>,
     failed: LogLimit,
     /// See [`fork::forks`].
     forks: u32,
@@ -82,7 +86,7 @@ impl Env {
         let gate = Gate::make(&gate_path, number)?;
         let opened = gate.survive(|| opening::open_alone(&generations, number, options))?;
         gate.go_on_with(number, &opened.files);
-        if let Some(changing) = generations.begin_change()? {
+        if let Ok(Some(changing)) = generations.begin_change() {
             generations.remove_unused(&changing, |other| other == number);
         }
         let generation = Generation::new(&generations, number, options, opened)?;
@@ -116,6 +120,7 @@ impl Env {
             bytes_besides: AtomicU64::new(0),
             outgrown: AtomicBool::new(false),
             notify: OnceLock::new(),
+            not_before: Mutex::default(),
             failed: LogLimit::new(),
             forks: fork::forks(),
         }
@@ -279,11 +284,8 @@ impl Env {
         if self.forked() || self.gate.is_shut() {
             return;
         }
-        if (self.is_to_be_replaced() || self.outgrown.load(SeqCst))
-            && let Err(error) = self.rotate()
-            && self.failed.allows()
-        {
-            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+        if self.is_to_be_replaced() || self.outgrown.load(SeqCst) {
+            self.rotate_again();
         }
         let is_unused = |generation: &mut Arc<Generation>| Arc::strong_count(generation) == 1;
         let finished: Vec<_> = lock(&self.retired).extract_if(.., is_unused).collect();
@@ -307,6 +309,21 @@ impl Env {
             self.generations.remove_unused(&changing, |number| number == self.gate.generation());
         }
         self.count_bytes();
+    }
+
+    /// Rotates, unless that has failed just now.
+    fn rotate_again(&self) {
+        let mut not_before = lock(&self.not_before);
+        if not_before.is_some_and(|not_before| Instant::now() < not_before) {
+            return;
+        }
+        let rotated = self.rotate();
+        *not_before = rotated.is_err().then(|| Instant::now() + AGAIN);
+        if let Err(error) = rotated
+            && self.failed.allows()
+        {
+            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+        }
     }
 
     fn rotate(&self) -> Result<(), Error> {
@@ -378,6 +395,7 @@ impl Env {
         if self.gate.is_shut() {
             return Err(Error::Damaged);
         }
+        self.catch_up()?;
         self.current.load().sync()?;
         Ok(self.gate.sync()?)
     }
@@ -467,9 +485,13 @@ fn make_next<'a>(
         .and_then(|new| {
             let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
             let carry_over = |reader: Option<&Reader<'_>>| new.fill(gate, |txn| (options.carry_over)(reader, txn));
-            match old.filter(|_| !gate.is_condemned()) {
-                Some(old) => old.read_writing(|reader| carry_over(Some(reader)))?,
-                None => carry_over(None)?,
+            let carried = match old.filter(|_| !gate.is_condemned()) {
+                Some(old) => old.read_writing(|reader| carry_over(Some(reader))),
+                None => Err(Error::Damaged),
+            };
+            match carried {
+                Err(Error::Damaged) => carry_over(None)?,
+                carried => carried?,
             }
             if options.sync {
                 new.sync()?;
