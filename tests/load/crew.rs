@@ -28,6 +28,12 @@ const BROKEN: usize = 2;
 /// For how long a reader is stopped.
 const PINNED: Duration = Duration::from_secs(4);
 
+/// Less than this tests nothing: kills, stops, and bytes written about locks and answers. Some 150 bytes tell of a read.
+const KILLS: u32 = 3;
+const STOPS: u32 = 10;
+const LOCKS: u64 = 1 << 20;
+const NOTES: u64 = 100 << 10;
+
 /// By then it has happened, on the slowest machine.
 pub(crate) const SURELY: Duration = Duration::from_secs(60);
 
@@ -146,6 +152,13 @@ impl Crew {
         (0..PLAYERS).all(|nth| self.is_at_work(nth))
     }
 
+    /// Whether so much happened that it tests something.
+    pub(crate) fn is_enough(&self) -> bool {
+        let is_written = [(self.desk.locks(), LOCKS), (self.desk.notes(), NOTES)];
+        let is_written = is_written.iter().all(|(directory, least)| files::length(directory) >= *least);
+        self.kills >= KILLS && self.stops >= STOPS && is_written
+    }
+
     /// Lets them work for a while, and stops, kills and looks on.
     pub(crate) fn step(&mut self) {
         std::thread::sleep(Duration::from_millis(self.random.random_range(5..60)));
@@ -258,10 +271,19 @@ impl Crew {
 
     pub(crate) fn plant(&mut self, fault: Fault) {
         let environment = self.environment(fault.environment());
-        let ((generation, _), from) = (files::current(&environment, ""), now());
+        let latest = || (files::current(&environment, "").0, now());
+        let (mut generation, mut from) = latest();
         match fault {
             Fault::Pin => return self.pin(&environment),
-            Fault::DamageAnswers | Fault::DamageState => self.with_nobody_writing(&environment, files::garble),
+            Fault::DamageAnswers | Fault::DamageState => {
+                let mut random = StdRng::seed_from_u64(self.random.random());
+                // What can still be read of the state must be kept.
+                let share = if fault == Fault::DamageState { 0.5 } else { 1.0 };
+                self.with_nobody_writing(&environment, |path| {
+                    (generation, from) = latest();
+                    files::garble(path, || random.random_bool(share));
+                });
+            }
             Fault::Panic => self.players[BROKEN].child.tell("break"),
         }
         self.awaited = Some(Awaited { fault, generation, from, since: Instant::now() });
@@ -287,10 +309,14 @@ impl Crew {
 
     /// Stops all, when nobody is in the middle of a write. What they read may change under their eyes, as by a disk that
     /// fails; but what a writer has half done is its own.
-    fn with_nobody_writing(&mut self, environment: &Path, f: impl Fn(&Path)) {
+    fn with_nobody_writing(&mut self, environment: &Path, mut f: impl FnMut(&Path)) {
         let began = Instant::now();
+        self.go_on(|_| true);
         while began.elapsed() < SURELY {
-            self.go_on(|_| true);
+            if !files::is_gate_free(environment) {
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
             for Player { process, child, stopped_until } in self.players.iter_mut().chain([&mut self.reader]) {
                 self.pen.write(&Event::Stops { process: *process, at: now() });
                 child.stop();
@@ -304,7 +330,7 @@ impl Crew {
             if is_free {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(self.random.random_range(1..20)));
+            std::thread::sleep(Duration::from_millis(self.random.random_range(50..150)));
         }
         self.wrong.push("somebody is always writing".into());
     }

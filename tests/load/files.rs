@@ -68,6 +68,11 @@ fn walk(directory: &Path, found: &mut Vec<(PathBuf, PathBuf)>) {
     }
 }
 
+/// Bytes of the files in a directory.
+pub(crate) fn length(directory: &Path) -> u64 {
+    fs::read_dir(directory).unwrap().flatten().map(|file| file.metadata().map_or(0, |facts| facts.len())).sum()
+}
+
 /// Resident memory, in bytes.
 pub(crate) fn resident(process: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -92,11 +97,13 @@ pub(crate) fn is_gate_free(environment: &Path) -> bool {
     owner == [0; 4]
 }
 
-/// Turns every page into one of the wrong kind: each now says that it has LMDB's metadata.
-pub(crate) fn garble(environment: &Path) {
+/// Turns pages into some of the wrong kind: each now says that it has LMDB's metadata.
+pub(crate) fn garble(environment: &Path, mut is_hit: impl FnMut() -> bool) {
     const PAGE: u64 = 4096;
     let data = fs::File::options().write(true).open(current(environment, "data.mdb").1).unwrap();
     for page in 2..data.metadata().unwrap().len() / PAGE {
-        data.write_all_at(&[8], page * PAGE + 10).unwrap();
+        if is_hit() {
+            data.write_all_at(&[8], page * PAGE + 10).unwrap();
+        }
     }
 }

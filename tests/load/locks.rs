@@ -87,3 +87,6 @@ fn refused(holds: &[Hold<'_>]) -> Vec<String> {
     let refused = holds.iter().filter(is_alone).filter(is_refused);
     refused.map(|hold| format!("refused though it held the lock: {:?}", hold.attempt)).collect()
 }
+
+#[cfg(test)]
+mod tests;

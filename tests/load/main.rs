@@ -43,11 +43,8 @@ use tower_floodgate::{
 const SEED: u64 = 12;
 /// In so much time, each fault is planted once.
 const CYCLE: Duration = Duration::from_secs(60);
-/// Less than this tests nothing.
-const KILLS: u32 = 3;
-const STOPS: u32 = 10;
 /// Of memory, in a process: the map of the answers, what waits to be stored, the memory tier, and the values themselves.
-const RESIDENT: u64 = 512 << 20;
+const RESIDENT: u64 = 384 << 20;
 
 fn setting(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
@@ -104,8 +101,7 @@ fn storm(crew: &mut Crew, length: Duration, seed: u64) {
         if is_due && !crew.awaits() && crew.all_are_at_work() {
             crew.plant(due.pop().unwrap().1);
         }
-        let is_enough = crew.kills >= KILLS && crew.stops >= STOPS;
-        if due.is_empty() && !crew.awaits() && is_enough && began.elapsed() >= length {
+        if due.is_empty() && !crew.awaits() && began.elapsed() >= length && crew.is_enough() {
             break;
         }
         if began.elapsed() > length + 4 * SURELY {
