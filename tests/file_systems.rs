@@ -14,7 +14,7 @@ use tower_floodgate::{Cache, Error};
 
 #[path = "support/processes.rs"]
 mod processes;
-use processes::{Child, open, role, say, told};
+use processes::{Child, nobody_starts, open, role, say, starting, told};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,7 +30,10 @@ impl Disk {
         let (image, mount) = (dir.path().join("image"), dir.path().join("mount"));
         File::create(&image).unwrap().set_len(size).unwrap();
         fs::create_dir(&mount).unwrap();
-        let ran = |command: &mut Command| command.output().is_ok_and(|ran| ran.status.success());
+        let ran = |command: &mut Command| {
+            let _starting = starting();
+            command.output().is_ok_and(|ran| ran.status.success())
+        };
         let made = ran(Command::new(format!("mkfs.{mkfs}")).arg("-q").arg(&image))
             && ran(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount));
         if !made {
@@ -61,6 +64,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        let _starting = starting();
         let _ = Command::new("umount").arg("-l").arg(&self.mount).status();
     }
 }
@@ -97,10 +101,16 @@ fn a_full_disk_kills_nobody() {
 fn nor_does_it_where_a_copy_shares_the_blocks() {
     let Some(disk) = Disk::make("xfs", 300 * MIB) else { return };
     let cache = disk.mount.join("cache");
-    use_it(&open(&cache));
+    {
+        // Who opens it next is to be alone.
+        let _alone = nobody_starts();
+        use_it(&open(&cache));
+    }
     disk.sync();
+    let starting = starting();
     let copied = Command::new("cp").args(["-r", "--reflink=always"]).arg(&cache).arg(disk.mount.join("copy")).status();
     assert!(copied.unwrap().success());
+    drop(starting);
     fills_up(&disk, &cache);
 }
 

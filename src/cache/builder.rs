@@ -64,8 +64,9 @@ impl Builder {
         }
     }
 
-    /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, the answers that end first
-    /// are dropped first.
+    /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, what has ended is dropped
+    /// first, then what no process reads: an answer that nobody asked for again leaves before one that is asked for often
+    /// (S3-FIFO), however long each would live. Another 6 MiB a GiB say what is read.
     ///
     /// The size is the directory's, and written down in it. It changes when a process that asks for another size opens
     /// the directory while no other process uses it. Whoever joins others keeps their size, which is logged; whoever asks

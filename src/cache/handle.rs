@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    store::{Opened, Pending, Shared, Subject, block_on_until},
+    store::{Opened, Pending, Purged, Shared, Subject, block_on_until},
     time::{Clock, nanos},
 };
 use hyper::rt::{Executor, Sleep};
@@ -105,14 +105,31 @@ impl Handle {
     }
 
     /// Queues a purge in every shard at once; the answer resolves when all are committed.
-    pub(crate) fn purge(&self, subject: Subject, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let now = self.now();
-        let shards = self.shared.entries.iter();
-        let purges: Vec<_> = shards.map(|shard| shard.purge(subject.clone(), soft, now)).collect();
+    pub(crate) fn purge(
+        self: &Arc<Self>,
+        subject: Subject,
+        soft: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        self.purge_in((0..self.shared.entries.len()).collect(), subject, soft)
+    }
+
+    /// As `purge`, in some of the shards.
+    pub(crate) fn purge_in(
+        self: &Arc<Self>,
+        shards: Vec<usize>,
+        subject: Subject,
+        soft: bool,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let (handle, now) = (self.clone(), self.now());
+        let begin = move |shard: usize| handle.shared.entries[shard].purge(subject.clone(), soft, now);
+        let purges: Vec<_> = shards.iter().map(|&shard| begin(shard)).collect();
         let purges: Vec<_> = purges.into_iter().map(|purge| self.settled(purge)).collect();
-        async {
-            for purged in purges {
-                purged.await?;
+        let handle = self.clone();
+        async move {
+            for (shard, mut purge) in shards.into_iter().zip(purges) {
+                while purge.await? == Purged::Again {
+                    purge = handle.settled(begin(shard));
+                }
             }
             Ok(())
         }

@@ -85,6 +85,10 @@ impl Cache {
     /// right now will not be stored (after a soft purge: will have ended when they are stored). Throttle cells and
     /// locks stay: see [`evict`](Cache::evict) and [`clear`](Cache::clear).
     ///
+    /// Nothing else is purged, however many purges there are. Some 32,000 are remembered a shard; beyond that, answers of the
+    /// same scopes (after floods of tags, of all scopes) that are being computed right now may go unstored, and a purge of
+    /// a tag, prefix or scope may wait until the entries have been looked through for the ones before it.
+    ///
     /// # Errors
     ///
     /// [`Error::Busy`] if the cache could not be written in time; the purge may then have happened in part.

@@ -4,8 +4,8 @@ use super::handle::Handle;
 use crate::{
     error::Error,
     store::{
-        Edit, Entry, Event, Found, Hit, Key, Kind, LineTransition, Listed, Moment, Pending, Reached, RowTransition,
-        ScopeId, Subject, Table, WakeUps, Weight, scope_mark,
+        Begun, Edit, Entry, Event, Found, Hit, Key, Kind, Life, LineTransition, Listed, Moment, Pending, Reached,
+        RowTransition, ScopeId, Subject, Table, WakeUps, Weight, scope_mark,
     },
 };
 use std::{fmt, future::Future, sync::Arc};
@@ -240,7 +240,21 @@ impl Scope {
 
     /// Stores an entry; resolves after the commit.
     pub(crate) fn commit(&self, key: Key, name: &[u8], entry: Entry) -> Pending<Result<(), Error>> {
-        self.edit_of_size(key, name, entry.payload.len(), move |_, _| (Ok(()), Edit::Store(entry.clone())))
+        let life = entry.life;
+        self.store(key, name, (entry, Begun::Before), move |_| life, ())
+    }
+
+    /// See `Entries::store`.
+    pub(crate) fn store<R: Send + 'static>(
+        &self,
+        key: Key,
+        name: &[u8],
+        entry: (Entry, Begun),
+        life: impl Fn(u64) -> Life + Send + 'static,
+        stored: R,
+    ) -> Pending<Result<R, Error>> {
+        let (handle, clock) = (self.handle(), self.handle().clone());
+        handle.settled(handle.shared.shard(&key).store(key, name, move || clock.now(), entry, life, stored))
     }
 
     /// Whether no purge has hit an entry that is in memory only.
@@ -274,16 +288,15 @@ impl Scope {
         self.handle().shared.shard(key).queue.has_room_for(size)
     }
 
-    /// From the moment this resolves, the entry of the key is gone with all entries that carry its
-    /// [`own_tag`](Key::own_tag), and answers that are being computed for it will not be stored; after a soft purge,
+    /// From the moment this resolves, the entry of the key is gone with its [family](Key::family), and answers that are being computed for it will not be stored; after a soft purge,
     /// they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
-        let name = handle.settled(handle.shared.shard(key).purge(Subject::Name(key.hash), soft, handle.now()));
-        let variants = handle.purge(Subject::Tag(key.own_tag()), soft);
+        let name = handle.purge_in(vec![handle.shared.shard_number(key)], Subject::Name(key.hash), soft);
+        let family = handle.purge(Subject::Family(self.inner.id, key.family()), soft);
         async {
             name.await?;
-            variants.await
+            family.await
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{cache::Cache, scope::Scope};
 use crate::{
     error::Error,
-    store::{Edit, Entry, Kind, Life, Moment, Pending, ScopeId, TAGS_MAX},
+    store::{Begun, Edit, Entry, Kind, Life, Moment, Pending, ScopeId, TAGS_MAX},
     time::nanos,
 };
 use hyper::body::Bytes;
@@ -43,6 +43,7 @@ pub(super) fn replaced(old: Option<&Entry>, payload: Bytes, scope: ScopeId, mome
             sequence: moment.sequence,
             scope,
             tags: Vec::new(),
+            family: 0,
             payload,
             is_mark: false,
         },
@@ -125,21 +126,27 @@ impl Insert {
             return Err(Error::Codec(format!("{} tags, at most {} fit", tags.len(), TAGS_MAX)));
         }
         let (key, id) = (scope.key(Kind::Value, &name), scope.id());
-        Ok(scope.edit_of_size(key, &name, payload.len(), move |old, moment| {
-            if only_if_absent && old.is_some() {
-                return (Ok(false), Edit::Keep);
+        let lives = move |now| Life::without_grace(now, after(now, life));
+        let entry = Entry {
+            life: lives(0),
+            cost: 0,
+            spread: 0,
+            sequence: 0,
+            scope: id,
+            tags,
+            family: 0,
+            payload,
+            is_mark: false,
+        };
+        if !only_if_absent {
+            return Ok(scope.store(key, &name, (entry, Begun::Now), lives, true));
+        }
+        Ok(scope.edit_of_size(key, &name, entry.payload.len(), move |old, moment| match old {
+            Some(_) => (Ok(false), Edit::Keep),
+            None => {
+                let entry = Entry { life: lives(moment.now), sequence: moment.sequence, ..entry.clone() };
+                (Ok(true), Edit::Store(entry))
             }
-            let entry = Entry {
-                life: Life::without_grace(moment.now, after(moment.now, life)),
-                cost: 0,
-                spread: 0,
-                sequence: moment.sequence,
-                scope: id,
-                tags: tags.clone(),
-                payload: payload.clone(),
-                is_mark: false,
-            };
-            (Ok(true), Edit::Store(entry))
         }))
     }
 }
@@ -154,7 +161,8 @@ impl IntoFuture for Insert {
 }
 
 impl Scope {
-    /// The value under a name, if it is there and alive. A read costs about a microsecond and never waits.
+    /// The value under a name, if it is there and alive. A read costs about a microsecond and never waits; a large value
+    /// takes as long as it takes to copy, some milliseconds for each ten MiB.
     ///
     /// # Errors
     ///

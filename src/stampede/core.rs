@@ -129,8 +129,7 @@ impl<C> Core<C> {
 
     /// Tags that a response may add.
     pub(super) fn tags_left(&self) -> usize {
-        // One more is that of a variant.
-        TAGS_MAX - 1 - self.tags.len()
+        TAGS_MAX - self.tags.len()
     }
 
     pub(super) fn now(&self) -> u64 {

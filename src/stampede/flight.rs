@@ -153,7 +153,8 @@ impl<C> Core<C> {
             spread: cost.spread,
             sequence,
             scope: self.scope.id(),
-            tags: self.tags.iter().copied().chain(of.map(Key::own_tag)).chain(named).collect(),
+            tags: self.tags.iter().copied().chain(named).collect(),
+            family: of.map_or(0, Key::family),
             payload: kept.payload,
             is_mark: false,
         }
@@ -367,6 +368,7 @@ impl<C> Core<C> {
             sequence,
             scope: self.scope.id(),
             tags: Vec::new(),
+            family: 0,
             payload,
             is_mark: false,
         };

@@ -96,7 +96,8 @@ impl<C> Core<C> {
             spread: 0,
             sequence,
             scope: self.scope.id(),
-            tags: self.tags.iter().copied().chain([of.own_tag()]).collect(),
+            tags: self.tags.to_vec(),
+            family: of.family(),
             payload: mark.encode(),
             is_mark: true,
         };

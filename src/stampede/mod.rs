@@ -95,10 +95,10 @@
 //! body is shown when its answer is stored. A flight takes up to three times the limit in memory. Conditional requests
 //! are answered in full.
 //!
-//! Variants by `Vary` are kept side by side. `Cache-Tag` of the response becomes tags. Trailers survive. A request's
-//! `Range`, `Upgrade`, `no-store`, body or other method makes it pass by the cache, the last two unless the name
-//! [accounts for them](StampedeCacheLayer::bodies_named), by a [`BodyDigestLayer`] for instance; its `no-cache` and `max-age=0`
-//! do not, since any client could then flood the service.
+//! Variants by `Vary` are kept side by side, 32 of a name and a shard at most: those that nobody asks for go first.
+//! `Cache-Tag` of the response becomes tags. Trailers survive. A request's `Range`, `Upgrade`, `no-store`, body or other
+//! method makes it pass by the cache, the last two unless the name [accounts for them](StampedeCacheLayer::bodies_named), by
+//! a [`BodyDigestLayer`] for instance; its `no-cache` and `max-age=0` do not, since any client could then flood the service.
 //!
 //! A response says what happened in `Cache-Status` (RFC 9211) and in the extension [`CacheStatus`], and its age in `Age`:
 //!

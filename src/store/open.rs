@@ -7,7 +7,7 @@ use super::{
         registry::{Closing, Registry},
         temporary::Temporary,
     },
-    entries::{memory_tier::MemoryTier, purges, shard::Entries, table},
+    entries::{eviction, memory_tier::MemoryTier, purges, shard::Entries, table, use_table::UseTable},
     events::Events,
     lmdb::{env::Env, generations::Generations, opening::Options},
     os::file_system::FileSystem,
@@ -102,11 +102,15 @@ fn open_files(
         let state = open_state(directory, layout, alone, settings)?;
         let options = entries_options(layout, settings);
         let mut entries = Vec::new();
+        let of_shard = layout.size / u64::from(layout.shards);
         for (generation, shard) in layout.entries.iter_mut().zip(0..) {
-            entries.push(open_environment(&directory.entries_path(shard), &options, alone, generation)?);
+            let path = directory.entries_path(shard);
+            let env = open_environment(&path, &options, alone, generation)?;
+            let reserving = directory.file_system == FileSystem::Reserving;
+            entries.push((env, UseTable::open(&path, of_shard, reserving)?));
         }
         if alone && settings.wanted.sync {
-            std::iter::once(&state).chain(&entries).try_for_each(Env::sync)?;
+            std::iter::once(&state).chain(entries.iter().map(|(env, _)| env)).try_for_each(Env::sync)?;
         }
         Ok((state, entries))
     });
@@ -138,7 +142,7 @@ fn open_files(
         state: Arc::new(State::new(queue(state, &workers.state, room::make_room), directory.layout().numbers)),
         entries: entries
             .into_iter()
-            .map(|env| Arc::new(Entries::new(queue(env, &workers.entries, table::make_room), budget)))
+            .map(|(env, uses)| Arc::new(Entries::new(queue(env, &workers.entries, eviction::make_room), budget, uses)))
             .collect(),
         tier: MemoryTier::new(settings.memory),
         events: Events::default(),

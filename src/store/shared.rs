@@ -111,7 +111,11 @@ impl Shared {
     }
 
     pub(crate) fn shard(&self, key: &Key) -> &Arc<Entries> {
-        &self.entries[key.hash[0] as usize % self.entries.len()]
+        &self.entries[self.shard_number(key)]
+    }
+
+    pub(crate) fn shard_number(&self, key: &Key) -> usize {
+        key.hash[0] as usize % self.entries.len()
     }
 
     /// Wakes a waiter in this process or another. Never blocks.

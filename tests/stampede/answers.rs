@@ -258,3 +258,25 @@ async fn some_requests_pass_by() {
         assert!(ask(&app, with("/", &[("cache-control", line)])).await.is_hit(), "no client can flood the service");
     }
 }
+
+/// A thousand reads of one page among random queries, whose answers live longer and fill the cache many times over.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_queries_does_not_take_what_is_read() {
+    for memory in [0, 1 << 20] {
+        let cache = Cache::builder_temporary().size(1 << 20).memory(memory).state_size(1 << 20).patience(MINUTE);
+        let cache = cache.clock(Steady::new()).open().unwrap();
+        let origin = Origin::new(|parts, call| {
+            let life = if parts.uri.query().is_some() { "max-age=3600" } else { "max-age=60" };
+            ok(&[("cache-control", life)], format!("{call}{}", "x".repeat(4000)))
+        });
+        let app = app(&cache, &origin);
+        ask(&app, get("/hot")).await;
+        let mut hits = 0;
+        for query in 0..1000 {
+            hits += usize::from(ask(&app, get("/hot")).await.is_hit());
+            ask(&app, get(&format!("/page?{query}"))).await;
+        }
+        assert_eq!((hits, origin.calls()), (1000, 1001), "memory: {memory}");
+        assert!(cache.stats().entries_evicted > 700);
+    }
+}

@@ -163,3 +163,16 @@ async fn the_name_may_vary_as_well() {
     ask(&app, request("", "text/plain", "2")).await;
     assert_eq!(origin.calls(), 3);
 }
+
+/// What a response varies by comes from requests.
+#[tokio::test(start_paused = true)]
+async fn a_name_has_a_bounded_number_of_variants() {
+    let (cache, origin) = (cache(), Origin::new(linguist));
+    let app = app(&cache, &origin);
+    for one in 0..100 {
+        ask(&app, with("/", &[("accept-language", &one.to_string())])).await;
+        ask(&app, lang(["a", "b", "c", "d"][one % 4])).await;
+    }
+    assert!(cache.stats().entries <= 33, "{}", cache.stats().entries);
+    assert_eq!(origin.calls(), 104, "those that are asked for stay");
+}

@@ -152,7 +152,7 @@ impl WriteQueue {
         if let Some(result) = self.try_now(&mut run) {
             return Pending::ready(settle(result.map(|()| run)));
         }
-        if self.stuck.load(SeqCst) {
+        if self.is_stuck() {
             // A thread that queued a write meanwhile may have taken this try for a turn.
             if self.has_queued() {
                 self.call_worker();
@@ -203,10 +203,6 @@ impl WriteQueue {
                 return self.pending(slot, number);
             }
         };
-        // A thread that queued a write while this one tried the gate has left it to this one.
-        if self.has_queued() {
-            self.call_worker();
-        }
         Pending::ready(settle(Err(error)))
     }
 
@@ -234,10 +230,17 @@ impl WriteQueue {
         Pending::queued(slot, queue, number)
     }
 
-    /// Whether the gate stood still for a whole patience, and still cannot be had. The gate is tried here because, with an
-    /// empty queue, no other thread would find out that it is free.
+    /// Whether the gate stood still for a whole patience, and still cannot be had. The gate itself is tried, because no other
+    /// thread may find out that it is free, and because the worker thread may wait for it.
     fn is_stuck(&self) -> bool {
-        self.stuck.load(SeqCst) && !matches!(self.attempt(), Ok(Attempt::In(_)))
+        if !self.stuck.load(SeqCst) {
+            return false;
+        }
+        let is_free = matches!(self.env.gate.try_lock(), Ok(Some(_)));
+        if is_free {
+            self.stuck.store(false, SeqCst);
+        }
+        !is_free
     }
 
     fn push(&self, job: Box<dyn Job>, bounded: bool) -> u64 {

@@ -1,11 +1,12 @@
-//! Edits of one entry, in one transaction with others.
+//! Writes of one entry, in one transaction with others.
 
 use super::{
-    entry::{Entry, Stored, decode_entry, encode_entry},
+    entry::{Claims, Encoded, Entry, Life, Stored, decode_entry, encode_entry, seal},
+    eviction::BITE,
     purge_rule::standing,
     purges::as_of_now,
-    shard::Entries,
-    table::{BITE, ENTRIES, SEQUENCE, footprint, number, put, remove},
+    shard::{Entries, gather},
+    table::{ENTRIES, SEQUENCE, load_ledger, number, put, remove, save_ledger},
 };
 use crate::{
     error::Error,
@@ -19,7 +20,7 @@ use hyper::body::Bytes;
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// Rows that one write clears away at most: some ten milliseconds. A larger value leaves the rest to the next writes.
-const GULP: usize = 8192;
+const GULP: usize = 2048;
 
 /// Bytes that an entry takes at least.
 const SMALLEST: u64 = 200;
@@ -44,7 +45,46 @@ pub(crate) enum Edit {
     Remove,
 }
 
+/// What an entry that is to be stored is told when that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// Its computation began at the purge sequence that it carries.
+    Before,
+    /// It was not computed, and is of the moment at which it is stored.
+    Now,
+}
+
 impl Entries {
+    /// Stores an entry, whatever is there; resolves to `stored` after the commit. Its bytes are made here, before the
+    /// transaction.
+    ///
+    /// `life` says when it ends, if it is stored at a time.
+    pub(crate) fn store<R: Send + 'static>(
+        self: &Arc<Self>,
+        key: Key,
+        name: &[u8],
+        now: impl Fn() -> u64 + Send + 'static,
+        (entry, begun): (Entry, Begun),
+        life: impl Fn(u64) -> Life + Send + 'static,
+        stored: R,
+    ) -> Pending<Result<R, Error>> {
+        let encoded = encode_entry(&key, name, &entry);
+        let entry = Entry { payload: Bytes::new(), ..entry };
+        let run = Storing {
+            entries: self.clone(),
+            key,
+            name: name.into(),
+            clock: now,
+            now: 0,
+            life,
+            entry,
+            begun,
+            encoded,
+            has_room: true,
+        };
+        self.queue.delegate(run, |run| if run?.has_room { Ok(stored) } else { Err(Error::Full) })
+    }
+
     /// Edits the entry under a key, in one transaction with other edits; resolves after the commit.
     ///
     /// `edit` gets the entry, if it is fresh, and decides what becomes of it; it may run more than once. It stores about
@@ -61,6 +101,93 @@ impl Entries {
             Editing { entries: self.clone(), key, name: name.into(), size, clock: now, now: 0, edit, outcome: None };
         let settle = |run: Result<Editing<_, _, _>, Error>| run?.outcome.unwrap_or(Err(Error::Panicked));
         self.queue.delegate(run, settle)
+    }
+
+    /// Puts an entry in the place of the one that is there, if any. `false`: the files have no room for it.
+    fn put(
+        &self,
+        txn: &mut Txn<'_>,
+        now: u64,
+        key: &[u8; 16],
+        entry: &Entry,
+        encoded: &mut Encoded,
+    ) -> Result<bool, Error> {
+        let incoming = Claims::footprint(&encoded.row);
+        if !self.has_room(incoming) {
+            return Ok(false);
+        }
+        let mut ledger = load_ledger(&txn.reader())?;
+        let before = txn.get(ENTRIES, key)?.map(|bytes| Claims::of(bytes).place);
+        remove(txn, &mut ledger, key)?;
+        if entry.family != 0 && before.is_none() {
+            self.trim_family(txn, &mut ledger, entry.family)?;
+        }
+        // Room is made before the entry is put: it might be the one that goes.
+        let trimmed = self.trim(txn, &mut ledger, now, incoming, rows_worth(incoming))?;
+        self.more.fetch_or(trimmed.more, Relaxed);
+        // A new answer to an old name stays where that was.
+        let place = match before.filter(|place| (1..=ledger.last).contains(place)) {
+            Some(place) => place,
+            None => ledger.next_place(),
+        };
+        if before.is_none() && self.uses.was_evicted(key, ledger.epoch) {
+            self.uses.note(key);
+        }
+        seal(&mut encoded.row, &entry.life, entry.sequence, place);
+        put(txn, &mut ledger, key, encoded)?;
+        save_ledger(txn, &ledger)?;
+        Ok(true)
+    }
+
+    /// Removes an entry, if it is there.
+    fn remove(&self, txn: &mut Txn<'_>, now: u64, key: &[u8; 16]) -> Result<(), Error> {
+        let mut ledger = load_ledger(&txn.reader())?;
+        remove(txn, &mut ledger, key)?;
+        self.trim(txn, &mut ledger, now, 0, BITE)?;
+        save_ledger(txn, &ledger)
+    }
+}
+
+struct Storing<C, L> {
+    entries: Arc<Entries>,
+    key: Key,
+    name: Box<[u8]>,
+    clock: C,
+    now: u64,
+    life: L,
+    /// The entry without its payload.
+    entry: Entry,
+    begun: Begun,
+    encoded: Encoded,
+    has_room: bool,
+}
+
+impl<C: Fn() -> u64, L: Fn(u64) -> Life> Operation for Storing<C, L> {
+    fn prepare(&mut self) {
+        self.now = self.now.max((self.clock)());
+        self.entry.life = (self.life)(self.now);
+        self.entries.latest.fetch_max(self.now, Relaxed);
+    }
+
+    fn size(&self) -> usize {
+        self.encoded.len()
+    }
+
+    fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
+        let key = &self.key.hash;
+        if self.begun == Begun::Now {
+            self.entry.sequence = number(&txn.reader(), SEQUENCE)?;
+        }
+        match as_of_now(&txn.reader(), key, &self.name, &self.entry)? {
+            Some(entry) if !entry.life.is_over(self.now) => {
+                self.has_room = self.entries.put(txn, self.now, key, &entry, &mut self.encoded)?;
+                return Ok(self.has_room);
+            }
+            // The new entry has ended already, and the old one goes too.
+            Some(_) => self.entries.remove(txn, self.now, key)?,
+            None => return Ok(false),
+        }
+        Ok(true)
     }
 }
 
@@ -89,7 +216,17 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         let key = &self.key.hash;
         let moment = Moment { now: self.now, sequence: number(&txn.reader(), SEQUENCE)? };
         let bytes = txn.get(ENTRIES, key)?.map(Bytes::copy_from_slice);
-        let alive = match bytes.as_ref().map(|bytes| decode_entry(bytes, &self.key, &self.name)) {
+        let found = match bytes.as_ref().map(|bytes| decode_entry(bytes, &self.key, &self.name)) {
+            Some(Stored::InPieces(entry, len)) => {
+                let mut payload = Vec::new();
+                match gather(&txn.reader(), &self.key, &mut payload, len)? {
+                    true => Some(Stored::Entry(Entry { payload: payload.into(), ..entry })),
+                    false => Some(Stored::Damaged),
+                }
+            }
+            found => found,
+        };
+        let alive = match found {
             Some(Stored::Entry(entry)) => {
                 let standing = standing(&txn.reader(), key, &self.name, &entry)?.filter(|life| !life.is_over(self.now));
                 standing.map(|life| Entry { life, ..entry })
@@ -101,23 +238,20 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
             _ => None,
         };
         let fresh = alive.as_ref().filter(|entry| entry.life.is_fresh(self.now));
+        if fresh.is_some() {
+            self.entries.uses.note(key);
+        }
         let (outcome, edit) = (self.edit)(fresh, moment);
         self.outcome = Some(outcome);
         let edit = match edit {
-            Edit::Store(entry) if !self.entries.has_room(footprint(entry.payload.len())) => {
-                self.outcome = Some(Err(Error::Full));
-                Edit::Keep
-            }
             Edit::Store(entry) => match as_of_now(&txn.reader(), key, &self.name, &entry)? {
                 Some(entry) if !entry.life.is_over(self.now) => {
-                    remove(txn, key, None)?;
-                    let bytes = encode_entry(&self.key, &self.name, &entry);
-                    // Room is made before the entry is put: it might be the one that ends first.
-                    let incoming = footprint(bytes.len());
-                    let (more, _) = self.entries.trim(txn, self.now, incoming, rows_worth(incoming))?;
-                    self.entries.more.fetch_or(more, Relaxed);
-                    put(txn, key, entry.life.ends(), &bytes)?;
-                    return Ok(true);
+                    let mut encoded = encode_entry(&self.key, &self.name, &entry);
+                    let has_room = self.entries.put(txn, self.now, key, &entry, &mut encoded)?;
+                    if !has_room {
+                        self.outcome = Some(Err(Error::Full));
+                    }
+                    return Ok(has_room);
                 }
                 // The new entry has ended already, and the old one goes too.
                 Some(_) => Edit::Remove,
@@ -128,11 +262,8 @@ impl<C: Fn() -> u64, F: FnMut(Option<&Entry>, Moment) -> (Result<R, Error>, Edit
         match edit {
             // The edit kept the entry, or the new one was refused: then the entry that is there is as good as before.
             Edit::Keep if alive.is_some() || bytes.is_none() => return Ok(false),
-            _ => {
-                remove(txn, key, None)?;
-            }
+            _ => self.entries.remove(txn, self.now, key)?,
         }
-        self.entries.trim(txn, self.now, 0, BITE)?;
         Ok(true)
     }
 }

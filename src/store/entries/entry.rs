@@ -1,6 +1,7 @@
 //! The stored form of an entry: pure encoding and decoding. Bytes that do not decode are no entry, and never cause a
 //! panic.
 
+use super::pieces::{WHOLE_MAX, footprint, in_pieces, pieces_footprint};
 use crate::store::record::{
     key::{Key, ScopeId},
     row::u64_at,
@@ -67,54 +68,117 @@ pub(crate) struct Entry {
     pub(crate) sequence: u64,
     pub(crate) scope: ScopeId,
     pub(crate) tags: Vec<u64>,
+    /// The [family](Key::family) of a variant or a mark, which goes with the name that it belongs to; 0 for none.
+    pub(crate) family: u64,
     pub(crate) payload: Bytes,
     /// The entry is no answer, but something remembered of a name.
     pub(crate) is_mark: bool,
 }
 
-const ENTRY_VERSION: u8 = 2;
-const MARK_VERSION: u8 = 3;
-const ENTRY_HEAD: usize = 96;
-const ENTRY_CHECK: usize = 8;
+const ENTRY_VERSION: u8 = 4;
+const MARK_VERSION: u8 = 5;
+
+/// Bytes of the head of a row. Tags and kept name follow, and the payload, if that is not kept in pieces.
+const HEAD: usize = 136;
+/// The checksum over everything behind the head, which stays when the head changes.
+const REST_CHECK: usize = 104;
+const PAYLOAD_LEN: usize = 112;
+const PLACE: usize = 120;
+/// The checksum over the head, its last bytes.
+const HEAD_CHECK: usize = 128;
 
 /// Bytes that [`encode_entry`] adds to a payload at most.
-pub(crate) const ENTRY_OVERHEAD: usize = ENTRY_HEAD + ENTRY_CHECK + 8 * TAGS_MAX + KEPT_NAME_MAX;
+pub(crate) const ENTRY_OVERHEAD: usize = HEAD + 8 * TAGS_MAX + KEPT_NAME_MAX;
 
-/// The bytes of an entry: head, tags, name, payload, checksum. The name makes the row readable from outside.
-pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Vec<u8> {
+/// The rows of an entry.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// Head, tags and name, which make it readable from outside; and a small payload. Its life, its sequence and its place
+    /// may be [sealed](seal) anew.
+    pub(super) row: Vec<u8>,
+    /// A large payload.
+    pub(super) pieces: Vec<Vec<u8>>,
+}
+
+impl Encoded {
+    pub(super) fn len(&self) -> usize {
+        self.row.len() + self.pieces.iter().map(Vec::len).sum::<usize>()
+    }
+}
+
+pub(crate) fn encode_entry(key: &Key, name: &[u8], entry: &Entry) -> Encoded {
     let tags = &entry.tags[..entry.tags.len().min(TAGS_MAX)];
     let kept_name = &name[..name.len().min(KEPT_NAME_MAX)];
-    let mut out = Vec::with_capacity(ENTRY_HEAD + tags.len() * 8 + kept_name.len() + entry.payload.len() + ENTRY_CHECK);
-    out.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
-    out.push(tags.len() as u8);
+    let head = HEAD + tags.len() * 8 + kept_name.len();
+    let inline = if head + entry.payload.len() <= WHOLE_MAX { &entry.payload[..] } else { &[] };
+    let mut row = Vec::with_capacity(head + inline.len());
+    row.push(if entry.is_mark { MARK_VERSION } else { ENTRY_VERSION });
+    row.push(tags.len() as u8);
     let Life { stored, fresh, revalidate, if_error } = entry.life;
     for number in [entry.life.ends(), stored, entry.cost, entry.sequence, key.echo] {
-        out.extend_from_slice(&number.to_le_bytes());
+        row.extend_from_slice(&number.to_le_bytes());
     }
-    out.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
-    out.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
-    out.extend_from_slice(&entry.scope);
-    for number in [fresh, revalidate, if_error, entry.spread] {
-        out.extend_from_slice(&number.to_le_bytes());
+    row.extend_from_slice(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes());
+    row.extend_from_slice(&(kept_name.len() as u16).to_le_bytes());
+    row.extend_from_slice(&entry.scope);
+    for number in [fresh, revalidate, if_error, entry.spread, entry.family, 0, entry.payload.len() as u64] {
+        row.extend_from_slice(&number.to_le_bytes());
     }
+    row.resize(HEAD, 0);
     for tag in tags {
-        out.extend_from_slice(&tag.to_le_bytes());
+        row.extend_from_slice(&tag.to_le_bytes());
     }
-    out.extend_from_slice(kept_name);
-    out.extend_from_slice(&entry.payload);
-    let check = xxh3_64(&out);
-    out.extend_from_slice(&check.to_le_bytes());
-    out
+    row.extend_from_slice(kept_name);
+    row.extend_from_slice(inline);
+    let check = xxh3_64(&row[HEAD..]);
+    row[REST_CHECK..PAYLOAD_LEN].copy_from_slice(&check.to_le_bytes());
+    seal(&mut row, &entry.life, entry.sequence, 0);
+    let pieces = if inline.len() < entry.payload.len() { in_pieces(key, &entry.payload) } else { Vec::new() };
+    Encoded { row, pieces }
 }
 
-/// The expiry an entry's bytes claim, unchecked: for indexes that must be kept even for damaged entries.
-pub(crate) fn claimed_expiry(bytes: &[u8]) -> u64 {
-    u64_at(bytes, 2).unwrap_or(0)
+/// Gives an entry's bytes another life, sequence and place.
+pub(crate) fn seal(bytes: &mut [u8], life: &Life, sequence: u64, place: u64) {
+    let Life { stored, fresh, revalidate, if_error } = *life;
+    let numbers =
+        [(2, life.ends()), (10, stored), (26, sequence), (64, fresh), (72, revalidate), (80, if_error), (PLACE, place)];
+    for (at, number) in numbers {
+        bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let check = xxh3_64(&bytes[..HEAD_CHECK]);
+    bytes[HEAD_CHECK..HEAD].copy_from_slice(&check.to_le_bytes());
 }
 
-/// Whether an entry's bytes claim to be a mark, unchecked: for the count of those.
-pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&MARK_VERSION)
+/// What an entry's bytes claim, unchecked: for rows that must be kept even beside damaged entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claims {
+    pub(super) expires: u64,
+    /// Its place in the order of eviction.
+    pub(super) place: u64,
+    pub(super) family: u64,
+    pub(super) is_mark: bool,
+    payload_len: u64,
+}
+
+impl Claims {
+    pub(super) fn of(bytes: &[u8]) -> Claims {
+        let number = |at| u64_at(bytes, at).unwrap_or(0);
+        let is_mark = bytes.first() == Some(&MARK_VERSION);
+        Claims {
+            expires: number(2),
+            place: number(PLACE),
+            family: number(96),
+            is_mark,
+            payload_len: number(PAYLOAD_LEN),
+        }
+    }
+
+    /// Bytes that the entry of a row takes on disk.
+    pub(super) fn footprint(row: &[u8]) -> u64 {
+        let payload_len = Claims::of(row).payload_len;
+        let in_pieces = if payload_len as usize > row.len() { pieces_footprint(payload_len) } else { 0 };
+        footprint(row.len()) + in_pieces
+    }
 }
 
 /// The value under a key of `entries/`.
@@ -122,6 +186,8 @@ pub(crate) fn claims_to_be_mark(bytes: &[u8]) -> bool {
 pub(crate) enum Stored {
     /// The entry of the name asked for.
     Entry(Entry),
+    /// Such an entry, whose payload of some bytes is kept in pieces.
+    InPieces(Entry, usize),
     /// The entry of another name, whose key happens to be the same.
     Other,
     Damaged,
@@ -133,20 +199,23 @@ pub(crate) fn decode_entry(bytes: &Bytes, key: &Key, name: &[u8]) -> Stored {
     if head.echo != key.echo || head.name_len as usize != name.len() || !name.starts_with(head.kept_name) {
         return Stored::Other;
     }
-    Stored::Entry(Entry { payload: bytes.slice(head.payload), ..head.entry })
-}
-
-/// A digest that tells one row of an entry from another: its head, with all its times, and its checksum.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowDigest([u8; ENTRY_HEAD], [u8; ENTRY_CHECK], usize);
-
-impl RowDigest {
-    pub(crate) fn of(bytes: &[u8]) -> Option<RowDigest> {
-        Some(RowDigest(*bytes.first_chunk()?, *bytes.last_chunk()?, bytes.len()))
+    match head.payload {
+        Some(payload) => Stored::Entry(Entry { payload: bytes.slice(payload), ..head.entry }),
+        None => Stored::InPieces(head.entry, head.payload_len),
     }
 }
 
-/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage of the payload.
+/// A digest that tells one row of an entry from another: its head, with all its times, its place and its checksums.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowDigest([u8; HEAD], usize);
+
+impl RowDigest {
+    pub(crate) fn of(bytes: &[u8]) -> Option<RowDigest> {
+        Some(RowDigest(*bytes.first_chunk()?, bytes.len()))
+    }
+}
+
+/// Everything of an entry but its payload, and the beginning of its name; unchecked against damage behind the head.
 pub(crate) fn decode_without_payload(bytes: &[u8]) -> Option<(Entry, &[u8])> {
     decode_head(bytes).map(|head| (head.entry, head.kept_name))
 }
@@ -157,19 +226,17 @@ pub(crate) fn with_life(bytes: &[u8], life: &Life, sequence: u64) -> Option<Vec<
         return None;
     }
     let mut out = bytes.to_vec();
-    let Life { fresh, revalidate, if_error, .. } = *life;
-    for (at, number) in [(2, life.ends()), (26, sequence), (64, fresh), (72, revalidate), (80, if_error)] {
-        out[at..at + 8].copy_from_slice(&number.to_le_bytes());
-    }
-    let (body, check) = out.split_at_mut(bytes.len() - ENTRY_CHECK);
-    check.copy_from_slice(&xxh3_64(body).to_le_bytes());
+    seal(&mut out, life, sequence, Claims::of(bytes).place);
     Some(out)
 }
 
 /// Whether an entry's bytes are as they were stored.
 pub(crate) fn checksum_holds(bytes: &[u8]) -> bool {
-    let (body, check) = bytes.split_at(bytes.len().saturating_sub(ENTRY_CHECK));
-    check == xxh3_64(body).to_le_bytes()
+    head_holds(bytes) && u64_at(bytes, REST_CHECK) == Some(xxh3_64(&bytes[HEAD..]))
+}
+
+fn head_holds(bytes: &[u8]) -> bool {
+    bytes.len() >= HEAD && u64_at(bytes, HEAD_CHECK) == Some(xxh3_64(&bytes[..HEAD_CHECK]))
 }
 
 struct Head<'a> {
@@ -177,15 +244,16 @@ struct Head<'a> {
     echo: u64,
     name_len: u32,
     kept_name: &'a [u8],
-    payload: Range<usize>,
+    payload_len: usize,
+    /// `None`: it is kept in pieces.
+    payload: Option<Range<usize>>,
 }
 
-fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
-    let body = &bytes[..bytes.len().checked_sub(ENTRY_CHECK)?];
-    if body.len() < ENTRY_HEAD || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
+fn decode_head(body: &[u8]) -> Option<Head<'_>> {
+    if !head_holds(body) || !matches!(body[0], ENTRY_VERSION | MARK_VERSION) {
         return None;
     }
-    let tags_end = ENTRY_HEAD + body[1] as usize * 8;
+    let tags_end = HEAD + body[1] as usize * 8;
     let name_end = tags_end + u16::from_le_bytes(body[46..48].try_into().ok()?) as usize;
     let kept_name = body.get(tags_end..name_end)?;
     let entry = Entry {
@@ -199,12 +267,19 @@ fn decode_head(bytes: &[u8]) -> Option<Head<'_>> {
         spread: u64_at(body, 88)?,
         sequence: u64_at(body, 26)?,
         scope: body[48..64].try_into().ok()?,
-        tags: body[ENTRY_HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        tags: body[HEAD..tags_end].chunks_exact(8).filter_map(|tag| u64_at(tag, 0)).collect(),
+        family: u64_at(body, 96)?,
         payload: Bytes::new(),
         is_mark: body[0] == MARK_VERSION,
     };
     let name_len = u32::from_le_bytes(body[42..46].try_into().ok()?);
-    Some(Head { entry, echo: u64_at(body, 34)?, name_len, kept_name, payload: name_end..body.len() })
+    let payload_len = usize::try_from(u64_at(body, PAYLOAD_LEN)?).ok()?;
+    let payload = match body.len() - name_end {
+        0 if payload_len > 0 => None,
+        inline if inline == payload_len => Some(name_end..body.len()),
+        _ => return None,
+    };
+    Some(Head { entry, echo: u64_at(body, 34)?, name_len, kept_name, payload_len, payload })
 }
 
 #[cfg(test)]

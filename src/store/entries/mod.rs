@@ -3,10 +3,16 @@
 mod budget;
 pub(crate) mod editing;
 pub(crate) mod entry;
+pub(crate) mod eviction;
+pub(crate) mod forgetting;
+mod ledger;
 pub(crate) mod memory_tier;
+mod pieces;
 pub(crate) mod purge_rule;
 pub(crate) mod purges;
 pub(crate) mod read_rate;
 pub(crate) mod shard;
 pub(crate) mod table;
 mod tidying;
+pub(crate) mod use_table;
+mod walk;

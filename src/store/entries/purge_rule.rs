@@ -2,7 +2,7 @@
 
 use super::{
     entry::{Entry, KEPT_NAME_MAX, Life},
-    table::{PREFIXED, PURGES, SEQUENCE, SOFT, number},
+    table::{PURGES, SEQUENCE, WALKED, WANTED, number},
 };
 use crate::{
     error::Error,
@@ -11,7 +11,6 @@ use crate::{
         record::{key::ScopeId, row::u64_at},
     },
 };
-use std::ops::Bound;
 
 /// Bytes that a prefix may have: as many as are kept of a name beside its entry.
 pub(crate) const PREFIX_MAX: usize = KEPT_NAME_MAX;
@@ -23,15 +22,21 @@ pub(crate) enum Subject {
     Scope(ScopeId),
     Tag(u64),
     Name([u8; 16]),
+    /// What belongs to a name of a scope, see [`Key::family`](crate::store::Key::family).
+    Family(ScopeId, u64),
     /// A prefix of the names of a scope, at most [`PREFIX_MAX`] bytes.
     Prefix(ScopeId, Vec<u8>),
 }
 
-/// The first byte of the rows of [`Subject::Name`] and [`Subject::Prefix`].
-pub(super) const NAME: u8 = 3;
+/// The first byte of the rows of a subject.
+const ALL: u8 = 0;
+const SCOPE: u8 = 1;
+const TAG: u8 = 2;
+const NAME: u8 = 3;
 const PREFIX: u8 = 4;
+const FAMILY: u8 = 5;
 /// Added to the first byte of the row of a soft purge.
-pub(super) const SOFTLY: u8 = 0x80;
+const SOFTLY: u8 = 0x80;
 
 impl Subject {
     pub(super) fn key(&self, soft: bool) -> PurgeKey {
@@ -39,6 +44,10 @@ impl Subject {
         match self {
             Subject::All => {}
             Subject::Tag(tag) => key.push(&tag.to_be_bytes()),
+            Subject::Family(scope, family) => {
+                key.push(scope);
+                key.push(&family.to_be_bytes());
+            }
             Subject::Scope(id) | Subject::Name(id) => key.push(id),
             Subject::Prefix(scope, prefix) => {
                 key.push(scope);
@@ -51,11 +60,12 @@ impl Subject {
     /// The first byte of its rows.
     fn kind(&self) -> u8 {
         match self {
-            Subject::All => 0,
-            Subject::Scope(_) => 1,
-            Subject::Tag(_) => 2,
+            Subject::All => ALL,
+            Subject::Scope(_) => SCOPE,
+            Subject::Tag(_) => TAG,
             Subject::Name(_) => NAME,
             Subject::Prefix(..) => PREFIX,
+            Subject::Family(..) => FAMILY,
         }
     }
 }
@@ -85,6 +95,57 @@ impl PurgeKey {
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// The purges with which it is forgotten.
+    pub(super) fn group(&self) -> Group {
+        let mut group = Group::ALL;
+        let scope = match self.bytes[0] & !SOFTLY {
+            ALL | TAG => return group,
+            // The last bytes of a key tell the scope of its name.
+            NAME => &self.bytes[1 + 16 - Group::MARK..1 + 16],
+            _ => &self.bytes[1..1 + Group::MARK],
+        };
+        group.0[0] = 1;
+        group.0[1..].copy_from_slice(scope);
+        group
+    }
+
+    /// Whether its entries are gone with the purge itself.
+    pub(super) fn is_applied_at_once(&self) -> bool {
+        matches!(self.bytes[0] & !SOFTLY, NAME | FAMILY)
+    }
+}
+
+/// The purges that are forgotten together: those of a scope, or those that know no scopes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group(pub(super) [u8; 1 + Group::MARK]);
+
+impl Group {
+    /// Bytes that tell scopes apart, see [`scope_mark`](crate::store::scope_mark).
+    const MARK: usize = 4;
+    pub(super) const ALL: Group = Group([0; 1 + Self::MARK]);
+
+    pub(super) fn of_scope(scope: &ScopeId) -> Group {
+        Subject::Scope(*scope).key(false).group()
+    }
+
+    /// The key of the row by which a purge of the group is found by its age.
+    pub(super) fn aged(&self, sequence: u64) -> [u8; 13] {
+        let mut key = [0; 13];
+        key[..5].copy_from_slice(&self.0);
+        key[5..].copy_from_slice(&sequence.to_be_bytes());
+        key
+    }
+
+    /// The group and the sequence of such a key.
+    pub(super) fn split(aged: &[u8]) -> (Group, u64) {
+        let split = aged.split_first_chunk().and_then(|(group, age)| Some((*group, *age.first_chunk()?)));
+        split.map_or((Group::ALL, 0), |(group, age)| (Group(group), u64::from_be_bytes(age)))
+    }
 }
 
 /// When the purges of a row were made, by sequence and clock, the last one last. Soft purges are listed as long as
@@ -104,7 +165,7 @@ fn purged_since(reader: &Reader<'_>, subject: &Subject, soft: bool, sequence: u6
     Ok(row.and_then(|row| first_since(row, sequence)))
 }
 
-/// The time of the first purge since `sequence` by a prefix of the name.
+/// The time of the first purge since `sequence` by a prefix of the name. The number of prefixes does not matter.
 fn purged_by_prefix_since(
     reader: &Reader<'_>,
     scope: ScopeId,
@@ -112,22 +173,34 @@ fn purged_by_prefix_since(
     soft: bool,
     sequence: u64,
 ) -> Result<Option<u64>, Error> {
-    let all = Subject::Prefix(scope, Vec::new()).key(soft);
-    let mut since = None;
-    reader.any(PURGES, (Bound::Included(all.as_bytes()), Bound::Unbounded), |key, row| {
-        let Some(prefix) = key.strip_prefix(all.as_bytes()) else { return true };
-        if name.starts_with(prefix)
-            && let Some(time) = first_since(row, sequence)
-        {
-            since = Some(since.map_or(time, |since: u64| since.min(time)));
+    let shortest = Subject::Prefix(scope, Vec::new()).key(soft).len;
+    let mut longest = Subject::Prefix(scope, name[..name.len().min(PREFIX_MAX)].to_vec()).key(soft);
+    let mut since: Option<u64> = None;
+    while let Some((key, row)) = reader.at_or_before(PURGES, longest.as_bytes())? {
+        let common = key.iter().zip(longest.as_bytes()).take_while(|(one, other)| one == other).count();
+        // A prefix that is longer than what the row has in common with the name would stand between the two.
+        longest.truncate(common);
+        if common == key.len() && common >= shortest {
+            if let Some(time) = first_since(row, sequence) {
+                since = Some(since.map_or(time, |since| since.min(time)));
+            }
+            longest.truncate(common - 1);
         }
-        false
-    })?;
+        if longest.len < shortest {
+            break;
+        }
+    }
     Ok(since)
 }
 
-/// The life that an entry has left after the purges that are newer than the start of its computation: none, or one that
-/// may have ended early.
+/// The sequence up to which the entries are as purges have left them: to a stored entry, only later ones matter.
+pub(super) fn applied(reader: &Reader<'_>) -> Result<u64, Error> {
+    let walked = number(reader, WALKED)?;
+    if walked >= number(reader, WANTED)? { number(reader, SEQUENCE) } else { Ok(walked) }
+}
+
+/// The life that a stored entry has left after the purges that are newer than the start of its computation: none, or one
+/// that may have ended early.
 pub(super) fn standing(reader: &Reader<'_>, key: &[u8; 16], name: &[u8], entry: &Entry) -> Result<Option<Life>, Error> {
     standing_at(reader, number(reader, SEQUENCE)?, key, name, entry)
 }
@@ -143,25 +216,34 @@ pub(super) fn standing_at(
     if entry.sequence >= newest {
         return Ok(Some(entry.life));
     }
-    let may_be = |what: &[u8]| Ok::<_, Error>(entry.sequence < number(reader, what)?);
-    let (soft, prefixed) = (may_be(SOFT)?, may_be(PREFIXED)?);
+    let since = entry.sequence.max(applied(reader)?);
+    if since >= newest { Ok(Some(entry.life)) } else { standing_since(reader, since, key, name, entry) }
+}
+
+/// The life that an entry has left after the purges that are newer than `since`.
+pub(super) fn standing_since(
+    reader: &Reader<'_>,
+    since: u64,
+    key: &[u8; 16],
+    name: &[u8],
+    entry: &Entry,
+) -> Result<Option<Life>, Error> {
     let mut life = entry.life;
     let fixed = [Subject::All, Subject::Scope(entry.scope), Subject::Name(*key)];
-    for subject in fixed.into_iter().chain(entry.tags.iter().copied().map(Subject::Tag)) {
-        if purged_since(reader, &subject, false, entry.sequence)?.is_some() {
+    let family = (entry.family != 0).then_some(Subject::Family(entry.scope, entry.family));
+    for subject in fixed.into_iter().chain(family).chain(entry.tags.iter().copied().map(Subject::Tag)) {
+        if purged_since(reader, &subject, false, since)?.is_some() {
             return Ok(None);
         }
-        if soft && let Some(at) = purged_since(reader, &subject, true, entry.sequence)? {
+        if let Some(at) = purged_since(reader, &subject, true, since)? {
             life = life.ended_at(at);
         }
     }
-    if prefixed {
-        if purged_by_prefix_since(reader, entry.scope, name, false, entry.sequence)?.is_some() {
-            return Ok(None);
-        }
-        if let Some(at) = purged_by_prefix_since(reader, entry.scope, name, true, entry.sequence)? {
-            life = life.ended_at(at);
-        }
+    if purged_by_prefix_since(reader, entry.scope, name, false, since)?.is_some() {
+        return Ok(None);
+    }
+    if let Some(at) = purged_by_prefix_since(reader, entry.scope, name, true, since)? {
+        life = life.ended_at(at);
     }
     Ok(Some(life))
 }

@@ -4,47 +4,41 @@ use super::{
     budget::Budget,
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
     memory_tier::{Item, MemoryTier, Weight},
+    pieces::{PIECE, part, piece_key},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
-    purges::{Purge, as_of_now},
+    purges::{Purge, Purged, as_of_now},
     read_rate::ReadRate,
-    table::{BITE, BYTES, ENTRIES, INDEX, MARKS, SEQUENCE, number, remove, split_index_key},
+    table::{ENTRIES, PIECES, SEQUENCE, load_ledger, number},
+    use_table::UseTable,
 };
 use crate::{
     error::Error,
     store::{
         commit::{pending::Pending, write_queue::WriteQueue},
-        lmdb::transaction::{Reader, Txn},
+        lmdb::transaction::Reader,
         record::key::Key,
     },
 };
 use hyper::body::Bytes;
-use std::{
-    ops::Bound,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
-/// The walk over all entries that follows a purge, after which the purge's row can go.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Walk {
-    pub(super) at: Option<[u8; 16]>,
-    /// The sequence when this round began.
-    pub(super) round_upto: u64,
-    /// The sequence up to which everything has been walked.
-    pub(crate) walked_upto: u64,
-    /// The purge row up to which all have been looked at.
-    pub(super) next_purge_row: Option<PurgeKey>,
-}
+/// Bytes of a payload that are collected in one transaction: some hundred microseconds.
+const GATHERED_AT_ONCE: usize = 16 * PIECE;
+/// Times that an entry is looked for which is replaced while it is collected.
+const GATHERED_MAX: usize = 3;
 
 /// One shard of the stored answers.
 #[derive(Debug)]
 pub(crate) struct Entries {
     pub(crate) queue: Arc<WriteQueue>,
     budget: Budget,
+    pub(super) uses: UseTable,
     pub(crate) counts: Counts,
-    pub(crate) walk: Mutex<Walk>,
+    /// How far this process has looked for purges that are old.
+    pub(super) swept: Mutex<Option<PurgeKey>>,
     /// A step of tidying is queued. There is one at a time: otherwise steps would pile up behind a gate that stays
     /// shut.
     pub(crate) tidying: AtomicBool,
@@ -65,6 +59,26 @@ pub(crate) struct Hit<T> {
     pub(crate) from_memory: bool,
 }
 
+enum Gathered {
+    Whole(Bytes),
+    Damaged,
+    /// Another entry has taken its place meanwhile.
+    Replaced,
+}
+
+/// Adds pieces to a payload until it has some bytes. Returns `false` if one is missing or damaged.
+pub(super) fn gather(reader: &Reader<'_>, key: &Key, payload: &mut Vec<u8>, upto: usize) -> Result<bool, Error> {
+    while payload.len() < upto {
+        let number = payload.len() / PIECE;
+        let row = reader.get(PIECES, &piece_key(&key.hash, number))?;
+        let Some(part) = row.and_then(|row| part(key, number, row)).filter(|part| !part.is_empty()) else {
+            return Ok(false);
+        };
+        payload.extend_from_slice(part);
+    }
+    Ok(true)
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) evicted: AtomicU64,
@@ -72,12 +86,13 @@ pub(crate) struct Counts {
 }
 
 impl Entries {
-    pub(crate) fn new(queue: Arc<WriteQueue>, budget: u64) -> Entries {
+    pub(crate) fn new(queue: Arc<WriteQueue>, budget: u64, uses: UseTable) -> Entries {
         Entries {
             queue,
             budget: Budget(budget),
+            uses,
             counts: Counts::default(),
-            walk: Mutex::default(),
+            swept: Mutex::default(),
             tidying: AtomicBool::new(false),
             more: AtomicBool::new(false),
             latest: AtomicU64::new(0),
@@ -100,12 +115,12 @@ impl Entries {
         name: &[u8],
         now: impl FnOnce() -> u64,
     ) -> Result<Result<(Entry, u64), u64>, Error> {
-        let (found, sequence) = self.queue.env.read(|reader| {
-            let sequence = number(reader, SEQUENCE)?;
-            Ok((self.find(reader, sequence, key, name)?, sequence))
-        })?;
-        let found = found.map(|(entry, _)| (entry, now()));
-        Ok(found.filter(|(entry, now)| !entry.life.is_over(*now)).ok_or(sequence))
+        let (found, sequence, _) = self.look(key, name)?;
+        let found = found.map(|(entry, _)| (entry, now())).filter(|(entry, now)| !entry.life.is_over(*now));
+        if found.is_some() {
+            self.uses.note(&key.hash);
+        }
+        Ok(found.ok_or(sequence))
     }
 
     /// As `get`, decoded: from the memory tier if it has not changed since it was last read. An entry that `decode`
@@ -126,16 +141,14 @@ impl Entries {
                     if let Ok(value) = value
                         && !item.entry.life.is_over(now)
                     {
+                        self.uses.note(&key.hash);
                         return Ok(Ok(Hit { value, now, reads: Some(item.reads.clone()), from_memory }));
                     }
                 }
                 None => tier.remove(key),
             }
         }
-        let (found, sequence, seen) = self.queue.env.read(|reader| {
-            let sequence = number(reader, SEQUENCE)?;
-            Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
-        })?;
+        let (found, sequence, seen) = self.look(key, name)?;
         let Some((entry, row)) = found else { return Ok(Err(sequence)) };
         let now = now();
         if entry.life.is_over(now) {
@@ -145,8 +158,9 @@ impl Entries {
             self.counts.damaged.fetch_add(1, Relaxed);
             return Ok(Err(sequence));
         };
+        self.uses.note(&key.hash);
         let reads = tier.is_on().then(|| item.map_or_else(|| Arc::new(ReadRate::new(now)), |item| item.reads.clone()));
-        if let (Some(row), Some(reads)) = (row, &reads) {
+        if let Some(reads) = &reads {
             tier.put(key, Item::new(key, name, (entry, row, seen), value.clone(), reads.clone()));
         }
         Ok(Ok(Hit { value, now, reads, from_memory: false }))
@@ -173,26 +187,70 @@ impl Entries {
         })
     }
 
-    /// The entry under a key, whatever its life.
+    /// The entry under a key, whatever its life; the purge sequence, and the transaction that was seen.
+    fn look(&self, key: &Key, name: &[u8]) -> Result<(Option<(Entry, RowDigest)>, u64, u64), Error> {
+        for _ in 0..GATHERED_MAX {
+            let (found, sequence, seen) = self.queue.env.read(|reader| {
+                let sequence = number(reader, SEQUENCE)?;
+                Ok((self.find(reader, sequence, key, name)?, sequence, reader.seen()))
+            })?;
+            let Some((entry, row, in_pieces)) = found else { return Ok((None, sequence, seen)) };
+            if in_pieces == 0 {
+                return Ok((Some((entry, row)), sequence, seen));
+            }
+            match self.gather(key, &row, in_pieces)? {
+                Gathered::Whole(payload) => return Ok((Some((Entry { payload, ..entry }, row)), sequence, seen)),
+                Gathered::Damaged => {
+                    self.counts.damaged.fetch_add(1, Relaxed);
+                    return Ok((None, sequence, seen));
+                }
+                Gathered::Replaced => {}
+            }
+        }
+        // It is replaced faster than it can be read.
+        Ok((None, self.purge_sequence()?, 0))
+    }
+
+    /// The entry under a key, whatever its life, and the bytes of its payload that are kept in pieces.
     fn find(
         &self,
         reader: &Reader<'_>,
         sequence: u64,
         key: &Key,
         name: &[u8],
-    ) -> Result<Option<(Entry, Option<RowDigest>)>, Error> {
+    ) -> Result<Option<(Entry, RowDigest, usize)>, Error> {
         let Some(bytes) = reader.get(ENTRIES, &key.hash)? else { return Ok(None) };
-        match decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
-            Stored::Entry(entry) => {
-                let standing = standing_at(reader, sequence, &key.hash, name, &entry)?;
-                Ok(standing.map(|life| (Entry { life, ..entry }, RowDigest::of(bytes))))
-            }
+        let (entry, in_pieces) = match decode_entry(&Bytes::copy_from_slice(bytes), key, name) {
+            Stored::Entry(entry) => (entry, 0),
+            Stored::InPieces(entry, len) => (entry, len),
             Stored::Damaged => {
                 self.counts.damaged.fetch_add(1, Relaxed);
-                Ok(None)
+                return Ok(None);
             }
-            Stored::Other => Ok(None),
+            Stored::Other => return Ok(None),
+        };
+        let Some(row) = RowDigest::of(bytes) else { return Ok(None) };
+        let standing = standing_at(reader, sequence, &key.hash, name, &entry)?;
+        Ok(standing.map(|life| (Entry { life, ..entry }, row, in_pieces)))
+    }
+
+    /// Collects the payload of an entry, a few pieces in a transaction: a snapshot that is kept for long keeps pages from
+    /// being used again.
+    fn gather(&self, key: &Key, row: &RowDigest, len: usize) -> Result<Gathered, Error> {
+        let mut payload = Vec::with_capacity(len);
+        while payload.len() < len {
+            let upto = len.min(payload.len() + GATHERED_AT_ONCE);
+            let is_whole = self.queue.env.read(|reader| {
+                let now = reader.get(ENTRIES, &key.hash)?.and_then(RowDigest::of);
+                if now.as_ref() != Some(row) { Ok(None) } else { gather(reader, key, &mut payload, upto).map(Some) }
+            })?;
+            match is_whole {
+                None => return Ok(Gathered::Replaced),
+                Some(false) => return Ok(Gathered::Damaged),
+                Some(true) => {}
+            }
         }
+        Ok(if payload.len() == len { Gathered::Whole(payload.into()) } else { Gathered::Damaged })
     }
 
     pub(crate) fn purge_sequence(&self) -> Result<u64, Error> {
@@ -202,8 +260,8 @@ impl Entries {
     /// The number of answers, and the bytes of all entries, now.
     pub(crate) fn size(&self) -> Result<(u64, u64), Error> {
         self.queue.env.read(|reader| {
-            let marks = number(reader, MARKS)?;
-            Ok((reader.len(ENTRIES)?.saturating_sub(marks), number(reader, BYTES)?))
+            let ledger = load_ledger(reader)?;
+            Ok((reader.len(ENTRIES)?.saturating_sub(ledger.marks), ledger.bytes))
         })
     }
 
@@ -216,15 +274,16 @@ impl Entries {
     }
 
     /// From the commit on, no answer that the subject matches and whose computation began before is read or stored;
-    /// after a soft purge, such answers have ended.
-    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<(), Error>> {
+    /// after a soft purge, such answers have ended. [`Purged::Again`]: not yet.
+    pub(crate) fn purge(&self, subject: Subject, soft: bool, now: u64) -> Pending<Result<Purged, Error>> {
         self.latest.fetch_max(now, Relaxed);
-        let walked = self.walk().walked_upto;
-        self.queue.delegate(Purge { subject, soft, now, walked }, |purge| purge.map(drop))
+        let purge = Purge { subject, soft, now, purged: Purged::Done };
+        self.queue.delegate(purge, |purge| purge.map(|purge| purge.purged))
     }
 
-    pub(crate) fn walk(&self) -> MutexGuard<'_, Walk> {
-        self.walk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Bytes that the entries may take.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget.of_entries(self.queue.env.bytes_besides())
     }
 
     /// Whether the files have room for so many bytes more. If they have grown too much, a new generation is begun soon.
@@ -235,32 +294,6 @@ impl Entries {
             env.want_rotation();
         }
         bytes + besides + incoming <= self.budget.most()
-    }
-
-    /// Clears away some entries that have ended and, while `incoming` bytes more would exceed the budget, those that
-    /// end first. Returns whether `most` rows were not enough, and whether anything was changed.
-    pub(crate) fn trim(&self, txn: &mut Txn<'_>, now: u64, incoming: u64, most: usize) -> Result<(bool, bool), Error> {
-        let mut bytes = number(&txn.reader(), BYTES)?.saturating_add(incoming);
-        let budget = self.budget.of_entries(self.queue.env.bytes_besides());
-        let mut cleared = 0;
-        while cleared < most {
-            // Rows are read a bite at a time: mostly the first one says that nothing need be done.
-            let rows = txn.rows(INDEX, Bound::Unbounded, BITE.min(most - cleared), |key, _| split_index_key(key))?;
-            if rows.is_empty() {
-                return Ok((false, cleared > 0));
-            }
-            for (expires, key) in rows {
-                if expires > now && bytes <= budget {
-                    return Ok((false, cleared > 0));
-                }
-                if expires > now {
-                    self.counts.evicted.fetch_add(1, Relaxed);
-                }
-                bytes = bytes.saturating_sub(remove(txn, &key, Some(expires))?);
-                cleared += 1;
-            }
-        }
-        Ok((true, true))
     }
 }
 

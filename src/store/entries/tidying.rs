@@ -1,25 +1,20 @@
-//! Tidying, a step at a time: entries that have ended go, a walk over all entries removes or rewrites those that purges
-//! have hit, and purges that the walk has passed are forgotten.
+//! Tidying, a step at a time: entries that have ended go, the walk after a purge goes on, and old purges are dropped.
 
 use super::{
-    purge_rule::{PurgeKey, times},
-    purges::{LONGEST_FLIGHT, apply_purges},
-    shard::{Entries, Walk},
-    table::{ENTRIES, PURGES, SEQUENCE, number},
+    forgetting::sweep,
+    purge_rule::PurgeKey,
+    shard::Entries,
+    table::{load_ledger, save_ledger},
+    walk::{is_wanted, walk_on},
 };
 use crate::{
     error::Error,
     store::{commit::operation::Operation, lmdb::transaction::Txn},
 };
-use std::{
-    ops::Bound,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, PoisonError, atomic::Ordering::Relaxed};
 
-/// Rows that one step of the walk after a purge looks at.
-const STEP: usize = 128;
-/// Purge rows that one step of tidying looks at.
-const PURGES_STEP: usize = 4096;
+/// Entries that one step clears away at most.
+const STEP: usize = 512;
 
 impl Entries {
     /// Leaves one step of tidying to the worker thread.
@@ -28,10 +23,10 @@ impl Entries {
             return;
         }
         let now = self.latest.load(Relaxed);
-        let tidy = Tidy { entries: self.clone(), now, walk: *self.walk(), more: false };
+        let tidy = Tidy { entries: self.clone(), now, swept: None, more: false };
         self.queue.leave_to_worker(tidy, |tidy| {
             if let Ok(tidy) = tidy {
-                *tidy.entries.walk() = tidy.walk;
+                *tidy.entries.swept.lock().unwrap_or_else(PoisonError::into_inner) = tidy.swept;
                 tidy.entries.more.store(tidy.more, Relaxed);
             }
         });
@@ -39,10 +34,7 @@ impl Entries {
 
     /// Whether another step is wanted soon: there is a purge to follow, or more to clear away.
     pub(crate) fn is_untidy(&self) -> bool {
-        let walk = *self.walk();
-        self.more.load(Relaxed)
-            || walk.at.is_some()
-            || self.purge_sequence().is_ok_and(|sequence| walk.walked_upto < sequence)
+        self.more.load(Relaxed) || self.queue.env.read(is_wanted).unwrap_or(false)
     }
 }
 
@@ -50,8 +42,8 @@ impl Entries {
 struct Tidy {
     entries: Arc<Entries>,
     now: u64,
-    /// How far the walk has got: before the step, then after it.
-    walk: Walk,
+    /// The purge up to which all have been looked at, after the step.
+    swept: Option<PurgeKey>,
     more: bool,
 }
 
@@ -63,50 +55,14 @@ impl Drop for Tidy {
 
 impl Operation for Tidy {
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        self.walk = *self.entries.walk();
-        let (more, trimmed) = self.entries.trim(txn, self.now, 0, STEP)?;
-        self.more = more;
-        let walked = self.walk_on(txn)?;
-        let dropped = self.drop_old_purges(txn)?;
-        Ok(trimmed || walked || dropped)
-    }
-}
-
-impl Tidy {
-    fn walk_on(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let walk = &mut self.walk;
-        if walk.at.is_none() {
-            walk.round_upto = number(&txn.reader(), SEQUENCE)?;
-            if walk.walked_upto >= walk.round_upto {
-                return Ok(false);
-            }
-        }
-        let from = walk.at.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(&key[..]));
-        let keys = txn.rows(ENTRIES, from, STEP, |key, _| <[u8; 16]>::try_from(key).unwrap_or_default())?;
-        walk.at = (keys.len() == STEP).then(|| keys[STEP - 1]);
-        if walk.at.is_none() {
-            walk.walked_upto = walk.round_upto;
-        }
-        let mut changed = false;
-        for key in keys {
-            changed |= apply_purges(txn, &key)?;
-        }
-        Ok(changed)
-    }
-
-    /// Drops purges whose entries are all gone, and that are older than every computation still under way.
-    fn drop_old_purges(&mut self, txn: &mut Txn<'_>) -> Result<bool, Error> {
-        let (done, now) = (self.walk.walked_upto, self.now);
-        let from = self.walk.next_purge_row.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_bytes()));
-        let rows = txn.rows(PURGES, from, PURGES_STEP, |key, row| {
-            let (sequence, time) = times(row).next_back().unwrap_or_default();
-            (PurgeKey::of(key), sequence <= done && time.saturating_add(2 * LONGEST_FLIGHT) < now)
-        })?;
-        self.walk.next_purge_row = (rows.len() == PURGES_STEP).then(|| rows[PURGES_STEP - 1].0);
-        let mut changed = false;
-        for (key, _) in rows.into_iter().filter(|row| row.1) {
-            changed |= txn.delete(PURGES, key.as_bytes())?;
-        }
-        Ok(changed)
+        let mut ledger = load_ledger(&txn.reader())?;
+        let trimmed = self.entries.trim(txn, &mut ledger, self.now, 0, STEP)?;
+        save_ledger(txn, &ledger)?;
+        self.more = trimmed.more;
+        let walked = walk_on(txn)?;
+        let after = *self.entries.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (swept, dropped) = sweep(txn, after, self.now)?;
+        self.swept = swept;
+        Ok(trimmed.changed || walked || dropped)
     }
 }

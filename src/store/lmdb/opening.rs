@@ -38,8 +38,9 @@ pub(crate) struct Options {
     pub(crate) write_map: bool,
     /// Sync every commit.
     pub(crate) sync: bool,
-    /// Set where a loss must not go unnoticed: once the environment is found damaged, every process gives it up at
-    /// once. The path is the cache's directory, without which the environment is of no use.
+    /// Set where a loss must not go unnoticed, nor a write fail for want of blocks, which are reserved: once the
+    /// environment is found damaged, every process gives it up at once. The path is the cache's directory, without which
+    /// the environment is of no use.
     pub(crate) guarded: Option<PathBuf>,
     /// What a new generation takes over from the one before.
     pub(crate) carry_over: Option<CarryOver>,
@@ -70,7 +71,7 @@ pub(super) fn open_alone(generations: &Generations, number: u64, options: &Optio
     // LMDB maps this file writable: on a full disk, a reader's first look at a hole would kill the process.
     reserve(lock, LOCK_SIZE)?;
     let (heed, shares_pid) = open_twice(&path, options)?;
-    if options.write_map {
+    if options.write_map || options.guarded.is_some() {
         reserve(data, options.map_size as u64)?;
     }
     let files = Files::at(&paths, options.map_size)?;

@@ -41,24 +41,13 @@ impl<'e> Reader<'e> {
         self.tables[table.0].get(self.ro, key).map_err(from_heed)
     }
 
-    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
-        self.tables[table.0].len(self.ro).map_err(from_heed)
+    /// The row of a key or, if there is none, the one before it.
+    pub(crate) fn at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(&'e [u8], &'e [u8])>, Error> {
+        self.tables[table.0].get_lower_than_or_equal_to(self.ro, key).map_err(from_heed)
     }
 
-    /// Whether `f` answers `true` for a row of the range.
-    pub(crate) fn any(
-        &self,
-        table: Table,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        mut f: impl FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<bool, Error> {
-        for row in self.tables[table.0].range(self.ro, &range).map_err(from_heed)? {
-            let (key, value) = row.map_err(from_heed)?;
-            if f(key, value) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    pub(crate) fn len(&self, table: Table) -> Result<u64, Error> {
+        self.tables[table.0].len(self.ro).map_err(from_heed)
     }
 
     #[cfg(test)]

@@ -6,5 +6,6 @@ pub(crate) mod blocks;
 pub(crate) mod boot;
 pub(crate) mod file_system;
 pub(crate) mod fork;
+pub(crate) mod mapped;
 pub(crate) mod sync;
 pub(crate) mod syscalls;

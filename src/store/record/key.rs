@@ -29,8 +29,8 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// The tag of entries that belong to the one under this key, such as variants of a response.
-    pub(crate) fn own_tag(&self) -> u64 {
+    /// Tells the entries that belong to the name of this key, such as the variants of a response, from those of others.
+    pub(crate) fn family(&self) -> u64 {
         self.echo.max(1)
     }
 }

@@ -156,6 +156,25 @@ fn no_lock_is_taken_on_what_another_user_can_open() {
     assert!(open(dir.path()).unwrap().1);
 }
 
+/// As Kubernetes does for `fsGroup`, before every start.
+#[test]
+fn a_volume_that_was_given_to_a_group_is_taken_back() {
+    let _alone = nobody_starts();
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("cache");
+    drop(open(&root).unwrap());
+    let home = root.join(fingerprint());
+    let files = [root.join("users"), home.join("users"), home.join("open.lock")];
+    let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    [&root, &home].into_iter().for_each(|directory| set(directory, 0o2770));
+    files.iter().for_each(|file| set(file, 0o660));
+    let (_directory, alone) = open(&root).unwrap();
+    assert!(alone);
+    for path in files.iter().chain([&root, &home]) {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+    }
+}
+
 #[test]
 fn a_removed_state_is_not_made_again_under_its_number() {
     let _alone = nobody_starts();

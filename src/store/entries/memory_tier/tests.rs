@@ -26,6 +26,7 @@ fn entry(scope: &Scope, name: &str, payload: impl Into<Bytes>) -> Entry {
         sequence: scope.purge_sequence(&key(scope, name)).unwrap(),
         scope: scope.id(),
         tags: vec![scope.tag("tag")],
+        family: 0,
         payload: payload.into(),
         is_mark: false,
     }
@@ -216,6 +217,24 @@ fn another_process_is_never_behind_nor_ahead() {
             assert!(asked("a").starts_with(&format!("{round} ")), "round {round}");
         }
     }
+}
+
+/// The hits that another process has in its memory keep an answer from being evicted here.
+#[test]
+fn what_another_process_reads_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path());
+    let mut child = Child::start("store::entries::memory_tier::tests::child", "reader", directory.path());
+    store(cache.root(), "hot", "x".repeat(1000));
+    for n in 0..3000 {
+        store(cache.root(), &n.to_string(), "y".repeat(1000));
+        assert!(read(cache.root(), &n.to_string()).is_some());
+        if n % 50 == 0 {
+            child.tell("hot");
+            assert!(child.line().starts_with('x'), "{n}");
+        }
+    }
+    assert!(cache.stats().entries_evicted > 2000);
 }
 
 fn open(path: &std::path::Path) -> Cache {

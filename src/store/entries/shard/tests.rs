@@ -2,15 +2,15 @@ use super::*;
 use crate::{
     cache::{
         Cache, Scope,
-        testing::{Hand, Holder, builder, tamper},
+        testing::{Hand, Holder, builder, cache, tamper},
     },
     store::{
         Edit, Kind, LONGEST_FLIGHT, Life, Table,
-        commit::operation::Operation,
         entries::{
-            entry::claimed_expiry,
-            purges::PURGES_MAX,
-            table::{PURGES, footprint},
+            entry::Claims,
+            forgetting::PURGES_MAX,
+            pieces::footprint,
+            table::{FAMILIES, FAMILY_MAX, INDEX, ORDER, PURGES, split_index_key},
         },
     },
 };
@@ -38,7 +38,7 @@ fn answer(scope: &Scope, sequence: u64, tags: &[&str]) -> Entry {
     let tags = tags.iter().map(|tag| scope.tag(tag)).collect();
     let payload = Bytes::from_static(b"\x01");
     let life = Life::without_grace(now, now + 60_000_000_000);
-    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, payload, is_mark: false }
+    Entry { life, cost: 1, spread: 0, sequence, scope: scope.id(), tags, family: 0, payload, is_mark: false }
 }
 
 fn commit(scope: &Scope, name: &str, entry: Entry) {
@@ -68,11 +68,22 @@ fn tidy(cache: &Cache) {
 /// Checks the invariants of the tables.
 fn check(cache: &Cache) {
     let entries = rows(cache, ENTRIES);
-    let index: BTreeSet<_> = rows(cache, INDEX).iter().map(|row| split_index_key(&row.0)).collect();
-    let claimed: BTreeSet<_> =
-        entries.iter().map(|(key, bytes)| (claimed_expiry(bytes), key[..].try_into().unwrap())).collect();
-    assert_eq!(index, claimed);
-    let bytes: u64 = entries.iter().map(|row| footprint(row.1.len())).sum();
+    let claims = |claim: fn(Claims) -> u64| {
+        let row = |(key, bytes): &(Vec<u8>, Vec<u8>)| (claim(Claims::of(bytes)), key[..].try_into().unwrap());
+        entries.iter().map(row).collect::<BTreeSet<_>>()
+    };
+    let split = |row: &(Vec<u8>, Vec<u8>)| split_index_key(&row.0);
+    assert_eq!(rows(cache, INDEX).iter().map(split).collect::<BTreeSet<_>>(), claims(|claims| claims.expires));
+    let families = claims(|claims| claims.family).into_iter().filter(|(family, _)| *family != 0);
+    assert!(families.eq(rows(cache, FAMILIES).iter().map(split)));
+    let order = rows(cache, ORDER).into_iter().map(|(place, key)| split_index_key(&[place, key].concat()));
+    assert_eq!(order.collect::<BTreeSet<_>>(), claims(|claims| claims.place));
+    let ledger = shard(cache).queue.env.read(load_ledger).unwrap();
+    let small = entries.iter().filter(|row| Claims::of(&row.1).place > ledger.main_end);
+    assert_eq!(ledger.small, small.map(|row| Claims::footprint(&row.1)).sum::<u64>());
+    let bytes: u64 = entries.iter().map(|row| Claims::footprint(&row.1)).sum();
+    let rows_of = |table| rows(cache, table).iter().map(|row| footprint(row.1.len())).sum::<u64>();
+    assert_eq!(rows_of(ENTRIES) + rows_of(PIECES), bytes, "no piece is without its entry");
     assert_eq!(shard(cache).size().unwrap(), (entries.len() as u64, bytes));
     assert!(bytes <= shard(cache).budget.0);
 }
@@ -163,27 +174,202 @@ fn what_has_ended_goes_with_later_writes_and_by_tidying() {
 }
 
 #[test]
-fn the_budget_is_never_exceeded_and_what_ends_first_goes_first() {
+fn the_budget_is_never_exceeded_and_what_was_stored_last_is_there() {
     let cache = builder().open().unwrap();
-    let life = |i: u64| Duration::from_secs(100 + i);
     for i in 0..3000 {
-        cache.insert(&i.to_string(), &"small").expire(life(i)).wait().unwrap();
+        cache.insert(&i.to_string(), &"small").wait().unwrap();
     }
     check(&cache);
-    let there = |i: u64| cache.get::<String>(&i.to_string()).unwrap().is_some();
-    assert!(there(2999) && there(0));
+    assert!(there(&cache, 2999) && there(&cache, 0));
     let large = "x".repeat(cache.root().largest() - 10);
     for i in 3000..3020 {
-        cache.insert(&i.to_string(), &large).expire(life(i)).wait().unwrap();
+        cache.insert(&i.to_string(), &large).expire(SECOND).wait().unwrap();
         check(&cache);
-        assert!(there(i));
+        assert!(there(&cache, i));
     }
-    assert!(!there(0) && !there(2999) && there(3019));
-    assert!(cache.stats().entries_evicted > 3000);
-    // The entry that ends first of all is not evicted when it is stored.
-    cache.insert("short", &large).expire(SECOND * 50).wait().unwrap();
-    assert!(cache.get::<String>("short").unwrap().is_some());
+    assert!(there(&cache, 0) && there(&cache, 2999), "they were read");
+    assert!(!there(&cache, 1) && !there(&cache, 3000));
     check(&cache);
+}
+
+fn there(cache: &Cache, name: u64) -> bool {
+    cache.get::<String>(&name.to_string()).unwrap().is_some()
+}
+
+#[test]
+fn what_is_read_stays_whoever_lives_longer() {
+    for memory in [0, 1 << 20] {
+        let cache = builder().memory(memory).open().unwrap();
+        let (scope, text) = (cache.root(), "x".repeat(1000));
+        let hot = key(scope, "hot");
+        let read = |name: &str| {
+            let found = scope.read(&key(scope, name), name.as_bytes(), |entry| Some(entry.payload.len()));
+            found.unwrap().is_ok()
+        };
+        cache.insert("hot", &text).expire(SECOND * 60).wait().unwrap();
+        let mut hits = 0;
+        for i in 0..5000 {
+            hits += u32::from(read("hot"));
+            cache.insert(&i.to_string(), &text).wait().unwrap();
+            assert!(read(&i.to_string()));
+        }
+        assert_eq!(hits, 5000, "memory: {memory}");
+        assert!(shard(&cache).uses.count(&hot.hash) > 0);
+        check(&cache);
+    }
+}
+
+#[test]
+fn what_was_never_read_goes_first_and_before_it_what_has_ended() {
+    let hand = Hand::default();
+    let cache = hand.on(builder());
+    let (text, insert) = ("x".repeat(1000), |name: u64, text: &str| cache.insert(&name.to_string(), text));
+    // Read and unread, by turns, then some that end.
+    (0..400).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    (0..400).step_by(2).for_each(|i| assert!(there(&cache, i)));
+    (400..600).for_each(|i| insert(i, &text).expire(SECOND).wait().map(drop).unwrap());
+    hand.advance(SECOND);
+    (600..650).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    assert_eq!(cache.stats().entries_evicted, 0, "what has ended made room");
+    (650..1250).for_each(|i| insert(i, &text).wait().map(drop).unwrap());
+    check(&cache);
+    let (left, hash) = (rows(&cache, ENTRIES), |i: u64| key(cache.root(), &i.to_string()).hash.to_vec());
+    let left: BTreeSet<_> = left.into_iter().map(|row| row.0).collect();
+    assert!((0..400).step_by(2).all(|i| left.contains(&hash(i))), "all that were read are there");
+    let spared = (1..400).step_by(2).filter(|&i| left.contains(&hash(i))).count();
+    assert!(spared <= 40, "{spared} of 200 share a word with one that was read");
+}
+
+#[test]
+fn huge_values_do_not_empty_the_cache() {
+    let cache = builder().open().unwrap();
+    let text = "x".repeat(1000);
+    for i in 0..500 {
+        cache.insert(&i.to_string(), &text).wait().unwrap();
+        assert!(there(&cache, i));
+    }
+    let huge = "x".repeat(cache.root().largest() - 10);
+    for i in 1000..1050 {
+        cache.insert(&i.to_string(), &huge).wait().unwrap();
+        if i % 2 == 0 {
+            assert!(there(&cache, i));
+        }
+        check(&cache);
+    }
+    let left = (0..500).filter(|&i| there(&cache, i)).count();
+    assert!(left >= 250, "{left} of 500");
+}
+
+#[test]
+fn large_values_are_kept_in_pieces() {
+    let hand = Hand::default();
+    let cache = hand.on(builder().size(8 << 20));
+    hand.advance(SECOND);
+    let (scope, key) = (cache.root(), key(cache.root(), "x"));
+    let text = |len: usize| (0..len).map(|at| char::from(b'a' + (at % 23) as u8)).collect::<String>();
+    let stored = || cache.get::<String>("x").unwrap();
+    for len in [100, 70_000, 65_000, 2_000_000, 65_600, 131_000, 1_500_000, 10] {
+        cache.insert("x", &text(len)).expire(SECOND * 60).wait().unwrap();
+        assert!(stored() == Some(text(len)), "{len}");
+        check(&cache);
+        assert!(!cache.add("x", "new").wait().unwrap());
+        assert!(scope.touch("x", Some(SECOND * 90)).wait().unwrap());
+        assert!(stored() == Some(text(len)), "{len}, touched");
+        check(&cache);
+    }
+    // A soft purge leaves the payload where it is.
+    let large = Bytes::from(text(1_000_000));
+    let life =
+        Life { revalidate: u64::MAX, if_error: u64::MAX, ..Life::without_grace(cache.handle().now(), u64::MAX / 2) };
+    let entry = Entry { life, payload: large.clone(), ..answer(scope, sequence(scope, "x"), &["t"]) };
+    commit(scope, "x", entry.clone());
+    cache.purge_blocking(crate::Purge::tag("t").soft()).unwrap();
+    tidy(&cache);
+    let found = scope.entry(&key, b"x").unwrap().unwrap().0;
+    assert!(found.payload == large && found.life.fresh < life.fresh);
+    check(&cache);
+    // One damaged piece is a miss, and goes with the entry.
+    for number in [0, 7, 15] {
+        commit(scope, "x", entry.clone());
+        tamper(&shard(&cache).queue, |txn| {
+            let piece = piece_key(&key.hash, number);
+            let mut bytes = txn.get(PIECES, &piece).unwrap().unwrap().to_vec();
+            bytes[9] ^= 1;
+            txn.put(PIECES, &piece, &bytes).unwrap();
+        });
+        let before = cache.stats().damaged;
+        assert!(scope.entry(&key, b"x").unwrap().is_err());
+        assert_eq!(cache.stats().damaged, before + 1);
+        assert!(cache.add("x", "new").wait().unwrap());
+        check(&cache);
+    }
+    commit(scope, "x", entry);
+    cache.remove("x").wait().unwrap();
+    assert_eq!(rows(&cache, PIECES).len(), 0);
+    // Room is made for large ones by large ones.
+    for i in 0..40 {
+        cache.insert(&i.to_string(), &text(300_000 + 7919 * i)).wait().unwrap();
+        check(&cache);
+    }
+}
+
+/// A value is replaced all the time while it is read in several transactions.
+#[test]
+fn no_value_is_made_of_pieces_of_two() {
+    let cache = builder().size(64 << 20).open().unwrap();
+    let value = |round: u8| vec![round; 3_000_000];
+    let store = |round: u8| {
+        let entry = Entry { payload: value(round).into(), ..answer(cache.root(), 0, &[]) };
+        commit(cache.root(), "x", entry);
+    };
+    store(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !over.load(Relaxed) {
+                if let Ok((found, _)) = cache.root().entry(&key(cache.root(), "x"), b"x").unwrap() {
+                    assert!(
+                        found.payload.iter().all(|byte| *byte == found.payload[0]) && found.payload.len() == 3_000_000
+                    );
+                }
+            }
+        });
+        (0..60).for_each(store);
+        over.store(true, Relaxed);
+    });
+    check(&cache);
+}
+
+#[test]
+fn the_hits_of_another_opening_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let uses = [0, 1].map(|_| UseTable::open(dir.path(), 1 << 20, true).unwrap());
+    let key = key(cache().root(), "x").hash;
+    uses[0].note(&key);
+    assert_eq!(uses[1].count(&key), 1);
+    let alone = UseTable::open(dir.path(), 1 << 20, false).unwrap();
+    assert_eq!(alone.count(&key), 0);
+}
+
+#[test]
+fn a_name_has_a_bounded_family() {
+    let cache = builder().open().unwrap();
+    let scope = cache.scope("a");
+    let (plain, begun) = (key(&scope, "x"), sequence(&scope, "x"));
+    for i in 0..2 * FAMILY_MAX {
+        let entry = Entry { family: plain.family(), ..answer(&scope, begun, &[]) };
+        commit(&scope, &format!("x {i}"), entry);
+        assert!(has(&scope, "x 0") && has(&scope, &format!("x {i}")), "{i}");
+    }
+    commit(&scope, "x", answer(&scope, begun, &[]));
+    assert_eq!(rows(&cache, ENTRIES).len(), FAMILY_MAX + 1);
+    check(&cache);
+    for soft in [true, false] {
+        crate::store::block_on(scope.purge_name(&plain, soft)).unwrap();
+        assert!(!has(&scope, "x 0"), "soft: {soft}");
+        check(&cache);
+    }
+    assert_eq!(rows(&cache, ENTRIES).len(), 0);
 }
 
 #[test]
@@ -272,20 +458,19 @@ fn a_walk_goes_on_where_it_was_when_its_transaction_was_aborted() {
 }
 
 #[test]
-fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed() {
+fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed_there() {
     let cache = builder().open().unwrap();
-    let scope = cache.scope("a");
+    let (scope, other) = (cache.scope("a"), cache.scope("b"));
     scope.insert("stays", &1).tag("t").wait().unwrap();
     let old = sequence(&scope, "x");
     for round in 0..20_u64 {
-        // Each name has two rows: its own, and that of its tag, which a walk must follow.
         let purges: Vec<_> = (0..1000)
             .map(|i| round * 1000 + i)
-            .flat_map(|i| [Subject::Name(u128::from(i).to_be_bytes()), Subject::Tag(i)])
+            .flat_map(|i| [Subject::Name(key(&scope, &i.to_string()).hash), Subject::Family(scope.id(), i)])
             .map(|subject| shard(&cache).purge(subject, false, cache.handle().now()))
             .collect();
-        purges.into_iter().for_each(|purge| purge.wait().unwrap());
-        tidy(&cache);
+        assert!(purges.into_iter().all(|purge| purge.wait().unwrap() == Purged::Done));
+        assert!(!shard(&cache).is_untidy(), "nothing is left to be walked");
         assert!(rows(&cache, PURGES).len() as u64 <= PURGES_MAX);
     }
     assert!(has(&scope, "stays"));
@@ -295,28 +480,12 @@ fn a_flood_of_purged_names_stays_bounded_and_harms_only_what_is_being_computed()
     assert!(!has(&scope, "x"), "its own purge may be among those forgotten");
     commit(&scope, "x", answer(&scope, sequence(&scope, "x"), &[]));
     assert!(has(&scope, "x"));
+    commit(&other, "x", answer(&other, old, &[]));
+    assert!(has(&other, "x"), "this is another scope");
     // A living value can still be changed.
     assert!(scope.touch("stays", Some(SECOND * 9)).wait().unwrap());
     assert_eq!(scope.incr("stays", 1).wait().unwrap(), 2);
     assert!(has(&scope, "stays"));
-}
-
-#[test]
-fn more_tags_than_can_be_remembered_purge_everything() {
-    let cache = builder().open().unwrap();
-    let scope = cache.scope("a");
-    scope.insert("x", &1).tag("t").wait().unwrap();
-    let now = cache.handle().now();
-    tamper(&shard(&cache).queue, |txn| {
-        for tag in 0..=PURGES_MAX {
-            // As if no walk had passed.
-            Purge { subject: Subject::Tag(tag), soft: false, now, walked: 0 }.run(txn).unwrap();
-        }
-    });
-    assert!(rows(&cache, PURGES).len() < 10);
-    assert!(!has(&scope, "x"));
-    scope.insert("x", &1).tag("t").wait().unwrap();
-    assert!(has(&scope, "x"));
 }
 
 #[test]
@@ -371,7 +540,7 @@ fn take(step: &Step, cache: &Cache, hand: &Hand, model: &mut Model) {
     let now = cache.handle().now();
     model.retain(|_, entry| now < entry.1);
     let end = |life: u8| now + u64::from(life) * 1_000_000_000;
-    let subject = |subject| shard(cache).purge(subject, false, now).wait().unwrap();
+    let subject = |subject| assert_eq!(shard(cache).purge(subject, false, now).wait().unwrap(), Purged::Done);
     match *step {
         Step::Insert { name, size, life, tag } => {
             let insert = scope.insert(&name.to_string(), &"x".repeat(size)).expire(Duration::from_secs(life.into()));
