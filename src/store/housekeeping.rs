@@ -73,6 +73,8 @@ impl Shared {
             looked.for_dead = Instant::now();
             self.queues().for_each(|queue| queue.env.clear_stale_readers());
             self.instances.tidy();
+            // Where nobody stores, the files of old answers are let go of too.
+            self.workers.entries.start();
         }
     }
 

@@ -50,7 +50,7 @@ pub(crate) enum Violation {
     ToldForNothing { holder: Id },
     /// The store refused it though it had its place.
     RefusedForNothing { holder: Id },
-    /// The cache could not be written, though nothing held it up.
+    /// The cache could not be written, though nothing held it up or damaged it.
     FailedForNothing { waiter: Id },
 }
 
@@ -395,7 +395,12 @@ fn wrong_alone(attempt: &Attempt, facts: &Facts<'_>) -> Option<Violation> {
     if alone && attempt.refused.is_some_and(|at| hold.is_some_and(|hold| at < hold.span.to)) {
         return Some(Violation::RefusedForNothing { holder });
     }
-    if attempt.failed.is_some_and(|(_, why)| why == Failure::Cache) && facts.is_quiet(&facts.waited(attempt)) {
+    let for_nothing = match attempt.failed {
+        Some((_, Failure::Cache)) => facts.is_quiet(&facts.waited(attempt)),
+        Some((_, Failure::Damaged)) => true,
+        _ => false,
+    };
+    if for_nothing {
         return Some(Violation::FailedForNothing { waiter: attempt.id });
     }
     let until = attempt

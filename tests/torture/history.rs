@@ -4,7 +4,7 @@
 //! after it are both written, so that whatever happened in between happened between two known moments.
 
 use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
@@ -31,6 +31,8 @@ pub(crate) enum Failure {
     Busy,
     /// The cache could not be written in time.
     Cache,
+    /// The cache's files, or the lock's record, are damaged.
+    Damaged,
     /// Its future was dropped.
     Dropped,
 }
@@ -43,6 +45,7 @@ impl Failure {
         match error {
             AcquireError::Busy { .. } | AcquireError::QueueFull { .. } => Failure::Busy,
             AcquireError::Cache(Error::Busy) => Failure::Cache,
+            AcquireError::Cache(Error::Damaged | Error::DamagedLock { .. }) => Failure::Damaged,
             other => panic!("{other:?}"),
         }
     }
@@ -172,14 +175,14 @@ impl Pen {
     }
 
     /// Writes a line that is whole or, if the process is killed meanwhile, without its end.
-    pub(crate) fn write(&self, event: &Event) {
+    pub(crate) fn write(&self, event: &impl Serialize) {
         let line = serde_json::to_string(event).expect("events are plain") + "\n";
         assert_eq!((&self.0).write(line.as_bytes()).expect("the history cannot be written"), line.len());
     }
 }
 
 /// The lines of all processes in a directory.
-pub(crate) fn read(directory: &Path) -> io::Result<Vec<(Process, Event)>> {
+pub(crate) fn read<T: DeserializeOwned>(directory: &Path) -> io::Result<Vec<(Process, T)>> {
     let mut all = Vec::new();
     for file in fs::read_dir(directory)? {
         let file = file?;

@@ -278,12 +278,14 @@ impl Env {
         }
     }
 
-    /// Begins a new generation if the current one was found damaged or has grown too much, and closes those that no thread
-    /// of this process uses any more. For the worker thread.
+    /// Begins a new generation if the current one was found damaged or has grown too much, goes over to that of another
+    /// process, and closes those that no thread of this process uses any more. For the worker thread.
     pub(crate) fn change_generation_if_due(&self) {
         if self.forked() || self.gate.is_shut() {
             return;
         }
+        // Who hardly uses the files would keep those of an earlier generation; who does will tell of the failure.
+        let _ = self.catch_up();
         if self.is_to_be_replaced() || self.outgrown.load(SeqCst) {
             self.rotate_again();
         }

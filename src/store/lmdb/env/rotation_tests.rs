@@ -146,6 +146,23 @@ fn all_processes_go_over_to_a_new_generation_and_the_old_one_goes_with_its_last_
 }
 
 #[test]
+fn a_process_that_does_not_use_the_files_lets_go_of_them_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = Env::open_alone(dir.path(), 0, &options()).unwrap();
+    let mut idle = Child::start(CHILD, "", dir.path());
+    idle.tell("has before");
+    assert_eq!(idle.line(), "false");
+    rotate(&env);
+    env.change_generation_if_due();
+    env.remove_old_generations();
+    assert_eq!(generations(dir.path()), [0, 1]);
+    idle.tell("let go");
+    assert_eq!(idle.line(), "gone");
+    env.remove_old_generations();
+    assert_eq!(generations(dir.path()), [1]);
+}
+
+#[test]
 fn of_racing_processes_one_rotates() {
     let dir = tempfile::tempdir().unwrap();
     let env = Env::open_alone(dir.path(), 0, &options()).unwrap();
