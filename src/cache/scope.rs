@@ -114,14 +114,9 @@ impl Scope {
         transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
-        let (handle, clock) = (self.handle(), self.handle().clone());
-        handle.posted(|settled| {
-            let then = move |result| {
-                then(result);
-                drop(settled);
-            };
-            handle.shared.state.post_then(table, key, move || clock.now(), transition, then);
-        });
+        let (state, clock) = (&self.handle().shared.state, self.handle().clone());
+        let post = |settled| state.post_then(table, key, move || clock.now(), transition, followed_by(then, settled));
+        self.handle().posted(post);
     }
 
     /// See `State::post_as_holder`.
@@ -131,14 +126,9 @@ impl Scope {
         transition: impl LineTransition<R>,
         then: impl FnOnce(Result<R, Error>) + Send + 'static,
     ) {
-        let (handle, clock) = (self.handle(), self.handle().clone());
-        handle.posted(|settled| {
-            let then = move |result| {
-                then(result);
-                drop(settled);
-            };
-            handle.shared.state.post_as_holder(key, move || clock.now(), transition, then);
-        });
+        let (state, clock) = (&self.handle().shared.state, self.handle().clone());
+        let post = |settled| state.post_as_holder(key, move || clock.now(), transition, followed_by(then, settled));
+        self.handle().posted(post);
     }
 
     /// The last commit to `state/`, by any process. `None`: `state/` was found damaged.
@@ -302,6 +292,17 @@ impl Scope {
 
     pub(crate) fn id(&self) -> ScopeId {
         self.inner.id
+    }
+}
+
+/// Does this, and then drops what the poster waits for.
+fn followed_by<R>(
+    then: impl FnOnce(Result<R, Error>) + Send + 'static,
+    settled: impl Send + 'static,
+) -> impl FnOnce(Result<R, Error>) + Send + 'static {
+    move |result| {
+        then(result);
+        drop(settled);
     }
 }
 

@@ -10,14 +10,15 @@ use super::{
     files::{self, FileState, Files},
     gate::{Gate, Held},
     generation::Generation,
-    generations::{Changing, Generations},
+    generations::Generations,
     opening::{self, Options},
+    rotation,
     transaction::{Reader, Txn},
 };
 use crate::{error::Error, log_limit::LogLimit, store::os::fork};
 use arc_swap::ArcSwap;
 use std::{
-    fs::{DirBuilder, File},
+    fs::DirBuilder,
     io,
     os::unix::fs::DirBuilderExt,
     path::Path,
@@ -31,8 +32,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a rotation waits for the gate.
-const ROTATION: Duration = Duration::from_millis(100);
 /// How long after one that failed another is tried.
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long an opening waits for another process that replaces damaged files.
@@ -103,7 +102,7 @@ impl Env {
         watch();
         let generations = Generations::of(path);
         let gate = Gate::open(&path.join(files::GATE))?;
-        let generation = open_or_replace(&generations, options, &gate)?;
+        let generation = rotation::open_or_replace(&generations, options, &gate)?;
         let env = Env::new(generation, gate, generations, options);
         env.count_bytes();
         Ok(env)
@@ -230,7 +229,7 @@ impl Env {
             return Ok(());
         }
         let number = self.gate.generation();
-        match open_current(&self.generations, &self.options, &self.gate) {
+        match rotation::open_current(&self.generations, &self.options, &self.gate) {
             Ok(new) => {
                 self.change_to(new);
                 Ok(())
@@ -336,7 +335,7 @@ impl Env {
             return self.open_current();
         }
         let _changing = lock(&self.changing);
-        let made = make_next(&self.generations, &self.options, &self.gate, Some(&old), &right_to_change)?;
+        let made = rotation::make_next(&self.generations, &self.options, &self.gate, Some(&old), &right_to_change)?;
         let Some((new, held)) = made else { return Err(Error::Busy) };
         tracing::info!(path = %new.path().display(), "new files were begun");
         drop(old);
@@ -429,89 +428,6 @@ fn watch() {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Opens the current generation, whichever that is by the time.
-fn open_current(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
-    loop {
-        let number = gate.generation();
-        gate.check()?;
-        let opened = opening::open_beside(generations, number, options, gate)
-            .and_then(|opened| Generation::new(generations, number, options, opened));
-        // Whoever holds a generation that is current keeps its files there.
-        if gate.generation() == number {
-            return opened;
-        }
-    }
-}
-
-/// Opens the current generation or, if it is damaged, a new one.
-fn open_or_replace(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
-    if gate.described().map_size != options.map_size as u64 {
-        // It is not the files that are wrong.
-        return Err(Error::Damaged);
-    }
-    let deadline = Instant::now() + OPENING;
-    loop {
-        match open_current(generations, options, gate) {
-            Err(Error::Damaged) => {}
-            opened => return opened,
-        }
-        gate.condemn(gate.generation());
-        if let Some(right_to_change) = generations.begin_change()?
-            && let Some((new, _held)) = make_next(generations, options, gate, None, &right_to_change)?
-        {
-            return Ok(new);
-        }
-        // Another process is about to replace it, or is at the gate.
-        if Instant::now() >= deadline {
-            return Err(Error::Busy);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Makes a new generation and, under the gate, the current one. Returns the gate with it, so that the caller goes over to
-/// it before any write. `None`: the gate could not be had.
-fn make_next<'a>(
-    generations: &Generations,
-    options: &Options,
-    gate: &'a Gate,
-    old: Option<&Generation>,
-    changing: &Changing,
-) -> Result<Option<(Generation, Held<'a>)>, Error> {
-    let number = generations.next(gate.generation());
-    generations.make(changing, number)?;
-    let made = opening::open_alone(generations, number, options)
-        .and_then(|opened| Generation::new(generations, number, options, opened))
-        .and_then(|new| {
-            let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
-            let carry_over = |reader: Option<&Reader<'_>>| new.fill(gate, |txn| (options.carry_over)(reader, txn));
-            let carried = match old.filter(|_| !gate.is_condemned()) {
-                Some(old) => old.read_writing(|reader| carry_over(Some(reader))),
-                None => Err(Error::Damaged),
-            };
-            match carried {
-                Err(Error::Damaged) => carry_over(None)?,
-                carried => carried?,
-            }
-            if options.sync {
-                new.sync()?;
-                File::open(generations.environment())?.sync_all()?;
-            }
-            if gate.is_condemned() {
-                gate.begin_after_loss();
-            }
-            gate.go_on_with(number, &new.files);
-            if options.sync {
-                gate.sync()?;
-            }
-            Ok(Some((new, held)))
-        });
-    if !matches!(made, Ok(Some(_))) {
-        let _ = std::fs::remove_dir_all(generations.path(number));
-    }
-    made
 }
 
 impl std::fmt::Debug for Env {

@@ -12,4 +12,5 @@ mod generation;
 pub(crate) mod generations;
 mod metas;
 pub(crate) mod opening;
+mod rotation;
 pub(crate) mod transaction;

@@ -7,7 +7,10 @@ use crate::{
     store::lmdb::transaction::Table,
 };
 use rustix::fs::{OFlags, fcntl_getfl};
-use std::{fs, os::fd::BorrowedFd};
+use std::{
+    fs::{self, File},
+    os::fd::BorrowedFd,
+};
 
 const CHILD: &str = "store::lmdb::env::rotation_tests::child";
 
