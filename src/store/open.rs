@@ -107,7 +107,7 @@ fn open_files(
             let path = directory.entries_path(shard);
             let env = open_environment(&path, &options, alone, generation)?;
             let reserving = directory.file_system == FileSystem::Reserving;
-            entries.push((env, UseTable::open(&path, of_shard, reserving)?));
+            entries.push((env, UseTable::open(&path, of_shard, reserving, alone)?));
         }
         if alone && settings.wanted.sync {
             std::iter::once(&state).chain(entries.iter().map(|(env, _)| env)).try_for_each(Env::sync)?;

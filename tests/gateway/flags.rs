@@ -15,7 +15,7 @@ fn what_cannot_work_is_one_line_and_exit_code_2() {
     let path = |name: &str| root.path().join(name).to_str().expect("text").to_owned();
     fs::write(path("file"), "x").unwrap();
     fs::create_dir(path("writable")).unwrap();
-    fs::set_permissions(path("writable"), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(path("writable"), fs::Permissions::from_mode(0o1777)).unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let (cache, file, below, writable) = (path("cache"), path("file"), path("file/below"), path("writable"));

@@ -41,10 +41,10 @@ impl UseTable {
     }
 
     /// Opens the table of the environment in a directory that may hold `budget` bytes of entries. With `reserving`, the
-    /// file system keeps blocks that are reserved; elsewhere, and on a full disk, a process knows its own hits only.
-    pub(crate) fn open(directory: &Path, budget: u64, reserving: bool) -> std::io::Result<UseTable> {
+    /// file system keeps blocks that are reserved, by a process that is `alone`; elsewhere, and on a full disk, a process knows its own hits only.
+    pub(crate) fn open(directory: &Path, budget: u64, reserving: bool, alone: bool) -> std::io::Result<UseTable> {
         let len = (budget >> 20).saturating_mul(WORDS_PER_MIB).clamp(WORDS_PER_MIB, WORDS_MAX) as usize;
-        let shared = reserving.then(|| MappedWords::of_file(&directory.join(FILE), len));
+        let shared = reserving.then(|| MappedWords::of_file(&directory.join(FILE), len, alone));
         let words = match shared {
             Some(Ok(words)) => words,
             Some(Err(_)) | None => MappedWords::private(len)?,

@@ -437,6 +437,4 @@ impl std::fmt::Debug for Env {
 }
 
 #[cfg(test)]
-mod rotation_tests;
-#[cfg(test)]
 mod tests;

@@ -2,21 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use std::{
-    fs::File,
-    io,
-    ops::Deref,
-    os::{fd::AsRawFd, unix::fs::MetadataExt},
-    path::Path,
-    ptr::NonNull,
-    sync::atomic::AtomicU16,
-};
+use super::blocks;
+use crate::error::Error;
+use std::{fs::File, io, ops::Deref, os::fd::AsRawFd, path::Path, ptr::NonNull, sync::atomic::AtomicU16};
 
 const WORD: usize = size_of::<AtomicU16>();
 /// Bytes of a file: a shorter one was not made to its end.
 const LEAST: u64 = 4096;
-/// Bytes of the blocks that a file's size is reserved in.
-const BLOCK: u64 = 512;
 
 /// An array of words, mapped from a file that other processes map too, or from none.
 pub(crate) struct MappedWords {
@@ -30,18 +22,20 @@ unsafe impl Send for MappedWords {}
 unsafe impl Sync for MappedWords {}
 
 impl MappedWords {
-    /// Maps a file, which is made with `len` words of zero if it is not there. A file that is there keeps its length.
-    ///
-    /// The blocks are reserved. Otherwise a write to a hole of the file would kill the process on a full disk.
-    pub(crate) fn of_file(path: &Path, len: usize) -> io::Result<MappedWords> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    /// Maps a file. A process that is `alone` makes it, with `len` words of zero, if it is not there, and reserves its
+    /// blocks: otherwise a write to a hole of the file would kill the process on a full disk. A file that is there keeps
+    /// its length.
+    pub(crate) fn of_file(path: &Path, len: usize, alone: bool) -> Result<MappedWords, Error> {
+        let file = File::options().read(true).write(true).create(alone).truncate(false).open(path)?;
         let found = file.metadata()?;
         let bytes = if found.len() < LEAST { ((len * WORD) as u64).max(LEAST) } else { found.len() };
-        if found.len() < bytes || found.blocks() * BLOCK < bytes {
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
+        if alone {
+            blocks::reserve(&file, bytes)?;
+        } else if found.len() < bytes {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         let len = usize::try_from(bytes).map_err(io::Error::other)? / WORD;
-        map(len, libc::MAP_SHARED, file.as_raw_fd())
+        Ok(map(len, libc::MAP_SHARED, file.as_raw_fd())?)
     }
 
     /// Words of this process alone.
@@ -87,13 +81,13 @@ mod tests {
     fn two_mappings_of_a_file_share_its_words_and_a_private_one_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("words");
-        let one = MappedWords::of_file(&path, 5000).unwrap();
-        let two = MappedWords::of_file(&path, 70).unwrap();
+        let one = MappedWords::of_file(&path, 5000, true).unwrap();
+        let two = MappedWords::of_file(&path, 70, false).unwrap();
         let private = MappedWords::private(70).unwrap();
         assert_eq!((one.len(), two.len(), private.len()), (5000, 5000, 70));
         one[4999].store(7, Relaxed);
         assert_eq!((two[4999].load(Relaxed), private[69].load(Relaxed)), (7, 0));
-        let file = std::fs::metadata(&path).unwrap();
-        assert!(file.blocks() * BLOCK >= 10_000, "no hole is left that a full disk could bite");
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap());
+        assert!(blocks * 512 >= 10_000, "no hole is left that a full disk could bite");
     }
 }

@@ -343,11 +343,11 @@ fn no_value_is_made_of_pieces_of_two() {
 #[test]
 fn the_hits_of_another_opening_count() {
     let dir = tempfile::tempdir().unwrap();
-    let uses = [0, 1].map(|_| UseTable::open(dir.path(), 1 << 20, true).unwrap());
+    let uses = [true, false].map(|alone| UseTable::open(dir.path(), 1 << 20, true, alone).unwrap());
     let key = key(cache().root(), "x").hash;
     uses[0].note(&key);
     assert_eq!(uses[1].count(&key), 1);
-    let alone = UseTable::open(dir.path(), 1 << 20, false).unwrap();
+    let alone = UseTable::open(dir.path(), 1 << 20, false, true).unwrap();
     assert_eq!(alone.count(&key), 0);
 }
 

@@ -6,7 +6,9 @@ use crate::{
 use std::fs::{self, File};
 use std::ops::Bound;
 
-pub(super) const TABLES: [&str; 2] = ["a", "b"];
+mod rotation;
+
+const TABLES: [&str; 2] = ["a", "b"];
 
 fn options() -> Options {
     Options {

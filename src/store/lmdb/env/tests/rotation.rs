@@ -1,6 +1,5 @@
 #![allow(unsafe_code)]
 
-use super::tests::TABLES;
 use super::*;
 use crate::{
     cache::testing::{Child, LONG, hear, part, say},
@@ -12,7 +11,7 @@ use std::{
     os::fd::BorrowedFd,
 };
 
-const CHILD: &str = "store::lmdb::env::rotation_tests::child";
+const CHILD: &str = "store::lmdb::env::tests::rotation::child";
 
 fn options() -> Options {
     Options {
