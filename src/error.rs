@@ -25,9 +25,9 @@ pub enum Error {
     NoThread,
     /// There is no room left, on disk, in the user's part of the disk (quota) or in the environment's fixed size.
     Full,
-    /// The files are damaged, or were removed or replaced while processes use them. Their contents are lost. Those
-    /// processes may still hold locks, so every process that uses the cache has to be stopped; the next one starts with
-    /// fresh files.
+    /// The files are damaged, or were removed or replaced while processes use them, and could not be replaced by fresh ones
+    /// yet. If that lasts, stop every process that uses the cache: some may still hold locks by the old files. The next one
+    /// starts with fresh files.
     Damaged,
     /// The record of this lock is damaged, so nobody knows who holds it. It is refused until the latest lease that can have
     /// been granted has ended; other locks are not concerned.

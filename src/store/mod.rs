@@ -30,7 +30,7 @@ pub(crate) use {
         editing::{Begun, Edit, Moment},
         entry::{Entry, Life, TAGS_MAX},
         forgetting::LONGEST_FLIGHT,
-        memory_tier::Weight,
+        memory::memory_tier::Weight,
         purge_rule::{PREFIX_MAX, Subject},
         purges::Purged,
         shard::Hit,

@@ -7,7 +7,7 @@ use super::{
         registry::{Closing, Registry},
         temporary::Temporary,
     },
-    entries::{eviction, memory_tier::MemoryTier, purges, shard::Entries, table, use_table::UseTable},
+    entries::{eviction, memory::memory_tier::MemoryTier, purges, shard::Entries, table, use_table::UseTable},
     events::Events,
     lmdb::{env::Env, generations::Generations, opening::Options},
     os::file_system::FileSystem,
@@ -176,7 +176,7 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
         write_map: directory.file_system == FileSystem::Reserving,
         sync: settings.wanted.sync,
         guarded: Some(directory.root().to_path_buf()),
-        carry_over: Some(sequence::carry_over),
+        carry_over: sequence::carry_over,
     };
     let mut generation = layout.state;
     let env = open_environment(&directory.state_path(), &options, alone, &mut generation)?;
@@ -202,7 +202,7 @@ fn entries_options(layout: &Layout, settings: &Settings) -> Options {
         write_map: false,
         sync: settings.wanted.sync,
         guarded: None,
-        carry_over: Some(purges::carry_over),
+        carry_over: purges::carry_over,
     }
 }
 

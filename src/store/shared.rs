@@ -3,7 +3,7 @@
 use super::{
     commit::{worker::Worker, write_queue::WriteQueue},
     directory::{layout::Directory, registry::Closing, temporary::Temporary},
-    entries::{memory_tier::MemoryTier, shard::Entries},
+    entries::{memory::memory_tier::MemoryTier, shard::Entries},
     events::Events,
     lmdb::at_exit::PutOff,
     peers::{

@@ -41,6 +41,10 @@ impl Env {
         true
     }
 
+    pub fn is_to_be_replaced(&self) -> bool {
+        false
+    }
+
     pub fn last_transaction(&self) -> u64 {
         0
     }

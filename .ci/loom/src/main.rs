@@ -4,6 +4,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+#[path = "../../../src/store/commit/applying.rs"]
+mod applying;
 #[path = "../../../src/store/commit/backlog.rs"]
 mod backlog;
 mod env;

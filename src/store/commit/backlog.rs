@@ -14,6 +14,8 @@ use std::{
 const BATCH: usize = 256;
 /// Bytes that the operations of one transaction store at most. A larger one has a transaction to itself.
 const BATCH_BYTES: usize = 4 << 20;
+/// A commit that takes longer is one of a disk that is stuck.
+const SLOW_COMMIT: Duration = Duration::from_secs(10);
 /// Bytes that may be queued before answers that need not be stored are left out. Values that their callers insert are theirs
 /// until they are stored: they wait in line, and are gone from memory as soon as their callers do not wait any more.
 const QUEUE_BYTES: usize = 64 << 20;
@@ -29,6 +31,7 @@ pub(super) struct Backlog {
     patient_upto: u64,
     standstill: Standstill,
     inside: Vec<Arc<dyn Caller>>,
+    batch_began: Instant,
     pub(super) times: Times,
     /// When the watching thread saw this number of batches first.
     seen: Option<(Instant, u64)>,
@@ -89,6 +92,7 @@ impl Backlog {
             patient_upto: 0,
             standstill: Standstill::new(patience, Instant::now()),
             inside: Vec::new(),
+            batch_began: Instant::now(),
             times: Times::default(),
             seen: None,
         }
@@ -143,6 +147,7 @@ impl Backlog {
     /// Takes the operations of the next transaction, for a thread that has the gate.
     pub(super) fn take_batch(&mut self, now: Instant) -> Vec<Queued> {
         self.standstill.restart(now);
+        self.batch_began = now;
         let (mut batch, mut bytes) = (Vec::with_capacity(self.live.min(BATCH)), 0_usize);
         while let Some(next) = self.jobs.front() {
             let Some(job) = &next.job else {
@@ -191,7 +196,13 @@ impl Backlog {
     }
 
     /// A look at a gate that cannot be had: takes out what has waited in vain for the whole patience.
-    pub(super) fn look(&mut self, now: Instant, commit: u64) -> Late {
+    ///
+    /// While a batch of this process is being committed it moves, however slow the disk is, up to a bound.
+    pub(super) fn look(&mut self, now: Instant, commit: u64, commits: bool) -> Late {
+        if commits && now.saturating_duration_since(self.batch_began) < SLOW_COMMIT {
+            self.standstill.restart(now);
+            return Late::default();
+        }
         self.standstill.look(now, commit);
         let mut late = Late::default();
         let mut at = self.jobs.partition_point(|queued| queued.number < self.patient_upto);

@@ -8,8 +8,9 @@
 //! Where it is kept from its work, perhaps by a callback of the user's, the thread that watches over it does.
 
 use super::{
+    applying::{Applied, Gated},
     backlog::{Backlog, Late, Queued, Times},
-    operation::{Awaited, Awaiting, Done, Job, Nothing, Operation, Posted, finish, finish_all, prepare, run},
+    operation::{Awaited, Awaiting, Done, Job, Nothing, Operation, Posted, finish, finish_all, prepare},
     pending::{Pending, Queue, Slot},
     worker::Worker,
 };
@@ -26,10 +27,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a transaction goes on taking operations.
-const BATCH_SPAN: Duration = Duration::from_millis(5);
-/// An operation that stores more is worth a look at the clock; of smaller ones, every eighth is.
-const LARGE: usize = 64 << 10;
 /// After a batch that took much longer, the worker thread leaves the gate open for so long: the mutex is not fair, and
 /// other processes may wait for it.
 const BREATH: Duration = Duration::from_micros(100);
@@ -43,6 +40,8 @@ pub(crate) struct WriteQueue {
     busy: AtomicBool,
     backlog: Mutex<Backlog>,
     queued: AtomicUsize,
+    /// A batch of this process is being committed.
+    commits: AtomicBool,
     /// The gate stood still for a whole patience: writes fail at once until it can be had.
     stuck: AtomicBool,
     /// The watching thread looks at this queue.
@@ -97,6 +96,7 @@ impl WriteQueue {
             busy: AtomicBool::new(false),
             backlog: Mutex::new(Backlog::new(patience)),
             queued: AtomicUsize::new(0),
+            commits: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             worker,
@@ -439,7 +439,7 @@ impl WriteQueue {
         let commit = if self.env.is_sound() { self.env.last_transaction() } else { 0 };
         let now = Instant::now();
         let mut backlog = self.backlog();
-        let Late { jobs, inside } = backlog.look(now, commit);
+        let Late { jobs, inside } = backlog.look(now, commit, self.commits.load(SeqCst));
         self.queued.store(backlog.len(), SeqCst);
         drop(backlog);
         if !jobs.is_empty() || !inside.is_empty() {
@@ -457,114 +457,26 @@ impl WriteQueue {
         failed.into_iter().for_each(|job| finish(job, Err(error())));
     }
 
-    /// Runs the queued jobs and then `own` in one transaction. If that fails, each runs alone, so that a bad neighbour
-    /// harms only itself. The caller finishes the jobs once the gate has been left.
+    /// Runs the queued jobs and then `own` in one transaction, see [`Gated::apply`]. The caller finishes the jobs once the gate
+    /// has been left.
     fn apply(
         &self,
         turn: &Turn<'_>,
-        mut own: Option<&mut impl Operation>,
+        own: Option<&mut impl Operation>,
         batch: Vec<Queued>,
     ) -> (Result<(), Error>, Vec<Done>) {
         let Some(held) = &turn.held else { return (Err(Error::Busy), Vec::new()) };
+        let gated = Gated { env: &self.env, held, make_room: self.make_room, commits: &self.commits };
         if batch.is_empty() {
-            return (own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true)), Vec::new());
+            return (own.map_or(Ok(()), |own| gated.apply_alone(own, |_| true)), Vec::new());
         }
-        let began = Instant::now();
-        let mut times = Times::default();
-        let mut done = Vec::with_capacity(batch.len());
-        let mut live = Vec::with_capacity(batch.len());
-        for mut queued in batch {
-            let Some(job) = queued.job() else { continue };
-            let prepared = if job.abandoned() { Err(Error::Busy) } else { prepare(&mut **job) };
-            match prepared {
-                Ok(()) => live.push(queued),
-                Err(error) => done.extend(queued.into_job().map(|job| (job, Err(error)))),
-            }
-        }
-        let mut ran = 0;
-        let together = self.env.write(held, |txn| {
-            let mut changed = false;
-            for queued in &mut live {
-                if ran > 0 && is_over(began, ran, queued.size()) {
-                    break;
-                }
-                if let Some(job) = queued.job() {
-                    changed |= run(&mut **job, txn)?;
-                }
-                ran += 1;
-            }
-            if let Some(own) = &mut own {
-                changed |= run(*own, txn)?;
-            }
-            match live[..ran].iter_mut().all(|queued| queued.job().is_none_or(|job| job.seal())) {
-                true => Ok(((), changed)),
-                false => Err(Error::Busy),
-            }
-        });
-        let result = if together.is_ok() {
-            let rest = live.split_off(ran);
-            live.iter().for_each(|queued| times.count_wait(queued, began));
-            done.extend(live.into_iter().filter_map(Queued::into_job).map(|job| (job, Ok(()))));
-            live = rest;
-            Ok(())
-        } else if let (Err(Error::Damaged), true) = (&together, self.env.is_to_be_replaced()) {
-            // All of them run in the files that replace these.
-            together
-        } else {
-            let (again, mut ran) = (Instant::now(), 0);
-            let mut rest = live.into_iter();
-            while !rest.as_slice().first().is_none_or(|next| ran > 0 && is_over(again, ran, next.size())) {
-                let Some(queued) = rest.next() else { break };
-                times.count_wait(&queued, began);
-                let Some(mut job) = queued.into_job() else { continue };
-                ran += 1;
-                let result = match job.abandoned() {
-                    true => Err(Error::Busy),
-                    false => self.apply_alone(held, &mut *job, |job| job.seal()),
-                };
-                done.push((job, result));
-            }
-            live = rest.collect();
-            own.map_or(Ok(()), |own| self.apply_alone(held, own, |_| true))
-        };
-        times.count_batch(began.elapsed());
+        let Applied { result, done, rest, times } = gated.apply(own, batch);
         let mut backlog = self.backlog();
         backlog.times.add(&times);
-        backlog.end_batch(live);
+        backlog.end_batch(rest);
         self.queued.store(backlog.len(), SeqCst);
         (result, done)
     }
-
-    fn apply_alone<O: Operation + ?Sized>(
-        &self,
-        held: &Held<'_>,
-        alone: &mut O,
-        seal: impl Fn(&O) -> bool,
-    ) -> Result<(), Error> {
-        let mut attempt = || {
-            self.env.write(held, |txn| {
-                let changed = run(alone, txn)?;
-                if seal(alone) { Ok(((), changed)) } else { Err(Error::Busy) }
-            })
-        };
-        match attempt() {
-            Err(Error::Full) => {
-                match self.env.write(held, |txn| (self.make_room)(txn).map(|changed| ((), changed))) {
-                    // Even without more room, the operation may get by with less.
-                    Ok(()) | Err(Error::Full) => {}
-                    failed => return failed,
-                }
-                attempt()
-            }
-            result => result,
-        }
-    }
-}
-
-/// Whether a transaction that began then and has run so many operations takes no more, of which the next stores `size`
-/// bytes.
-fn is_over(began: Instant, ran: usize, size: usize) -> bool {
-    (ran.is_multiple_of(8) || size > LARGE) && began.elapsed() > BATCH_SPAN
 }
 
 impl Queue for WriteQueue {

@@ -3,11 +3,13 @@
 use super::{
     budget::Budget,
     entry::{ENTRY_OVERHEAD, Entry, RowDigest, Stored, decode_entry},
-    memory_tier::{Item, MemoryTier, Weight},
+    memory::{
+        memory_tier::{Item, MemoryTier, Weight},
+        read_rate::ReadRate,
+    },
     pieces::{PIECE, part, piece_key},
     purge_rule::{PurgeKey, Subject, standing, standing_at},
     purges::{Purge, Purged, as_of_now},
-    read_rate::ReadRate,
     table::{ENTRIES, PIECES, SEQUENCE, load_ledger, number},
     use_table::UseTable,
 };

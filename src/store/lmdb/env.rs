@@ -33,6 +33,8 @@ use std::{
 
 /// How long a rotation waits for the gate.
 const ROTATION: Duration = Duration::from_millis(100);
+/// How long after one that failed another is tried.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How long an opening waits for another process that replaces damaged files.
 const OPENING: Duration = Duration::from_secs(2);
 
@@ -51,6 +53,8 @@ pub(crate) struct Env {
     /// A rotation is wanted, though the files are sound.
     outgrown: AtomicBool,
     notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// When a rotation that failed is tried again.
+    not_before: Mutex<Option<Instant>>,
     failed: LogLimit,
     /// See [`fork::forks`].
     forks: u32,
@@ -82,7 +86,7 @@ impl Env {
         let gate = Gate::make(&gate_path, number)?;
         let opened = gate.survive(|| opening::open_alone(&generations, number, options))?;
         gate.go_on_with(number, &opened.files);
-        if let Some(changing) = generations.begin_change()? {
+        if let Ok(Some(changing)) = generations.begin_change() {
             generations.remove_unused(&changing, |other| other == number);
         }
         let generation = Generation::new(&generations, number, options, opened)?;
@@ -116,6 +120,7 @@ impl Env {
             bytes_besides: AtomicU64::new(0),
             outgrown: AtomicBool::new(false),
             notify: OnceLock::new(),
+            not_before: Mutex::default(),
             failed: LogLimit::new(),
             forks: fork::forks(),
         }
@@ -255,34 +260,20 @@ impl Env {
     }
 
     fn condemn(&self, generation: &Generation, what: &str) {
-        let rotates = self.options.carry_over.is_some();
-        let path = match &generation.identity {
-            Some(identity) => identity.path(),
-            None if rotates => generation.path(),
-            None => return,
-        };
-        if !self.gate.condemn(generation.number) {
-            return;
+        if self.gate.condemn(generation.number) {
+            tracing::error!(path = %generation.path().display(), "{what}: going on with empty files");
+            self.notify();
         }
-        let path = path.display();
-        match rotates {
-            true => tracing::error!(%path, "{what}: going on with empty files"),
-            false => tracing::error!(
-                %path,
-                "{what}: no lock is granted any more; stop every process that uses the cache, the next one starts with empty files"
-            ),
-        }
-        self.notify();
     }
 
     /// Whether the current files were found damaged and the worker thread will replace them.
     pub(crate) fn is_to_be_replaced(&self) -> bool {
-        self.options.carry_over.is_some() && self.gate.is_condemned()
+        self.gate.is_condemned()
     }
 
     /// Has another generation take the place of files that have grown too much.
     pub(crate) fn want_rotation(&self) {
-        if self.options.carry_over.is_some() && !self.outgrown.swap(true, SeqCst) {
+        if !self.outgrown.swap(true, SeqCst) {
             self.notify();
         }
     }
@@ -295,11 +286,8 @@ impl Env {
         }
         // Who hardly uses the files would keep those of an earlier generation; who does will tell of the failure.
         let _ = self.catch_up();
-        if (self.is_to_be_replaced() || self.outgrown.load(SeqCst))
-            && let Err(error) = self.rotate()
-            && self.failed.allows()
-        {
-            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+        if self.is_to_be_replaced() || self.outgrown.load(SeqCst) {
+            self.rotate_again();
         }
         let is_unused = |generation: &mut Arc<Generation>| Arc::strong_count(generation) == 1;
         let finished: Vec<_> = lock(&self.retired).extract_if(.., is_unused).collect();
@@ -323,6 +311,21 @@ impl Env {
             self.generations.remove_unused(&changing, |number| number == self.gate.generation());
         }
         self.count_bytes();
+    }
+
+    /// Rotates, unless that has failed just now.
+    fn rotate_again(&self) {
+        let mut not_before = lock(&self.not_before);
+        if not_before.is_some_and(|not_before| Instant::now() < not_before) {
+            return;
+        }
+        let rotated = self.rotate();
+        *not_before = rotated.is_err().then(|| Instant::now() + AGAIN);
+        if let Err(error) = rotated
+            && self.failed.allows()
+        {
+            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+        }
     }
 
     fn rotate(&self) -> Result<(), Error> {
@@ -394,6 +397,7 @@ impl Env {
         if self.gate.is_shut() {
             return Err(Error::Damaged);
         }
+        self.catch_up()?;
         self.current.load().sync()?;
         Ok(self.gate.sync()?)
     }
@@ -443,10 +447,14 @@ fn open_current(generations: &Generations, options: &Options, gate: &Gate) -> Re
 
 /// Opens the current generation or, if it is damaged, a new one.
 fn open_or_replace(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
+    if gate.described().map_size != options.map_size as u64 {
+        // It is not the files that are wrong.
+        return Err(Error::Damaged);
+    }
     let deadline = Instant::now() + OPENING;
     loop {
         match open_current(generations, options, gate) {
-            Err(Error::Damaged) if options.carry_over.is_some() => {}
+            Err(Error::Damaged) => {}
             opened => return opened,
         }
         gate.condemn(gate.generation());
@@ -478,13 +486,14 @@ fn make_next<'a>(
         .and_then(|opened| Generation::new(generations, number, options, opened))
         .and_then(|new| {
             let Some(held) = gate.lock_whatever_its_state(ROTATION)? else { return Ok(None) };
-            let carry_over = |reader: Option<&Reader<'_>>| match options.carry_over {
-                Some(carry_over) => new.fill(gate, |txn| carry_over(reader, txn)),
-                None => Ok(()),
+            let carry_over = |reader: Option<&Reader<'_>>| new.fill(gate, |txn| (options.carry_over)(reader, txn));
+            let carried = match old.filter(|_| !gate.is_condemned()) {
+                Some(old) => old.read_writing(|reader| carry_over(Some(reader))),
+                None => Err(Error::Damaged),
             };
-            match old.filter(|_| !gate.is_condemned()) {
-                Some(old) => old.read_writing(|reader| carry_over(Some(reader)))?,
-                None => carry_over(None)?,
+            match carried {
+                Err(Error::Damaged) => carry_over(None)?,
+                carried => carried?,
             }
             if options.sync {
                 new.sync()?;

@@ -43,7 +43,7 @@ pub(crate) struct Options {
     /// the environment is of no use.
     pub(crate) guarded: Option<PathBuf>,
     /// What a new generation takes over from the one before.
-    pub(crate) carry_over: Option<CarryOver>,
+    pub(crate) carry_over: CarryOver,
 }
 
 /// Writes the first rows of a new generation: out of the generation before, if that one can be read.

@@ -106,7 +106,7 @@ proptest! {
                 Step::Look { millis } => {
                     // Nobody passes the gate: of those that may be late, the first ones are.
                     now += Duration::from_millis(millis);
-                    let late = backlog.look(now, 1).jobs.len();
+                    let late = backlog.look(now, 1, false).jobs.len();
                     let mut left = late;
                     list.retain(|one| !one.bounded || left == 0 || { left -= 1; false });
                     prop_assert_eq!(left, 0);
@@ -128,17 +128,36 @@ fn those_that_must_happen_are_never_late_and_hide_nobody_behind_them() {
     for nth in 0..10 {
         backlog.push(Box::new(Stub(0)), nth % 2 == 1, now);
     }
-    backlog.look(now, 1);
+    backlog.look(now, 1, false);
     let mut late = 0;
     for _ in 0..4 {
         now += PATIENCE / 4;
-        late += backlog.look(now, 1).jobs.len();
+        late += backlog.look(now, 1, false).jobs.len();
     }
     assert_eq!((late, backlog.len()), (5, 5));
     backlog.push(Box::new(Stub(0)), true, now);
     for _ in 0..4 {
         now += PATIENCE / 4;
-        late += backlog.look(now, 1).jobs.len();
+        late += backlog.look(now, 1, false).jobs.len();
     }
     assert_eq!((late, backlog.len()), (6, 5));
+}
+
+#[test]
+fn who_waits_for_a_slow_commit_of_this_process_is_not_late_unless_the_disk_is_stuck() {
+    let mut now = Instant::now();
+    let mut backlog = Backlog::new(PATIENCE);
+    backlog.push(Box::new(Stub(0)), true, now);
+    let batch = backlog.take_batch(now);
+    backlog.push(Box::new(Stub(0)), true, now);
+    let mut late = |until| {
+        let (mut late, end) = (0, now + until);
+        while now < end {
+            now += PATIENCE / 4;
+            late += backlog.look(now, 1, true).jobs.len();
+        }
+        late
+    };
+    assert_eq!((late(SLOW_COMMIT - PATIENCE), late(3 * PATIENCE)), (0, 1));
+    drop(batch);
 }

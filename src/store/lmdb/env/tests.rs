@@ -9,8 +9,14 @@ use std::ops::Bound;
 pub(super) const TABLES: [&str; 2] = ["a", "b"];
 
 fn options() -> Options {
-    let carry_over = None;
-    Options { tables: &TABLES, map_size: 1 << 20, write_map: false, sync: false, guarded: None, carry_over }
+    Options {
+        tables: &TABLES,
+        map_size: 1 << 20,
+        write_map: false,
+        sync: false,
+        guarded: None,
+        carry_over: |_, _| Ok(()),
+    }
 }
 
 fn open(path: &Path) -> Result<Env, Error> {
@@ -65,27 +71,33 @@ fn truncated_and_garbled_files_are_found_before_they_can_kill_us() {
 }
 
 #[test]
-fn beside_others_nothing_is_made_and_only_their_files_are_opened() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("env");
-    filled(&path);
-    let open = || Env::open_beside(&path, &options()).map(Env::close);
-    open().unwrap();
-    assert!(matches!(Env::open_beside(&path, &Options { map_size: 1 << 21, ..options() }), Err(Error::Damaged)));
+fn beside_others_only_their_files_are_opened_and_other_files_are_replaced() {
     for name in ["gen-0/data.mdb", "gen-0/lock.mdb", "gate"] {
-        let (file, away) = (path.join(name), dir.path().join("away"));
-        fs::rename(&file, &away).unwrap();
-        assert!(matches!(open(), Err(Error::Damaged)), "{name} is not there");
-        assert!(!file.exists());
-        fs::copy(&away, &file).unwrap();
-        assert!(matches!(open(), Err(Error::Damaged)), "{name} is a copy");
-        fs::rename(&away, &file).unwrap();
-        open().unwrap();
-        fs::write(&file, "").unwrap();
-        assert!(matches!(open(), Err(Error::Damaged)), "{name} is empty");
-        assert_eq!(fs::metadata(&file).unwrap().len(), 0);
-        fs::remove_dir_all(&path).unwrap();
-        filled(&path);
+        for fault in ["gone", "a copy", "empty"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("env");
+            filled(&path);
+            let open = |options: &Options| {
+                let opened = Env::open_beside(&path, options);
+                opened.map(|env| (env.generation(), env.close()).0)
+            };
+            assert_eq!(open(&options()).unwrap(), 0);
+            assert!(matches!(open(&Options { map_size: 1 << 21, ..options() }), Err(Error::Damaged)));
+            let (file, away) = (path.join(name), dir.path().join("away"));
+            fs::rename(&file, &away).unwrap();
+            match fault {
+                "gone" => {}
+                "a copy" => drop(fs::copy(&away, &file).unwrap()),
+                _ => fs::write(&file, "").unwrap(),
+            }
+            match name {
+                "gate" => assert!(matches!(open(&options()), Err(Error::Damaged)), "{fault}"),
+                _ => assert_eq!(open(&options()).unwrap(), 1, "{name} is {fault}"),
+            }
+            // LMDB would make an empty file sound again.
+            let length = fs::metadata(&file).map(|facts| facts.len()).ok();
+            assert_eq!(length.is_none_or(|length| length == 0), fault != "a copy");
+        }
     }
 }
 
@@ -193,7 +205,7 @@ fn older_files_are_found_out_whoever_has_seen_the_newer_ones() {
         // After the death of a writer LMDB believes the data file, and this process has seen nothing newer.
         child.kill();
         assert!(matches!(has(&env, b"theirs"), Err(Error::Damaged)), "{part}");
-        assert!(!env.is_sound() && guarded(root.path(), false).is_err());
+        assert!(!env.is_sound());
     }
 }
 

@@ -197,7 +197,7 @@ fn no_read_after_a_commit_is_behind_it() {
 fn another_process_is_never_behind_nor_ahead() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path());
-    let mut child = Child::start("store::entries::memory_tier::tests::child", "reader", directory.path());
+    let mut child = Child::start("store::entries::memory::memory_tier::tests::child", "reader", directory.path());
     let mut asked = |name: &str| {
         child.tell(name);
         child.line()
@@ -224,7 +224,7 @@ fn another_process_is_never_behind_nor_ahead() {
 fn what_another_process_reads_stays() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path());
-    let mut child = Child::start("store::entries::memory_tier::tests::child", "reader", directory.path());
+    let mut child = Child::start("store::entries::memory::memory_tier::tests::child", "reader", directory.path());
     store(cache.root(), "hot", "x".repeat(1000));
     for n in 0..3000 {
         store(cache.root(), &n.to_string(), "y".repeat(1000));

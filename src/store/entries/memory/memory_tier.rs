@@ -5,11 +5,11 @@
 //! and the purges, and tags it with its own snapshot: never with the last commit, which runs ahead of what a
 //! transaction sees.
 
-use super::{
-    entry::{Entry, RowDigest},
-    read_rate::ReadRate,
+use super::read_rate::ReadRate;
+use crate::store::{
+    entries::entry::{Entry, RowDigest},
+    record::key::Key,
 };
-use crate::store::record::key::Key;
 use quick_cache::{Weighter, sync};
 use std::{
     any::Any,
