@@ -280,7 +280,7 @@ fn crowded<'a>(files: impl Iterator<Item = &'a &'a str>) -> Vec<String> {
 }
 
 fn is_test(file: &str) -> bool {
-    file.ends_with("/tests.rs") || file.contains("/tests/") || file.ends_with("/testing.rs")
+    file.ends_with("tests.rs") || file.contains("/tests/") || file.ends_with("/testing.rs")
 }
 
 fn is_module_page(file: &str) -> bool {

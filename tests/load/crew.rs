@@ -204,7 +204,11 @@ impl Crew {
     }
 
     fn look(&mut self) {
-        self.peaks.answers = self.peaks.answers.max(self.answers());
+        // While the files are counted, one may go and another grow: what is seen twice is true.
+        let answers = self.answers();
+        if answers > self.peaks.answers {
+            self.peaks.answers = self.peaks.answers.max(answers.min(self.answers()));
+        }
         for pid in self.pids() {
             self.peaks.resident = self.peaks.resident.max(files::resident(pid).unwrap_or_default());
         }

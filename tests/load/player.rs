@@ -246,6 +246,11 @@ pub(crate) fn read_for_ever(path: &Path) -> ! {
     let scope = cache.scope("long reads");
     let value = "x".repeat(8 << 20);
     say("reads");
+    // It must not live longer than its parent.
+    std::thread::spawn(|| {
+        while told().is_some() {}
+        std::process::exit(0);
+    });
     loop {
         // It may be evicted, or damaged.
         if scope.get::<String>("large").is_ok_and(|found| found.is_none()) {

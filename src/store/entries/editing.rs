@@ -112,7 +112,7 @@ impl Entries {
         entry: &Entry,
         encoded: &mut Encoded,
     ) -> Result<bool, Error> {
-        let incoming = Claims::footprint(&encoded.row);
+        let incoming = txn.bytes_put() + Claims::footprint(&encoded.row);
         if !self.has_room(incoming) {
             return Ok(false);
         }

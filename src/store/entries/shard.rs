@@ -31,6 +31,8 @@ use std::sync::{
 const GATHERED_AT_ONCE: usize = 16 * PIECE;
 /// Times that an entry is looked for which is replaced while it is collected.
 const GATHERED_MAX: usize = 3;
+/// Bytes that answers need beside their rows: LMDB's lock file, its lists of free pages, and the table of uses.
+const OVERHEAD: u64 = 4 << 20;
 
 /// One shard of the stored answers.
 #[derive(Debug)]
@@ -288,14 +290,14 @@ impl Entries {
         self.budget.of_entries(self.queue.env.bytes_besides())
     }
 
-    /// Whether the files have room for so many bytes more. If they have grown too much, a new generation is begun soon.
+    /// Whether the files have room for so many bytes more, which the transaction under way adds. If they have grown too much, a new generation is begun soon.
     pub(super) fn has_room(&self, incoming: u64) -> bool {
         let env = &self.queue.env;
         let (bytes, besides) = (env.bytes(), env.bytes_besides());
         if bytes > self.budget.of_file(besides) {
             env.want_rotation();
         }
-        bytes + besides + incoming <= self.budget.most()
+        bytes + besides + incoming + OVERHEAD <= self.budget.most()
     }
 }
 

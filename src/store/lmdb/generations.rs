@@ -101,8 +101,9 @@ impl Generations {
     pub(super) fn bytes_besides(&self, current: u64) -> u64 {
         self.numbers()
             .filter(|&number| number != current)
-            .filter_map(|number| fs::metadata(self.data_path(number)).ok())
-            .map(|data| data.blocks() * 512)
+            .flat_map(|number| fs::read_dir(self.path(number)).into_iter().flatten().flatten())
+            .filter_map(|file| file.metadata().ok())
+            .map(|file| file.blocks() * 512)
             .sum()
     }
 

@@ -64,18 +64,25 @@ pub(crate) struct Txn<'e> {
     generation: u64,
     gate: &'e Gate,
     written: bool,
+    /// Bytes of all rows that were put.
+    put: u64,
     _this_thread: PhantomData<*const ()>,
 }
 
 impl<'e> Txn<'e> {
     pub(super) fn new(rw: RwTxn<'e>, tables: &'e [Db], generation: u64, gate: &'e Gate) -> Txn<'e> {
-        Txn { rw, tables, generation, gate, written: false, _this_thread: PhantomData }
+        Txn { rw, tables, generation, gate, written: false, put: 0, _this_thread: PhantomData }
     }
 
     /// Commits. Returns whether anything was written: LMDB gives no number to a transaction in which nothing was.
     pub(super) fn commit(self) -> Result<bool, Error> {
         self.rw.commit().map_err(from_commit)?;
         Ok(self.written)
+    }
+
+    /// Bytes of all rows that were put so far: the file may grow by as much.
+    pub(crate) fn bytes_put(&self) -> u64 {
+        self.put
     }
 
     /// A reader, which also sees what this transaction has written.
@@ -98,6 +105,7 @@ impl<'e> Txn<'e> {
 
     pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {
         self.written = true;
+        self.put += (key.len() + value.len()) as u64;
         self.tables[table.0].put(&mut self.rw, key, value).map_err(from_heed)
     }
 
