@@ -256,7 +256,7 @@ impl Bench {
 
     /// For a guard that entered in a generation.
     fn renew_of(&mut self, generation: u64, instance: u64, number: u64, lease: u64) -> bool {
-        let label = encoding::write_label("scope", b"name").into();
+        let label = encoding::write_label("scope", b"name");
         let renewal = Renewal { place: self.id(number), lease, instance, weight: 1, generation, label };
         let Renewed { ours, generation } = self.apply(|found, line, now| renew(found, line, now, &renewal));
         assert!(!ours || generation == self.generation);
