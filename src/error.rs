@@ -67,8 +67,8 @@ impl fmt::Display for Error {
             ),
             Error::Full => f.write_str("the cache is full: give it a larger size, more disk space or a larger quota"),
             Error::Damaged => f.write_str(
-                "the cache's files are damaged, or were removed or replaced while in use: stop every process that uses the \
-                 cache, the next one starts with fresh files",
+                "the cache's files are damaged, or were removed or replaced while in use; mostly fresh ones take their place at \
+                 once; if this lasts, stop every process that uses the cache: the next one starts with fresh files",
             ),
             Error::DamagedLock { retry_after } => write!(
                 f,

@@ -65,14 +65,15 @@
 //! # When the cache fails
 //!
 //! A throttle lets the request pass, a barrier refuses it, a stampede cache calls the service; a setting of each layer
-//! can change that. No layer waits longer than [`Builder::patience`] for the cache. [`Cache::stats`] counts such
-//! events, and they are logged through `tracing`, each kind at most once a second.
+//! can change that. No layer waits for the cache once nobody has been able to write for [`Builder::patience`]; a write
+//! behind others that move may take longer. [`Cache::stats`] counts such events, and they are logged through `tracing`,
+//! each kind at most once a second.
 //!
 //! # Features
 //!
 //! `tokio` (default): tokio's timer and executor, so that [`Cache::open`] needs nothing. It starts no runtime, so
-//! programs of plain threads, which call the blocking functions, leave it on. Without it, a [`Clock`](time::Clock) and,
-//! for background refreshes, an executor are given to the [`Builder`].
+//! programs of plain threads, which call the blocking functions, leave it on. Without it, a thread of the crate's own is
+//! the timer ([`time::ThreadTimer`]), and background refreshes need an executor, given to the [`Builder`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]

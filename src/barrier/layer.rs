@@ -129,7 +129,8 @@ impl<L, N, A, D> BarrierLayer<L, N, A, D> {
     }
 
     /// Lets requests pass, unlocked, while the cache cannot be used, in place of refusing them; also those that wait for
-    /// the lock already.
+    /// the lock already. A lock whose own record is damaged ([`Error::DamagedLock`](crate::Error::DamagedLock)) lets nobody
+    /// pass: somebody may hold it.
     pub fn fail_open(mut self) -> Self {
         self.settings.options.fail_open = true;
         self

@@ -70,7 +70,7 @@
 //! # When the cache fails
 //!
 //! The request is refused (503), since mutual exclusion lost in silence is worse;
-//! [`fail_open`](BarrierLayer::fail_open) lets it pass.
+//! [`fail_open`](BarrierLayer::fail_open) lets it pass, unless the record of that lock is damaged.
 
 mod deadline;
 mod headers;

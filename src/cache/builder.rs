@@ -66,7 +66,8 @@ impl Builder {
 
     /// Bytes that stored answers may take on disk: 1 GiB unless said otherwise. Beyond it, what has ended is dropped
     /// first, then what no process reads: an answer that nobody asked for again leaves before one that is asked for often
-    /// (S3-FIFO), however long each would live. Another 6 MiB a GiB say what is read.
+    /// (S3-FIFO), however long each would live. Another 6 MiB a GiB say what is read. The files may be larger by a quarter,
+    /// or by 8 MiB a shard if that is more; beside a reader that is stopped, twice as large, or larger by 24 MiB a shard.
     ///
     /// The size is the directory's, and written down in it. It changes when a process that asks for another size opens
     /// the directory while no other process uses it. Whoever joins others keeps their size, which is logged; whoever asks
@@ -164,7 +165,7 @@ impl Builder {
     /// directory, and these must run on one machine; otherwise locks are held twice and files are damaged. This is
     /// logged.
     ///
-    /// Known to do are ext2 to ext4, xfs, btrfs, bcachefs, f2fs, jfs, reiserfs, zfs, tmpfs, ramfs and overlayfs.
+    /// These are known to do so: ext2 to ext4, xfs, btrfs, bcachefs, f2fs, jfs, reiserfs, zfs, tmpfs, ramfs and overlayfs.
     pub fn allow_any_file_system(mut self) -> Self {
         self.any_file_system = true;
         self
@@ -179,8 +180,8 @@ impl Builder {
     /// # Errors
     ///
     /// [`Error::Open`] with the reason and what to do: no permission, not a directory, a network file system, writable by
-    /// others. A directory of ours that others may write to, and that holds nothing but a cache, is set right instead: its
-    /// mode becomes 0700, which is logged.
+    /// others. A directory of ours that others may write to, and that holds nothing but a cache, is set right instead: all
+    /// rights of other users are taken away, which is logged. A sticky directory, such as `/tmp`, is refused.
     pub fn open(self) -> Result<Cache, Error> {
         let clock = self.clock.unwrap_or_else(default_clock);
         let shared = Shared::open(&Settings {

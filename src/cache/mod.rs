@@ -22,13 +22,14 @@
 //!
 //! A committed write survives `kill -9` of any process; `insert(..).await` resolves after the commit. A crash of the
 //! whole machine (another boot id, and no clean end) starts with empty files, since nothing is synced on the way,
-//! unless [`Durability::Full`] is asked for. A damaged record counts as a miss and is removed.
+//! unless [`Durability::Full`] is asked for. A damaged answer is a miss and is removed; a damaged lock is refused for a
+//! while ([`Error::DamagedLock`](crate::Error::DamagedLock)).
 //!
 //! # Closing
 //!
 //! The files are closed when the last handle is dropped, by a thread of its own, since they are synced first; what the
-//! directory then holds outlives a reboot. The drop waits for that: on a thread of a tokio runtime for 50 ms, elsewhere to
-//! the end. What is closed later still keeps others from opening the directory meanwhile, and the end of the process waits
+//! directory then holds outlives a reboot. The drop waits for that: on a thread of a tokio runtime (and, without the
+//! feature `tokio`, on any thread) for 50 ms, elsewhere to the end. What is closed later still keeps others from opening the directory meanwhile, and the end of the process waits
 //! for it, for ten seconds at most.
 //!
 //! # Platforms
@@ -36,7 +37,8 @@
 //! Linux. The directory must be on a [local file system](Builder::allow_any_file_system) and belong to this user. On a full
 //! disk, storing fails and nothing else: the files that are mapped have blocks of their own. A copy by `cp --reflink` and a
 //! snapshot take these away while the cache is open, and then a process may be killed on a full disk; so may it on btrfs
-//! with a kernel that writes nothing in place on a full disk (6.18 does). Copy or snapshot a cache that is closed. "Exact" means on one machine.
+//! with a kernel that writes nothing in place on a full disk (6.18 does). Copy or snapshot a cache that is closed.
+//! "Exact" means on one machine.
 
 mod averager;
 mod builder;

@@ -278,8 +278,8 @@ impl Scope {
         self.handle().shared.shard(key).queue.has_room_for(size)
     }
 
-    /// From the moment this resolves, the entry of the key is gone with its [family](Key::family), and answers that are being computed for it will not be stored; after a soft purge,
-    /// they have ended.
+    /// From the moment this resolves, the entry of the key is gone with its [family](Key::family), and answers that are
+    /// being computed for it will not be stored; after a soft purge, they have ended.
     pub(crate) fn purge_name(&self, key: &Key, soft: bool) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let handle = self.handle();
         let name = handle.purge_in(vec![handle.shared.shard_number(key)], Subject::Name(key.hash), soft);

@@ -37,7 +37,7 @@ pub struct Stats {
     pub bridged: u64,
     /// Answers stored.
     pub stored: u64,
-    /// Answers that were not to be stored, or found too much before them that was about to be.
+    /// Answers that were not stored: they must not be, or too many bytes were queued to be written already.
     pub not_stored: u64,
     /// Requests that a throttle let pass, at once or after waiting; also without a layer.
     pub admitted: u64,
@@ -76,21 +76,21 @@ pub struct Stats {
 
 /// How long writes of this process have waited in a queue, and how long they kept others from writing.
 ///
-/// A write waits while another thread or process writes. One after the other then writes a batch of what is queued.
+/// A write waits while another thread or process writes. What has been queued meanwhile is then written in batches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueStats {
     /// Writes that were queued, up to the last batch.
     pub writes: u64,
-    /// How long they have waited together, and the longest of them: until their batch began.
+    /// The sum of the times that they waited until their batch began.
     pub waited: Duration,
-    /// See [`waited`](QueueStats::waited).
+    /// The longest time that one of them waited.
     pub longest_wait: Duration,
     /// Batches of them.
     pub batches: u64,
-    /// How long the batches took together, and the longest of them. Nobody else writes meanwhile.
+    /// The sum of the times that the batches took. Nobody else writes meanwhile.
     pub writing: Duration,
-    /// See [`writing`](QueueStats::writing).
+    /// The longest time that one batch took.
     pub longest_batch: Duration,
 }
 
@@ -104,7 +104,8 @@ pub struct LockStats {
     pub name: String,
     /// The number of its holders.
     pub holding: u64,
-    /// Its holders, in any order: the latest few, and some of the others.
+    /// Its holders, in any order: the latest, which stand in the lock's row, and at most 16 of the others.
+    /// [`holding`](LockStats::holding) counts all.
     pub holders: Vec<HolderStats>,
     /// The number of its waiters.
     pub waiting: u64,

@@ -122,7 +122,9 @@ impl<R: Rule> Acquire<R> {
     ///
     /// [`AcquireError::Busy`] when the patience is over, [`AcquireError::QueueFull`] if too many wait,
     /// [`AcquireError::TooManyHolders`] if a rule without a demand would have to be shown too many, and
-    /// [`AcquireError::Cache`] if the cache cannot be written.
+    /// [`AcquireError::Cache`] if the cache cannot be written, no thread can be started
+    /// ([`Error::NoThread`](crate::Error::NoThread)) or the lock's record is damaged
+    /// ([`Error::DamagedLock`](crate::Error::DamagedLock)).
     pub fn acquire(self) -> Acquiring<R> {
         let Acquire { scope, mut first, others: mut rest, rule, options } = self;
         if !rest.is_empty() {

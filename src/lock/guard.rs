@@ -127,7 +127,7 @@ impl Guard {
     }
 
     /// Whether the lock was lost while the guard lived: its process was suspended for longer than the lease, or could not
-    /// write to the cache for so long. Others may hold it now. It is noticed when the next renewal is due, a third of the
+    /// write to the cache for so long, or the record of the lock was damaged. Others may hold it now. It is noticed when the next renewal is due, a third of the
     /// lease later at most; a process that was suspended notices it when it goes on.
     pub fn is_lost(&self) -> bool {
         self.held.lost.is_set()

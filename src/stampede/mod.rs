@@ -110,7 +110,7 @@
 //! | `fwd=miss; stored; ttl=60` | was computed, and is stored unless its body breaks off |
 //! | `fwd=miss; ttl=60; detail=recording` | is being computed, and stored if it turns out to fit |
 //! | `fwd=miss; collapsed; ttl=60` | was computed by another request at the same time |
-//! | `fwd=miss; detail=REASON` | was computed, and not stored |
+//! | `fwd=miss; detail=REASON` | was computed, and not stored: `queue-full` where 64 MiB of writes wait already |
 //! | `fwd=bypass` | is none of the cache's business |
 //!
 //! # When the cache fails

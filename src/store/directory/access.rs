@@ -49,12 +49,13 @@ pub(super) fn enter(root: &Path, any_file_system: bool) -> Result<Access, String
         mode = set_right(&directory, root, mode)?;
     }
     let file_system = match file_system(&directory)
-        .map_err(|error| format!("the file system cannot be told: {error}"))?
+        .map_err(|error| format!("its file system cannot be found out: {error}"))?
     {
         FileSystem::Unfit(kind) if any_file_system => {
             tracing::warn!(
                 cache = %root.display(), kind,
-                "allowed on a file system that is not known to share locks and maps between all its users"
+                "opened on a file system that may not share locks and maps between all its users: locks may be held twice and \
+                 files damaged"
             );
             FileSystem::Plain
         }
@@ -90,7 +91,7 @@ fn own(directory: &File) -> Result<fs::Metadata, String> {
     match facts.uid() == me {
         true => Ok(facts),
         false => Err(format!(
-            "it belongs to user {}, this process runs as {me}, and whoever writes the files could crash us; {REMEDY}",
+            "it belongs to user {}, this process runs as {me}, and whoever writes to its files could crash it; {REMEDY}",
             facts.uid()
         )),
     }
@@ -101,10 +102,10 @@ fn set_right(directory: &File, path: &Path, mode: u32) -> Result<u32, String> {
     let right = mode & 0o7777 & !OTHERS;
     directory
         .set_permissions(Permissions::from_mode(right))
-        .map_err(|error| format!("other users may use it, and its mode cannot be set right: {error}"))?;
+        .map_err(|error| format!("other users may use it, and their rights cannot be taken away: {error}"))?;
     tracing::warn!(
         path = %path.display(), before = format!("{:04o}", mode & 0o7777), now = format!("{right:04o}"),
-        "others were allowed to use the cache's own directory: set right"
+        "other users had rights to the cache's directory: these were taken away"
     );
     Ok(right)
 }

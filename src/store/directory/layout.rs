@@ -203,7 +203,10 @@ impl Directory {
         if file_system == FileSystem::CopyOnWrite
             && let Err(error) = write_in_place(&home)
         {
-            tracing::warn!(%error, cache = %root.display(), "a full disk may kill the processes that use the cache");
+            tracing::warn!(
+                %error, cache = %root.display(),
+                "files cannot be written in place here: a full disk may kill the processes that use the cache"
+            );
         }
         if let Some(sibling) = sibling_in_use(root, &home).filter(|_| !mixed) {
             return Err(fail(format!(
@@ -218,16 +221,14 @@ impl Directory {
             ),
             _ => fail(format!("open.lock: {error}")),
         })?;
-        let users =
-            UserLocks::enter(root, &home, Some(directory).filter(|_| is_private)).map_err(|error| {
-                match error.kind() {
+        let whole = Some(directory).filter(|_| is_private);
+        let users = UserLocks::enter(root, &home, whole).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => fail(
                 "processes use it whose files have been removed or replaced; stop them first, or use another directory"
                     .into(),
             ),
             _ => io("its users file")(error),
-        }
-            })?;
+        })?;
         let alone = users.alone;
         let boot = boot_id().map_err(io("the boot id"))?;
         let lead = boot_time_lead().map_err(io("its clock's time name space"))?;

@@ -76,9 +76,13 @@ fn sweep(parent: &Path) {
             continue;
         }
         match remove_if_free(&entry.path()) {
-            Ok(true) => tracing::info!(path = %entry.path().display(), "removed what a process had left behind"),
+            Ok(true) => {
+                tracing::info!(path = %entry.path().display(), "removed a temporary cache whose process was killed")
+            }
             Ok(false) => {}
-            Err(error) => tracing::debug!(%error, path = %entry.path().display(), "was left behind, and stays"),
+            Err(error) => {
+                tracing::debug!(%error, path = %entry.path().display(), "the temporary cache of a killed process could not be removed")
+            }
         }
     }
 }

@@ -290,7 +290,8 @@ impl Entries {
         self.budget.of_entries(self.queue.env.bytes_besides())
     }
 
-    /// Whether the files have room for so many bytes more, which the transaction under way adds. If they have grown too much, a new generation is begun soon.
+    /// Whether the files have room for so many bytes more, which the transaction under way adds. If they have grown too
+    /// much, a new generation is begun soon.
     pub(super) fn has_room(&self, incoming: u64) -> bool {
         let env = &self.queue.env;
         let (bytes, besides) = (env.bytes(), env.bytes_besides());

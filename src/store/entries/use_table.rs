@@ -41,7 +41,8 @@ impl UseTable {
     }
 
     /// Opens the table of the environment in a directory that may hold `budget` bytes of entries. With `reserving`, the
-    /// file system keeps blocks that are reserved, by a process that is `alone`; elsewhere, and on a full disk, a process knows its own hits only.
+    /// file system keeps blocks that a process which is `alone` reserves; elsewhere, and on a full disk, a process knows
+    /// its own hits only.
     pub(crate) fn open(directory: &Path, budget: u64, reserving: bool, alone: bool) -> std::io::Result<UseTable> {
         let len = (budget >> 20).saturating_mul(WORDS_PER_MIB).clamp(WORDS_PER_MIB, WORDS_MAX) as usize;
         let shared = reserving.then(|| MappedWords::of_file(&directory.join(FILE), len, alone));

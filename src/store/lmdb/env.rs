@@ -323,7 +323,7 @@ impl Env {
         if let Err(error) = rotated
             && self.failed.allows()
         {
-            tracing::warn!(%error, path = %self.generations.environment().display(), "no new files could be begun");
+            tracing::warn!(%error, path = %self.generations.environment().display(), "the files could not be replaced by new ones; this is tried again");
         }
     }
 
@@ -337,7 +337,7 @@ impl Env {
         let _changing = lock(&self.changing);
         let made = rotation::make_next(&self.generations, &self.options, &self.gate, Some(&old), &right_to_change)?;
         let Some((new, held)) = made else { return Err(Error::Busy) };
-        tracing::info!(path = %new.path().display(), "new files were begun");
+        tracing::info!(path = %new.path().display(), "new files have taken the place of the old ones");
         drop(old);
         self.change_to(new);
         drop(held);
@@ -385,8 +385,8 @@ impl Env {
         if self.gate.shut() {
             tracing::error!(
                 path = %generation.path().display(),
-                "truncated: no lock is granted any more; stop every process that uses the cache, the next one starts with empty \
-                 files"
+                "truncated: this process uses these files no more; stop every process that uses the cache, the next one starts \
+                 with empty files"
             );
             generation.leave_open();
         }

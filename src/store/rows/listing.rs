@@ -38,8 +38,8 @@ pub(crate) struct Listed<'a> {
 
 impl State {
     /// Shows `f` at most 100 locks behind the key `after` (`None`: from the first on) with at most `most` waiters and
-    /// holders' rows each, all in one snapshot. Returns the answers of `f`, and the last key if there are more. `f` runs in a transaction,
-    /// once for each lock or, if that fails, more often.
+    /// holders' rows each, all in one snapshot. Returns the answers of `f`, and the last key if there are more. `f` runs in
+    /// a transaction, once for each lock or, if that fails, more often.
     pub(crate) fn list_locks<T: Send + 'static>(
         &self,
         after: Option<[u8; 16]>,
