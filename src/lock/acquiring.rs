@@ -117,6 +117,7 @@ impl<R: Rule> Acquiring<R> {
                             instance: 0,
                             weight,
                             generation,
+                            lease_end: now.saturating_add(lease),
                             label: own_label,
                         };
                         let guard = Guard::new(scope, key, owner, renewal, now, lost)?;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cache::Scope,
     error::Error,
-    store::{Change, Event, HolderId, Holding, Key, Pending, Renew, Slot, block_on},
+    store::{Change, Event, Holding, Key, Pending, Renew, Slot, block_on},
 };
 use std::{
     fmt,
@@ -234,8 +234,8 @@ impl HeldLock {
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         self.scope.handle().shared.release(self.fence.to_u64(), self);
         let others = std::mem::take(&mut *self.others());
-        let place = self.renewal().place_and_generation();
-        let leaving = Leaving { scope: self.scope.clone(), key: self.key, place, lost: self.lost.clone() };
+        let renewal = self.renewal().clone();
+        let leaving = Leaving { scope: self.scope.clone(), key: self.key, renewal, lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
             // Waiters find out later. The place must not stay taken because there is no room for the offers.
             Err(Error::Full) => leaving.post(false, |_, released| then(released)),
@@ -266,18 +266,17 @@ impl HeldLock {
 struct Leaving {
     scope: Scope,
     key: Key,
-    /// Whose place it is, and in which generation it was entered.
-    place: (HolderId, u64),
+    renewal: Renewal,
     lost: Arc<Signal>,
 }
 
 impl Leaving {
     /// Tells `then` whether it was held until now.
     fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
-        let (scope, key, place) = (self.scope.clone(), self.key, self.place);
+        let (scope, key, renewal) = (self.scope.clone(), self.key, self.renewal.clone());
         scope.post_as_holder(
             key,
-            move |found, line, now| transition::release(found, line, now, place, offers),
+            move |found, line, now| transition::release(found, line, now, &renewal, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, to_wake }| {
                     waiters::deliver(&self.scope, key, to_wake);
@@ -303,19 +302,23 @@ impl Renew for HeldLock {
         }
         let (scope, key) = (self.scope.clone(), self.key);
         let renewal = Renewal { instance: scope.instance().unwrap_or(0), ..self.renewal().clone() };
-        let generation = renewal.generation;
+        let (generation, lease_end) = (renewal.generation, renewal.lease_end);
         let renewing = Renewing(self);
         let held = renewing.0.clone();
         scope.post_as_holder(
             key,
             move |found, line, now| match held.phase.load(SeqCst) {
-                RELEASED => (Renewed { ours: true, generation }, Change::Keep, Vec::new()),
+                RELEASED => (Renewed { ours: true, generation, lease_end }, Change::Keep, Vec::new()),
+                _ if held.lost.is_set() => (Renewed { ours: false, generation, lease_end }, Change::Keep, Vec::new()),
                 _ => transition::renew(found, line, now, &renewal),
             },
             move |renewed| {
                 let held = &renewing.0;
                 match renewed {
-                    Ok(Renewed { ours: true, generation }) => held.renewal().generation = generation,
+                    Ok(Renewed { ours: true, generation, lease_end }) => {
+                        let mut renewal = held.renewal();
+                        (renewal.generation, renewal.lease_end) = (generation, lease_end);
+                    }
                     // Once a damaged record is made anew, others are let in.
                     Ok(Renewed { ours: false, .. }) | Err(Error::DamagedLock { .. }) => lose(&held.scope, &held.lost),
                     Err(_) => {}

@@ -180,14 +180,19 @@ fn open_state(directory: &Directory, layout: &mut Layout, alone: bool, settings:
     };
     let mut generation = layout.state;
     let env = open_environment(&directory.state_path(), &options, alone, &mut generation)?;
-    if generation != layout.state {
-        layout.begin_state(generation);
+    match alone {
+        true if generation != layout.state => layout.begin_state(generation),
+        _ => layout.state = generation,
     }
     match env.is_new() {
-        true => sequence::begin(&env, layout.numbers)?,
+        true => {
+            layout.leap_over(env.last_number());
+            sequence::begin(&env, layout.numbers)?;
+        }
         false if alone && !sequence::is_known(&env)? => {
             tracing::error!(cache = %directory.root().display(), "the counter of fencing tokens is damaged: it leaps");
             layout.leap();
+            layout.leap_over(env.last_number());
             sequence::begin(&env, layout.numbers)?;
         }
         false => {}

@@ -6,7 +6,7 @@ use crate::{
         owner::Owner,
         rule::{Demand, Rule},
     },
-    store::{Change, HolderId, Step},
+    store::{Change, HolderId, Step, WaitingLine},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -102,12 +102,15 @@ pub(crate) struct Renewal {
     pub(crate) weight: u32,
     /// The generation of `state/` in which it entered.
     pub(crate) generation: u64,
+    /// When its lease ends, as far as it knows, in ns of machine time.
+    pub(crate) lease_end: u64,
     pub(crate) label: Arc<[u8]>,
 }
 
 impl Renewal {
-    pub(crate) fn place_and_generation(&self) -> (HolderId, u64) {
-        (self.place, self.generation)
+    /// Whether the row of its place was lost with all others, while nobody else can have been let in.
+    pub(super) fn enters_once_more(&self, line: &WaitingLine<'_>, now: u64) -> bool {
+        now < self.lease_end && line.has_lost(self.generation)
     }
 }
 
@@ -117,6 +120,7 @@ pub(crate) struct Renewed {
     pub(crate) ours: bool,
     /// The generation in which its row stands now.
     pub(crate) generation: u64,
+    pub(crate) lease_end: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

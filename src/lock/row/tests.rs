@@ -227,14 +227,13 @@ impl Bench {
     }
 
     fn release(&mut self, number: u64) -> Released {
-        let place = self.id(number);
-        let entered_in = self.generation;
-        self.apply(|found, line, now| release(found, line, now, (place, entered_in), true))
+        let renewal = self.renewal(self.generation, 1, number, LEASE);
+        self.apply(|found, line, now| release(found, line, now, &renewal, true))
     }
 
     fn release_of(&mut self, generation: u64, number: u64) -> bool {
-        let place = self.id(number);
-        self.apply(|found, line, now| release(found, line, now, (place, generation), true)).ours
+        let renewal = self.renewal(generation, 1, number, LEASE);
+        self.apply(|found, line, now| release(found, line, now, &renewal, true)).ours
     }
 
     fn leave(&mut self, number: u64) -> Vec<ToWake> {
@@ -254,11 +253,15 @@ impl Bench {
         self.renew_of(self.generation, instance, number, lease)
     }
 
-    /// For a guard that entered in a generation.
-    fn renew_of(&mut self, generation: u64, instance: u64, number: u64, lease: u64) -> bool {
+    /// What a guard knows that entered in a generation, at the beginning.
+    fn renewal(&self, generation: u64, instance: u64, number: u64, lease: u64) -> Renewal {
         let label = encoding::write_label("scope", b"name");
-        let renewal = Renewal { place: self.id(number), lease, instance, weight: 1, generation, label };
-        let Renewed { ours, generation } = self.apply(|found, line, now| renew(found, line, now, &renewal));
+        Renewal { place: self.id(number), lease, instance, weight: 1, generation, lease_end: LEASE, label }
+    }
+
+    fn renew_of(&mut self, generation: u64, instance: u64, number: u64, lease: u64) -> bool {
+        let renewal = self.renewal(generation, instance, number, lease);
+        let Renewed { ours, generation, .. } = self.apply(|found, line, now| renew(found, line, now, &renewal));
         assert!(!ours || generation == self.generation);
         ours
     }
@@ -964,4 +967,18 @@ fn who_leaves_before_entering_once_more_has_held_to_the_end_and_who_comes_too_la
     lock.now = lock.grants_from;
     assert!(!lock.renew_of(0, 1, second, LEASE) && !lock.release_of(0, second));
     assert!(lock.places().is_empty());
+}
+
+#[test]
+fn who_may_have_been_replaced_does_not_enter_once_more() {
+    let mut lock = Bench::default();
+    let stopped = lock.held(Lock, 1);
+    lock.now = LEASE;
+    let second = lock.held(Lock, 2);
+    lock.lose_all();
+    // Its own lease was over when the second one entered.
+    assert!(!lock.renew_of(0, 1, stopped, LEASE) && !lock.release_of(0, stopped));
+    let renewal = Renewal { lease_end: 2 * LEASE, ..lock.renewal(0, 1, second, LEASE) };
+    assert!(lock.apply(|found, line, now| renew(found, line, now, &renewal)).ours);
+    assert_eq!(lock.places().len(), 1);
 }

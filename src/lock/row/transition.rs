@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     lock::{owner::Owner, rule::Rule},
-    store::{Change, Found, HolderId, WaitingLine},
+    store::{Change, Found, WaitingLine},
 };
 
 /// Tries to enter, and joins the line if that is not possible. `turn` is its own in the line, if it has waited before.
@@ -50,15 +50,16 @@ pub(crate) fn ask<R: Rule>(
 }
 
 /// Leaves once. If the place was lost before, nothing changes. `offers`: what is free is offered to the waiters, for
-/// which the row may need more room. `generation`: that in which the holder entered.
+/// which the row may need more room.
 pub(crate) fn release(
     found: Found<'_>,
     line: &WaitingLine<'_>,
     now: u64,
-    (place, generation): (HolderId, u64),
+    renewal: &Renewal,
     offers: bool,
 ) -> Transition<Released> {
-    if line.has_lost(generation) {
+    let place = renewal.place;
+    if renewal.enters_once_more(line, now) {
         // It was held until now, since nobody else was let in, but has no row to leave.
         return (Released { ours: true, to_wake: Vec::new() }, Change::Keep, Vec::new());
     }
@@ -90,13 +91,13 @@ pub(crate) fn leave(
 
 /// Extends the lease, for a guard that lives. A place whose row was lost with all others is entered once more.
 pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal: &Renewal) -> Transition<Renewed> {
-    let Renewal { place: id, lease, instance, weight, generation, .. } = *renewal;
+    let Renewal { place: id, lease, instance, weight, .. } = *renewal;
+    let (generation, lease) = (line.generation(), now.saturating_add(lease));
     let Some(row) = LockRow::read(found) else {
-        return (Renewed { ours: false, generation }, Change::Keep, Vec::new());
+        return (Renewed { ours: false, generation, lease_end: lease }, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
-    let enters_once_more = line.has_lost(generation);
-    let lease = now.saturating_add(lease);
+    let enters_once_more = renewal.enters_once_more(line, now);
     let found_place = draft.places.find(id).filter(Place::is_held);
     let ours = found_place.is_some() || enters_once_more;
     if let Some(mut place) = found_place {
@@ -117,7 +118,7 @@ pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal:
     }
     let label = if enters_once_more { &renewal.label[..] } else { label_of(found) };
     let (_, change, steps) = draft.finish(label);
-    (Renewed { ours, generation: line.generation() }, change, steps)
+    (Renewed { ours, generation, lease_end: lease }, change, steps)
 }
 
 /// Looks whether a lease that is over, or a death, has made room.

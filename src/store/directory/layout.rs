@@ -89,6 +89,13 @@ impl Layout {
         self.numbers = first_number::after(Some(self.numbers), first_number::calendar());
     }
 
+    /// From now on, the numbers are above one that was drawn. 0: none was.
+    pub(crate) fn leap_over(&mut self, last: u64) {
+        if last >= self.numbers {
+            self.numbers = first_number::after(Some(last), first_number::calendar());
+        }
+    }
+
     fn parse(text: &str) -> Option<Layout> {
         let fields: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
         let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
@@ -342,7 +349,9 @@ impl Directory {
         let opening = OpeningLock::enter(&self.home, CLOSING).ok()?;
         if self.users.are_gone(&self.home) && sync() {
             let closed = since_boot(self.lead).saturating_add(self.layout.offset);
-            let _ = self.write(&Layout { clean: true, closed, ..self.layout.clone() });
+            // Others may have written it since.
+            let written = fs::read_to_string(self.home.join("layout")).ok().and_then(|text| Layout::parse(&text));
+            let _ = self.write(&Layout { clean: true, closed, ..written.unwrap_or_else(|| self.layout.clone()) });
         }
         Some(opening)
     }

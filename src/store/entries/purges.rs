@@ -73,6 +73,7 @@ impl Operation for Purge {
         }
         let (applied, sequence) = (applied(&txn.reader())?, number(&txn.reader(), SEQUENCE)? + 1);
         put_purge(txn, &self.subject, self.soft, (sequence, self.now))?;
+        txn.raise_last_number(sequence);
         txn.put(META, SEQUENCE, &sequence.to_le_bytes())?;
         match &self.subject {
             Subject::Name(name) => apply_purges(txn, name, applied)?,
@@ -90,10 +91,13 @@ impl Operation for Purge {
 /// Begins the purge sequence of a new generation above that of the one before. Computations that began before are not
 /// stored in it, since it knows of no purge that they may have missed.
 pub(crate) fn carry_over(before: Option<&Reader<'_>>, txn: &mut Txn<'_>) -> Result<(), Error> {
-    // Purges are counted from the calendar on where the sequence is lost. No directory sees a million purges a second for
-    // long, so that is above it.
-    let lost = || since_epoch() / 1_000;
-    let sequence = before.map_or_else(|| Ok(lost()), |before| number(before, SEQUENCE))?.saturating_add(1);
+    let last = match before {
+        Some(before) => number(before, SEQUENCE)?,
+        // No directory sees a million purges a second for long, so the calendar is above them. It may have gone back.
+        None => (since_epoch() / 1_000).max(txn.last_number()),
+    };
+    let sequence = last.saturating_add(1);
+    txn.raise_last_number(sequence);
     txn.put(META, SEQUENCE, &sequence.to_le_bytes())?;
     txn.put(META, FLOOR, &sequence.to_le_bytes())
 }

@@ -34,8 +34,10 @@ use std::{
 
 /// How long after one that failed another is tried.
 const AGAIN: Duration = Duration::from_millis(200);
-/// How long an opening waits for another process that replaces damaged files.
+/// How long an opening waits for the gate.
 const OPENING: Duration = Duration::from_secs(2);
+/// How long a reader that must pass the gate waits for writers. Its thread blocks meanwhile.
+const AT_THE_GATE: Duration = Duration::from_millis(20);
 
 /// An open environment with its gate.
 pub(crate) struct Env {
@@ -49,6 +51,8 @@ pub(crate) struct Env {
     retired: Mutex<Vec<Arc<Generation>>>,
     /// Bytes on disk of the generations that are no longer current, as of the last look.
     bytes_besides: AtomicU64,
+    /// This process was the first to find the current files damaged, and has not told so yet.
+    found_damaged: AtomicBool,
     /// A rotation is wanted, though the files are sound.
     outgrown: AtomicBool,
     notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -117,6 +121,7 @@ impl Env {
             changing: Mutex::default(),
             retired: Mutex::default(),
             bytes_besides: AtomicU64::new(0),
+            found_damaged: AtomicBool::new(false),
             outgrown: AtomicBool::new(false),
             notify: OnceLock::new(),
             not_before: Mutex::default(),
@@ -139,6 +144,11 @@ impl Env {
     /// Whether this opening made the files.
     pub(crate) fn is_new(&self) -> bool {
         self.current.load().is_new
+    }
+
+    /// The last number that any process may have drawn, over all generations; 0 if none was.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.gate.last_number()
     }
 
     /// The number of the generation that this process has open.
@@ -176,17 +186,17 @@ impl Env {
     /// transaction is `Send`, but committing it elsewhere silently blocks every process of the machine.
     pub(crate) fn write<T>(
         &self,
-        _held: &Held<'_>,
+        held: &Held<'_>,
         f: impl FnOnce(&mut Txn<'_>) -> Result<(T, bool), Error>,
     ) -> Result<T, Error> {
         if self.forked() {
             return Err(Error::Forked);
         }
-        self.catch_up()?;
+        self.catch_up(Some(held))?;
         let generation = self.current.load();
         let result = generation.write(&self.gate, f);
         if matches!(result, Err(Error::Damaged)) {
-            self.condemn(&generation, "damaged");
+            self.condemn(&generation);
         }
         result
     }
@@ -204,32 +214,38 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        self.catch_up()?;
+        self.catch_up(None)?;
         let generation = self.current.load();
         let result = generation.read(&self.gate, f);
         if matches!(result, Err(Error::Damaged)) {
-            self.condemn(&generation, "damaged");
+            self.condemn(&generation);
         }
         result
     }
 
     /// Opens the current generation, if another process has made a new one. That takes some milliseconds.
     #[inline]
-    fn catch_up(&self) -> Result<(), Error> {
+    fn catch_up(&self, held: Option<&Held<'_>>) -> Result<(), Error> {
         if self.current.load().number == self.gate.generation() {
             return Ok(());
         }
-        self.open_current()
+        self.open_current(held)
     }
 
+    /// `held`: the gate, if this thread has it.
     #[cold]
-    fn open_current(&self) -> Result<(), Error> {
+    fn open_current(&self, held: Option<&Held<'_>>) -> Result<(), Error> {
+        // Where the gate will be needed, it is taken first, as by those that write.
+        let own = match held {
+            None if self.current.load().shares_pid => Some(self.gate.lock_for(AT_THE_GATE)?.ok_or(Error::Busy)?),
+            _ => None,
+        };
         let _changing = lock(&self.changing);
         if self.current.load().number == self.gate.generation() {
             return Ok(());
         }
         let number = self.gate.generation();
-        match rotation::open_current(&self.generations, &self.options, &self.gate) {
+        match rotation::open_current(&self.generations, &self.options, &self.gate, held.or(own.as_ref())) {
             Ok(new) => {
                 self.change_to(new);
                 Ok(())
@@ -258,9 +274,9 @@ impl Env {
         }
     }
 
-    fn condemn(&self, generation: &Generation, what: &str) {
+    fn condemn(&self, generation: &Generation) {
         if self.gate.condemn(generation.number) {
-            tracing::error!(path = %generation.path().display(), "{what}: going on with empty files");
+            self.found_damaged.store(true, SeqCst);
             self.notify();
         }
     }
@@ -283,8 +299,12 @@ impl Env {
         if self.forked() || self.gate.is_shut() {
             return;
         }
+        if self.found_damaged.swap(false, SeqCst) {
+            let path = self.generations.environment().display();
+            tracing::error!(%path, "its files were found damaged: going on with empty ones");
+        }
         // Who hardly uses the files would keep those of an earlier generation; who does will tell of the failure.
-        let _ = self.catch_up();
+        let _ = self.catch_up(None);
         if self.is_to_be_replaced() || self.outgrown.load(SeqCst) {
             self.rotate_again();
         }
@@ -330,17 +350,20 @@ impl Env {
     fn rotate(&self) -> Result<(), Error> {
         let Some(right_to_change) = self.generations.begin_change()? else { return Ok(()) };
         let old = self.current.load_full();
-        if old.number != self.gate.generation() {
+        let is_behind = old.number != self.gate.generation();
+        if is_behind && !self.gate.is_condemned() {
             // Another process has done it.
-            return self.open_current();
+            return self.open_current(None);
         }
-        let _changing = lock(&self.changing);
-        let made = rotation::make_next(&self.generations, &self.options, &self.gate, Some(&old), &right_to_change)?;
+        let changing = lock(&self.changing);
+        let before = Some(&*old).filter(|_| !is_behind);
+        let made = rotation::make_next(&self.generations, &self.options, &self.gate, before, &right_to_change)?;
         let Some((new, held)) = made else { return Err(Error::Busy) };
-        tracing::info!(path = %new.path().display(), "new files have taken the place of the old ones");
         drop(old);
         self.change_to(new);
-        drop(held);
+        drop((held, changing, right_to_change));
+        // The log is the user's code: it runs outside the gate.
+        tracing::info!(path = %self.current.load().path().display(), "new files have taken the place of the old ones");
         Ok(())
     }
 
@@ -370,12 +393,13 @@ impl Env {
     pub(crate) fn look(&self) {
         let generation = self.current.load();
         let Some(identity) = &generation.identity else { return };
-        if self.forked() || self.gate.is_shut() {
+        let is_old = generation.number != self.gate.generation();
+        if self.forked() || self.gate.is_shut() || is_old {
             return;
         }
         match identity.look() {
             FileState::Intact | FileState::Gone => {}
-            FileState::Cut => self.condemn(&generation, "damaged"),
+            FileState::Cut => self.condemn(&generation),
             FileState::CutOff => self.give_up(&generation),
         }
     }
@@ -396,7 +420,7 @@ impl Env {
         if self.gate.is_shut() {
             return Err(Error::Damaged);
         }
-        self.catch_up()?;
+        self.catch_up(None)?;
         self.current.load().sync()?;
         Ok(self.gate.sync()?)
     }

@@ -48,7 +48,7 @@ struct Page {
     sides: [Side; 2],
     /// The latest end of a lease that was ever granted, in ns of machine time. It only grows.
     latest_lease_end: AtomicU64,
-    /// The last number that was drawn, see [`sequence`](crate::store::rows::sequence). It only grows.
+    /// The last number that was drawn, of a [lock](crate::store::rows::sequence) or a purge. It only grows.
     last_number: AtomicU64,
     /// Where the rows of the generation before were lost: until when no lock is granted, and since when budgets are spent,
     /// in ns of machine time. [`NOT_YET`]: since the first one is looked at.
@@ -306,7 +306,8 @@ impl Gate {
     /// Marks a generation as damaged: from now on, no process gets through to it. Returns whether this was the first
     /// report.
     pub(crate) fn condemn(&self, generation: u64) -> bool {
-        !self.is_shut() && self.page().condemned.swap(generation + 1, Release) != generation + 1
+        // A late report of an earlier generation does not acquit a later one.
+        !self.is_shut() && self.page().condemned.fetch_max(generation + 1, Release) < generation + 1
     }
 
     /// Whether the current generation was found damaged.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{error::Error, store::os::fork};
 use heed::{RwTxn, WithTls};
+use rustix::fs::{FlockOperation, flock};
 use std::{fs::File, mem::ManuallyDrop, path::Path, time::Duration};
 
 /// How long a reader that must pass the gate waits for writers. Its thread blocks meanwhile.
@@ -31,12 +32,12 @@ pub(super) struct Generation {
     map_size: usize,
     page_size: u64,
     /// See [`Opened::shares_pid`].
-    shares_pid: bool,
+    pub(super) shares_pid: bool,
     /// See [`fork::forks`].
     forks: u32,
     pub(super) identity: Option<FileIdentity>,
     /// Says that this process uses the generation, until the environment is closed.
-    _data: File,
+    data: File,
 }
 
 impl Generation {
@@ -61,7 +62,7 @@ impl Generation {
             forks: fork::forks(),
             identity,
             heed: ManuallyDrop::new(heed),
-            _data: data,
+            data,
         })
     }
 
@@ -168,5 +169,9 @@ impl Drop for Generation {
         let _closing = (self.forks == fork::forks()).then(ending_threads::wait_for_ending_threads);
         // SAFETY: nothing touches it after the drop.
         unsafe { ManuallyDrop::drop(&mut self.heed) };
+        if self.forks == fork::forks() {
+            // A forked child has the file open too, and would keep the lock.
+            let _ = flock(&self.data, FlockOperation::Unlock);
+        }
     }
 }

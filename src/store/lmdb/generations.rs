@@ -24,7 +24,14 @@ pub(crate) struct Generations {
 
 /// The right to add a generation or to remove some.
 #[derive(Debug)]
-pub(super) struct Changing(#[expect(dead_code)] File);
+pub(super) struct Changing(File);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        // A forked child has the file open too, and would keep the lock.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl Generations {
     pub(crate) fn of(environment: &Path) -> Generations {

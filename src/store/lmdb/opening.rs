@@ -6,7 +6,7 @@
 use super::{
     error::from_heed,
     files::{self, FileState, Files, LOCK_SIZE, MAX_READERS},
-    gate::Gate,
+    gate::{Gate, Held},
     generations::Generations,
     metas::metas_are_sound,
     transaction::{Db, Reader, Txn},
@@ -92,6 +92,7 @@ pub(super) fn open_beside(
     number: u64,
     options: &Options,
     gate: &Gate,
+    held: Option<&Held<'_>>,
 ) -> Result<Opened, Error> {
     let path = generations.path(number);
     let paths = files::paths(generations.environment(), &path);
@@ -100,7 +101,10 @@ pub(super) fn open_beside(
         _ => Error::Io(error),
     })?;
     let ours = || {
-        let files = Files::at(&paths, options.map_size).map_err(|_| Error::Damaged)?;
+        let files = Files::at(&paths, options.map_size).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::Damaged,
+            _ => Error::Io(error),
+        })?;
         let sound = files.are(&gate.described()) && files.look(&paths) == FileState::Intact;
         if sound { Ok(files) } else { Err(Error::Damaged) }
     };
@@ -120,7 +124,10 @@ pub(super) fn open_beside(
     let files = ours()?;
     let tables = match shares_pid {
         true => {
-            let _held = gate.lock_for(OPENING)?.ok_or(Error::Busy)?;
+            let _own = match held {
+                Some(_) => None,
+                None => Some(gate.lock_for(OPENING)?.ok_or(Error::Busy)?),
+            };
             find_tables_writing(&heed, options.tables)?
         }
         false => find_tables(&heed, options.tables)?,

@@ -19,11 +19,17 @@ const AT_THE_GATE: Duration = Duration::from_millis(100);
 const OPENING: Duration = Duration::from_secs(2);
 
 /// Opens the current generation, whichever that is by the time.
-pub(super) fn open_current(generations: &Generations, options: &Options, gate: &Gate) -> Result<Generation, Error> {
+/// `held`: the gate, if this thread has it.
+pub(super) fn open_current(
+    generations: &Generations,
+    options: &Options,
+    gate: &Gate,
+    held: Option<&Held<'_>>,
+) -> Result<Generation, Error> {
     loop {
         let number = gate.generation();
         gate.check()?;
-        let opened = opening::open_beside(generations, number, options, gate)
+        let opened = opening::open_beside(generations, number, options, gate, held)
             .and_then(|opened| Generation::new(generations, number, options, opened));
         // Whoever holds a generation that is current keeps its files there.
         if gate.generation() == number {
@@ -40,12 +46,15 @@ pub(super) fn open_or_replace(generations: &Generations, options: &Options, gate
     }
     let deadline = Instant::now() + OPENING;
     loop {
-        match open_current(generations, options, gate) {
+        let number = gate.generation();
+        match open_current(generations, options, gate, None) {
             Err(Error::Damaged) => {}
             opened => return opened,
         }
-        gate.condemn(gate.generation());
+        gate.condemn(number);
         if let Some(right_to_change) = generations.begin_change()?
+            // Another process may have replaced it meanwhile.
+            && gate.is_condemned()
             && let Some((new, _held)) = make_next(generations, options, gate, None, &right_to_change)?
         {
             return Ok(new);
@@ -90,8 +99,9 @@ pub(super) fn make_next<'a>(
                 gate.begin_after_loss();
             }
             gate.go_on_with(number, &new.files);
+            // From here on, nothing may fail: others use it. A page that is not on the disk yet is found there by its files.
             if options.sync {
-                gate.sync()?;
+                let _ = gate.sync();
             }
             Ok(Some((new, held)))
         });

@@ -3,8 +3,8 @@
 //! The numbers are the order in which waiters of a lock came, and the fencing tokens of its holders. The last number
 //! that was drawn stands in a row of its own among the locks, which is there from the beginning of a generation of
 //! `state/` on. If that row is damaged or missing, the sequence goes on far above every number that can have been drawn:
-//! each generation has a [first number](crate::store::directory::first_number), written down and synced before any
-//! process uses it.
+//! each generation that an opening makes has a [first number](crate::store::directory::first_number), written down and
+//! synced before any process uses it, and the gate's page knows the last number of all generations.
 
 use super::tables::LOCKS;
 use crate::{
@@ -73,7 +73,7 @@ impl Sequence {
             Some(last) => last.max(highest),
             None => {
                 damaged.fetch_add(1, Relaxed);
-                self.after_damage(calendar())
+                self.after_damage(calendar()).max(txn.last_number().saturating_add(LEAP))
             }
         })
     }
