@@ -15,8 +15,12 @@ use super::{
     rotation,
     transaction::{Reader, Txn},
 };
-use crate::{error::Error, log_limit::LogLimit, store::os::fork};
-use arc_swap::ArcSwap;
+use crate::{
+    error::Error,
+    log_limit::LogLimit,
+    store::os::{boot::coarse_time, fork},
+};
+use arc_swap::{ArcSwap, Guard};
 use std::{
     fs::DirBuilder,
     io,
@@ -32,6 +36,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How old the last check of the files may be at a write, in ns.
+const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
 /// How long after one that failed another is tried.
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long an opening waits for the gate.
@@ -45,6 +51,8 @@ pub(crate) struct Env {
     pub(crate) gate: Gate,
     generations: Generations,
     options: Options,
+    /// When its files were last checked, in ns of [`coarse_time`].
+    looked: AtomicU64,
     /// Locked while this process changes to another generation.
     changing: Mutex<()>,
     /// Generations that this process no longer uses, except in threads that are about to finish.
@@ -118,6 +126,7 @@ impl Env {
             gate,
             generations,
             options: options.clone(),
+            looked: AtomicU64::new(0),
             changing: Mutex::default(),
             retired: Mutex::default(),
             bytes_besides: AtomicU64::new(0),
@@ -192,8 +201,7 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        self.catch_up(Some(held))?;
-        let generation = self.current.load();
+        let generation = self.current(Some(held))?;
         let result = generation.write(&self.gate, f);
         if matches!(result, Err(Error::Damaged)) {
             self.condemn(&generation);
@@ -214,8 +222,7 @@ impl Env {
         if self.forked() {
             return Err(Error::Forked);
         }
-        self.catch_up(None)?;
-        let generation = self.current.load();
+        let generation = self.current(None)?;
         let result = generation.read(&self.gate, f);
         if matches!(result, Err(Error::Damaged)) {
             self.condemn(&generation);
@@ -223,16 +230,19 @@ impl Env {
         result
     }
 
-    /// Opens the current generation, if another process has made a new one. That takes some milliseconds.
+    /// The current generation. If another process has made a new one, it is opened, which takes some milliseconds. `held`:
+    /// the gate, if this thread has it.
     #[inline]
-    fn catch_up(&self, held: Option<&Held<'_>>) -> Result<(), Error> {
-        if self.current.load().number == self.gate.generation() {
-            return Ok(());
+    fn current(&self, held: Option<&Held<'_>>) -> Result<Guard<Arc<Generation>>, Error> {
+        let generation = self.current.load();
+        if generation.number == self.gate.generation() {
+            return Ok(generation);
         }
-        self.open_current(held)
+        drop(generation);
+        self.open_current(held)?;
+        Ok(self.current.load())
     }
 
-    /// `held`: the gate, if this thread has it.
     #[cold]
     fn open_current(&self, held: Option<&Held<'_>>) -> Result<(), Error> {
         // Where the gate will be needed, it is taken first, as by those that write.
@@ -304,7 +314,7 @@ impl Env {
             tracing::error!(%path, "its files were found damaged: going on with empty ones");
         }
         // Who hardly uses the files would keep those of an earlier generation; who does will tell of the failure.
-        let _ = self.catch_up(None);
+        let _ = self.current(None);
         if self.is_to_be_replaced() || self.outgrown.load(SeqCst) {
             self.rotate_again();
         }
@@ -384,7 +394,12 @@ impl Env {
     /// Checks the files if no thread has for a hundredth of a second, so that a file that was cut does not kill this
     /// process. A thread that holds the gate must not call it.
     pub(crate) fn look_if_due(&self) {
-        if self.current.load().identity.as_ref().is_some_and(|identity| identity.is_due()) {
+        if self.options.guarded.is_none() {
+            return;
+        }
+        let (last, now) = (self.looked.load(Relaxed), coarse_time());
+        // Of racing threads, one looks.
+        if now.wrapping_sub(last) >= LOOK_EVERY && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
             self.look();
         }
     }
@@ -420,8 +435,7 @@ impl Env {
         if self.gate.is_shut() {
             return Err(Error::Damaged);
         }
-        self.catch_up(None)?;
-        self.current.load().sync()?;
+        self.current(None)?.sync()?;
         Ok(self.gate.sync()?)
     }
 

@@ -4,16 +4,12 @@ use super::{
     files::{FileState, Files, Id, id_of},
     metas::Metas,
 };
-use crate::{error::Error, log_limit::LogLimit, store::os::boot::coarse_time};
+use crate::{error::Error, log_limit::LogLimit};
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
-
-/// How old the last check of the files may be at a write, in ns.
-const LOOK_EVERY: u64 = Duration::from_millis(10).as_nanos() as u64;
 
 /// Checks the files of an environment that is given up when it is found damaged.
 #[derive(Debug)]
@@ -25,8 +21,6 @@ pub(crate) struct FileIdentity {
     paths: [PathBuf; Files::COUNT],
     files: Files,
     pub(super) metas: Metas,
-    /// When its files were last checked, in ns of [`coarse_time`].
-    looked: AtomicU64,
     gone: LogLimit,
 }
 
@@ -47,7 +41,6 @@ impl FileIdentity {
             paths,
             files,
             metas: Metas::map(data)?,
-            looked: AtomicU64::new(0),
             gone: LogLimit::new(),
         })
     }
@@ -59,12 +52,6 @@ impl FileIdentity {
     /// Whether the cache's directory is gone from its path, so that another process may have made a new one.
     pub(crate) fn is_orphaned(&self) -> bool {
         self.orphaned.load(Relaxed)
-    }
-
-    /// Whether a check is due. Of racing callers, one gets `true`.
-    pub(crate) fn is_due(&self) -> bool {
-        let (last, now) = (self.looked.load(Relaxed), coarse_time());
-        now.wrapping_sub(last) >= LOOK_EVERY && self.looked.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
     /// Checks the files, and logs losses that cannot be mended.
