@@ -5,7 +5,7 @@ use super::{
     guard::Guard,
     lost::Signal,
     row::{
-        attempt::{Answer, Asked, LockRequest, Moment, Renewal, Turn},
+        attempt::{Answer, Asked, Entered, LockRequest, Moment, Renewal, Turn},
         transition,
     },
     rule::{Lock, Rule},
@@ -111,15 +111,12 @@ impl<R: Rule> Acquiring<R> {
                         if is_labelled {
                             scope.note(Event::Locked);
                         }
-                        let renewal = Renewal {
+                        let entered = Entered {
                             place: HolderId { owner: owner.0, number: fence },
-                            lease,
-                            instance: 0,
-                            weight,
                             generation,
                             lease_end: now.saturating_add(lease),
-                            label: own_label,
                         };
+                        let renewal = Renewal { entered, lease, instance: 0, weight, label: own_label };
                         let guard = Guard::new(scope, key, owner, renewal, now, lost)?;
                         if orphaned {
                             // Others may look for it in a directory that was made anew. The guard is dropped.

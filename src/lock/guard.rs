@@ -6,7 +6,7 @@ use super::{
     lost::{Lost, Signal},
     owner::Owner,
     row::{
-        attempt::{Released, Renewal, Renewed},
+        attempt::{Entered, Released, Renewal, Renewed},
         transition,
     },
     waiters,
@@ -86,7 +86,7 @@ impl Guard {
         since: u64,
         lost: Arc<Signal>,
     ) -> Result<Guard, Error> {
-        let (fence, lease) = (renewal.place.number, renewal.lease);
+        let (fence, lease) = (renewal.entered.place.number, renewal.lease);
         let held = Arc::new(HeldLock {
             scope,
             key,
@@ -127,8 +127,9 @@ impl Guard {
     }
 
     /// Whether the lock was lost while the guard lived: its process was suspended for longer than the lease, or could not
-    /// write to the cache for so long, or the record of the lock was damaged. Others may hold it now. It is noticed when the next renewal is due, a third of the
-    /// lease later at most; a process that was suspended notices it when it goes on.
+    /// write to the cache for so long, or the record of the lock was damaged. Others may hold it now. It is noticed when
+    /// the next renewal is due, a third of the lease later at most; a process that was suspended notices it when it goes
+    /// on.
     pub fn is_lost(&self) -> bool {
         self.held.lost.is_set()
     }
@@ -234,8 +235,8 @@ impl HeldLock {
     fn let_go(&self, then: impl FnOnce(Result<bool, Error>) + Send + 'static) {
         self.scope.handle().shared.release(self.fence.to_u64(), self);
         let others = std::mem::take(&mut *self.others());
-        let renewal = self.renewal().clone();
-        let leaving = Leaving { scope: self.scope.clone(), key: self.key, renewal, lost: self.lost.clone() };
+        let entered = self.renewal().entered;
+        let leaving = Leaving { scope: self.scope.clone(), key: self.key, entered, lost: self.lost.clone() };
         leaving.post(true, |leaving, released| match released {
             // Waiters find out later. The place must not stay taken because there is no room for the offers.
             Err(Error::Full) => leaving.post(false, |_, released| then(released)),
@@ -266,17 +267,17 @@ impl HeldLock {
 struct Leaving {
     scope: Scope,
     key: Key,
-    renewal: Renewal,
+    entered: Entered,
     lost: Arc<Signal>,
 }
 
 impl Leaving {
     /// Tells `then` whether it was held until now.
     fn post(self, offers: bool, then: impl FnOnce(Leaving, Result<bool, Error>) + Send + 'static) {
-        let (scope, key, renewal) = (self.scope.clone(), self.key, self.renewal.clone());
+        let (scope, key, entered) = (self.scope.clone(), self.key, self.entered);
         scope.post_as_holder(
             key,
-            move |found, line, now| transition::release(found, line, now, &renewal, offers),
+            move |found, line, now| transition::release(found, line, now, entered, offers),
             move |released: Result<Released, Error>| {
                 let ours = released.map(|Released { ours, to_wake }| {
                     waiters::deliver(&self.scope, key, to_wake);
@@ -302,23 +303,20 @@ impl Renew for HeldLock {
         }
         let (scope, key) = (self.scope.clone(), self.key);
         let renewal = Renewal { instance: scope.instance().unwrap_or(0), ..self.renewal().clone() };
-        let (generation, lease_end) = (renewal.generation, renewal.lease_end);
+        let entered = renewal.entered;
         let renewing = Renewing(self);
         let held = renewing.0.clone();
         scope.post_as_holder(
             key,
             move |found, line, now| match held.phase.load(SeqCst) {
-                RELEASED => (Renewed { ours: true, generation, lease_end }, Change::Keep, Vec::new()),
-                _ if held.lost.is_set() => (Renewed { ours: false, generation, lease_end }, Change::Keep, Vec::new()),
+                RELEASED => (Renewed { ours: true, entered }, Change::Keep, Vec::new()),
+                _ if held.lost.is_set() => (Renewed { ours: false, entered }, Change::Keep, Vec::new()),
                 _ => transition::renew(found, line, now, &renewal),
             },
             move |renewed| {
                 let held = &renewing.0;
                 match renewed {
-                    Ok(Renewed { ours: true, generation, lease_end }) => {
-                        let mut renewal = held.renewal();
-                        (renewal.generation, renewal.lease_end) = (generation, lease_end);
-                    }
+                    Ok(Renewed { ours: true, entered }) => held.renewal().entered = entered,
                     // Once a damaged record is made anew, others are let in.
                     Ok(Renewed { ours: false, .. }) | Err(Error::DamagedLock { .. }) => lose(&held.scope, &held.lost),
                     Err(_) => {}

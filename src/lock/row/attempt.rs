@@ -91,36 +91,40 @@ pub(crate) struct Asked {
     pub(crate) suspects: Vec<u64>,
 }
 
-/// What a guard says of its place when it extends its lease.
+/// A place that is held, as its guard knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entered {
+    pub(crate) place: HolderId,
+    /// The generation of `state/` in which its row stands.
+    pub(crate) generation: u64,
+    /// When its lease ends, in ns of machine time.
+    pub(crate) lease_end: u64,
+}
+
+impl Entered {
+    /// Whether its row was lost with all others, while nobody else can have been let in.
+    pub(super) fn lost_its_row(&self, line: &WaitingLine<'_>, now: u64) -> bool {
+        now < self.lease_end && line.has_lost(self.generation)
+    }
+}
+
+/// What a guard says when it extends its lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Renewal {
-    pub(crate) place: HolderId,
+    pub(crate) entered: Entered,
     /// In ns.
     pub(crate) lease: u64,
     /// The instance in which it lives.
     pub(crate) instance: u64,
     pub(crate) weight: u32,
-    /// The generation of `state/` in which it entered.
-    pub(crate) generation: u64,
-    /// When its lease ends, as far as it knows, in ns of machine time.
-    pub(crate) lease_end: u64,
     pub(crate) label: Arc<[u8]>,
-}
-
-impl Renewal {
-    /// Whether the row of its place was lost with all others, while nobody else can have been let in.
-    pub(super) fn enters_once_more(&self, line: &WaitingLine<'_>, now: u64) -> bool {
-        now < self.lease_end && line.has_lost(self.generation)
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Renewed {
     /// `false`: the place is lost.
     pub(crate) ours: bool,
-    /// The generation in which its row stands now.
-    pub(crate) generation: u64,
-    pub(crate) lease_end: u64,
+    pub(crate) entered: Entered,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -227,13 +227,13 @@ impl Bench {
     }
 
     fn release(&mut self, number: u64) -> Released {
-        let renewal = self.renewal(self.generation, 1, number, LEASE);
-        self.apply(|found, line, now| release(found, line, now, &renewal, true))
+        let entered = self.renewal(self.generation, 1, number, LEASE).entered;
+        self.apply(|found, line, now| release(found, line, now, entered, true))
     }
 
     fn release_of(&mut self, generation: u64, number: u64) -> bool {
-        let renewal = self.renewal(generation, 1, number, LEASE);
-        self.apply(|found, line, now| release(found, line, now, &renewal, true)).ours
+        let entered = self.renewal(generation, 1, number, LEASE).entered;
+        self.apply(|found, line, now| release(found, line, now, entered, true)).ours
     }
 
     fn leave(&mut self, number: u64) -> Vec<ToWake> {
@@ -256,13 +256,14 @@ impl Bench {
     /// What a guard knows that entered in a generation, at the beginning.
     fn renewal(&self, generation: u64, instance: u64, number: u64, lease: u64) -> Renewal {
         let label = encoding::write_label("scope", b"name");
-        Renewal { place: self.id(number), lease, instance, weight: 1, generation, lease_end: LEASE, label }
+        let entered = Entered { place: self.id(number), generation, lease_end: LEASE };
+        Renewal { entered, lease, instance, weight: 1, label }
     }
 
     fn renew_of(&mut self, generation: u64, instance: u64, number: u64, lease: u64) -> bool {
         let renewal = self.renewal(generation, instance, number, lease);
-        let Renewed { ours, generation, .. } = self.apply(|found, line, now| renew(found, line, now, &renewal));
-        assert!(!ours || generation == self.generation);
+        let Renewed { ours, entered } = self.apply(|found, line, now| renew(found, line, now, &renewal));
+        assert!(!ours || entered.generation == self.generation);
         ours
     }
 
@@ -978,7 +979,8 @@ fn who_may_have_been_replaced_does_not_enter_once_more() {
     lock.lose_all();
     // Its own lease was over when the second one entered.
     assert!(!lock.renew_of(0, 1, stopped, LEASE) && !lock.release_of(0, stopped));
-    let renewal = Renewal { lease_end: 2 * LEASE, ..lock.renewal(0, 1, second, LEASE) };
+    let mut renewal = lock.renewal(0, 1, second, LEASE);
+    renewal.entered.lease_end = 2 * LEASE;
     assert!(lock.apply(|found, line, now| renew(found, line, now, &renewal)).ours);
     assert_eq!(lock.places().len(), 1);
 }

@@ -1,7 +1,9 @@
 //! The transitions of a lock's row.
 
 use super::{
-    attempt::{Answer, Asked, LockRequest, Looked, Moment, OFFER, Released, Renewal, Renewed, Transition, Turn},
+    attempt::{
+        Answer, Asked, Entered, LockRequest, Looked, Moment, OFFER, Released, Renewal, Renewed, Transition, Turn,
+    },
     draft::{Draft, NO_NUMBER_YET, NOBODY},
     encoding::{self, LockRow, Place, ToWake},
 };
@@ -55,11 +57,10 @@ pub(crate) fn release(
     found: Found<'_>,
     line: &WaitingLine<'_>,
     now: u64,
-    renewal: &Renewal,
+    entered: Entered,
     offers: bool,
 ) -> Transition<Released> {
-    let place = renewal.place;
-    if renewal.enters_once_more(line, now) {
+    if entered.lost_its_row(line, now) {
         // It was held until now, since nobody else was let in, but has no row to leave.
         return (Released { ours: true, to_wake: Vec::new() }, Change::Keep, Vec::new());
     }
@@ -67,7 +68,7 @@ pub(crate) fn release(
         return (Released { ours: false, to_wake: Vec::new() }, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
-    let ours = draft.leave_place(place);
+    let ours = draft.leave_place(entered.place);
     if ours && offers {
         draft.offer_places(NOBODY, true);
     }
@@ -91,13 +92,13 @@ pub(crate) fn leave(
 
 /// Extends the lease, for a guard that lives. A place whose row was lost with all others is entered once more.
 pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal: &Renewal) -> Transition<Renewed> {
-    let Renewal { place: id, lease, instance, weight, .. } = *renewal;
-    let (generation, lease) = (line.generation(), now.saturating_add(lease));
+    let Renewal { entered, lease, instance, weight, .. } = *renewal;
+    let (id, lease) = (entered.place, now.saturating_add(lease));
     let Some(row) = LockRow::read(found) else {
-        return (Renewed { ours: false, generation, lease_end: lease }, Change::Keep, Vec::new());
+        return (Renewed { ours: false, entered }, Change::Keep, Vec::new());
     };
     let mut draft = Draft::new(row, line, Moment { now, dead: &[], is_held_here: &|_| false });
-    let enters_once_more = renewal.enters_once_more(line, now);
+    let enters_once_more = entered.lost_its_row(line, now);
     let found_place = draft.places.find(id).filter(Place::is_held);
     let ours = found_place.is_some() || enters_once_more;
     if let Some(mut place) = found_place {
@@ -118,7 +119,8 @@ pub(crate) fn renew(found: Found<'_>, line: &WaitingLine<'_>, now: u64, renewal:
     }
     let label = if enters_once_more { &renewal.label[..] } else { label_of(found) };
     let (_, change, steps) = draft.finish(label);
-    (Renewed { ours, generation, lease_end: lease }, change, steps)
+    let entered = Entered { place: id, generation: line.generation(), lease_end: lease };
+    (Renewed { ours, entered }, change, steps)
 }
 
 /// Looks whether a lease that is over, or a death, has made room.

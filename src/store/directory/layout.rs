@@ -24,7 +24,10 @@ use crate::{
             boot::{boot_id, boot_time_lead, since_boot, since_epoch},
             file_system::FileSystem,
         },
-        record::key::Secret,
+        record::{
+            generation_names::{generations, is_generation},
+            key::Secret,
+        },
     },
 };
 use std::{
@@ -141,11 +144,6 @@ impl Layout {
         }
         text
     }
-}
-
-/// Whether a generation may have this number. Each takes the place of files that were lost or have grown too much.
-pub(crate) fn is_generation(number: &u64) -> bool {
-    *number < 1 << 23
 }
 
 /// Whether the file of throttle cells and locks may have this size.
@@ -281,7 +279,7 @@ impl Directory {
             ),
             _ => {}
         }
-        if alone && text.is_some() && latest_generation(&home.join(STATE)).is_none_or(|latest| latest < layout.state) {
+        if alone && text.is_some() && generations(&home.join(STATE)).all(|found| found < layout.state) {
             tracing::error!(cache = %root.display(), "its state was removed: starting with an empty one");
             layout.begin_state(layout.state + 1);
         }
@@ -369,14 +367,8 @@ fn entries_path(home: &Path, shard: u32) -> PathBuf {
     home.join(format!("entries-{shard}"))
 }
 
-/// The latest generation of an environment, whether or not it was ever used.
-fn latest_generation(environment: &Path) -> Option<u64> {
-    let found = fs::read_dir(environment).into_iter().flatten().flatten();
-    found.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("gen-")?.parse().ok()).filter(is_generation).max()
-}
-
 fn next_generation(environment: &Path) -> u64 {
-    latest_generation(environment).map_or(0, |latest| latest + 1)
+    generations(environment).max().map_or(0, |latest| latest + 1)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! a process dies.
 
 use super::user_socket::{self, UserSocket};
+use crate::store::os::file_lock::lock_for;
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, File},
@@ -121,20 +122,6 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(file), Ok(there)) => id(file) == id(there),
         _ => false,
-    }
-}
-
-fn lock_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 

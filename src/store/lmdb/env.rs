@@ -353,7 +353,10 @@ impl Env {
         if let Err(error) = rotated
             && self.failed.allows()
         {
-            tracing::warn!(%error, path = %self.generations.environment().display(), "the files could not be replaced by new ones; this is tried again");
+            tracing::warn!(
+                %error, path = %self.generations.environment().display(),
+                "the files could not be replaced by new ones; this is tried again"
+            );
         }
     }
 

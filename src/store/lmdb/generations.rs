@@ -1,20 +1,21 @@
 //! The generations of one environment: directories of which one is in use. A new one takes the place of files that were
 //! damaged or have grown too much, while other processes may still use the old one.
 
+use crate::store::{
+    os::file_lock::lock_for,
+    record::generation_names::{self, generation_path},
+};
 use rustix::fs::{FlockOperation, flock};
 use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How long a process that removes unused files may hold the lock of a generation that is about to be used.
 const REMOVAL: Duration = Duration::from_secs(1);
-
-/// No generation has a greater number: so large a one was not made by this crate.
-const MOST: u64 = 1 << 23;
 
 /// The directory of an environment.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ impl Generations {
     }
 
     pub(crate) fn path(&self, number: u64) -> PathBuf {
-        self.environment.join(format!("gen-{number}"))
+        generation_path(&self.environment, number)
     }
 
     /// The latest generation that has a data file, and is not earlier than this one.
@@ -74,16 +75,8 @@ impl Generations {
     /// Opens the data file of a generation and says that this process uses it, for as long as the file is open.
     pub(super) fn hold(&self, number: u64) -> io::Result<File> {
         let data = File::open(self.data_path(number))?;
-        let deadline = Instant::now() + REMOVAL;
-        loop {
-            match flock(&data, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => return Ok(data),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        lock_for(&data, FlockOperation::NonBlockingLockShared, REMOVAL)?;
+        Ok(data)
     }
 
     /// Removes the generations that no process uses, other than the current one. A generation that is being made is not
@@ -119,8 +112,6 @@ impl Generations {
     }
 
     fn numbers(&self) -> impl Iterator<Item = u64> + use<> {
-        let names = fs::read_dir(&self.environment).into_iter().flatten().flatten();
-        let number = |name: &str| name.strip_prefix("gen-")?.parse().ok().filter(|&number| number < MOST);
-        names.filter_map(move |entry| number(entry.file_name().to_str()?))
+        generation_names::generations(&self.environment)
     }
 }
